@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Counts that do not mix: elements, bytes, rank_id; checked products; size_of is the only crossing.
+#pragma once
+
+#include <compare>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include <flatshard/dtype.hpp>
+#include <flatshard/require.hpp>
+
+namespace flatshard {
+inline namespace v0 {
+
+/// The product of two counts, or a broken rule: sizes come from users and pass 2^32.
+[[nodiscard]] constexpr std::size_t checked_mul(std::size_t a, std::size_t b) {
+  require(b == 0 || a <= std::numeric_limits<std::size_t>::max() / b, "a product of sizes must fit in 64 bits");
+  return a * b;
+}
+/// The sum of two counts, or a broken rule.
+[[nodiscard]] constexpr std::size_t checked_add(std::size_t a, std::size_t b) {
+  require(a <= std::numeric_limits<std::size_t>::max() - b, "a sum of sizes must fit in 64 bits");
+  return a + b;
+}
+/// a / b rounded up; b > 0.
+[[nodiscard]] constexpr std::size_t ceil_div(std::size_t a, std::size_t b) { return a / b + (a % b != 0); }
+/// The smallest multiple of b that is at least a; b > 0.
+[[nodiscard]] constexpr std::size_t round_up(std::size_t a, std::size_t b) { return checked_mul(ceil_div(a, b), b); }
+
+/// A number of things of one kind. Structural, so also a template argument.
+template <class Tag>
+struct count {
+  std::size_t value{};
+  friend constexpr auto operator<=>(count, count) = default;
+  friend constexpr count operator+(count a, count b) { return {checked_add(a.value, b.value)}; }
+  friend constexpr count operator-(count a, count b) {
+    require(a >= b, "a count cannot be negative");
+    return {a.value - b.value};
+  }
+  friend constexpr count operator*(count a, std::size_t k) { return {checked_mul(a.value, k)}; }
+  friend constexpr count operator*(std::size_t k, count a) { return a * k; }
+  friend constexpr std::size_t operator/(count a, count b) {
+    require(b.value > 0, "a count cannot be divided by zero");
+    return a.value / b.value;
+  }
+  friend constexpr std::size_t operator%(count a, std::size_t k) {
+    require(k > 0, "a count cannot be divided by zero");
+    return a.value % k;
+  }
+  constexpr count& operator+=(count b) { return *this = *this + b; }
+};
+
+/// A number of tensor elements.
+using elements = count<struct element_tag>;
+/// A number of bytes.
+using bytes = count<struct byte_tag>;
+
+/// A rank inside its group, 0 to world size - 1.
+enum class rank_id : std::int32_t {};
+/// The rank as an index. `r` must not be negative.
+[[nodiscard]] constexpr std::size_t index(rank_id r) {
+  require(static_cast<std::int32_t>(r) >= 0, "a rank cannot be negative");
+  return static_cast<std::size_t>(r);
+}
+/// The rank of an index.
+[[nodiscard]] constexpr rank_id rank_at(std::size_t i) {
+  require(i <= static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()), "a rank must fit in 31 bits");
+  return static_cast<rank_id>(i);
+}
+
+/// Bytes of `n` elements of type `t`. Units: bytes. Complexity: O(1), constexpr.
+[[nodiscard]] constexpr bytes size_of(elements n, dtype t) {
+  auto const width = bits(t);
+  if (width % 8 == 0) return {checked_mul(n.value, width / 8)};  // whole bytes reach 8 times further before they overflow
+  auto const total = checked_mul(n.value, width);
+  require(total % 8 == 0, "a run of elements must end on a whole byte");
+  return {total / 8};
+}
+
+}  // namespace v0
+}  // namespace flatshard
