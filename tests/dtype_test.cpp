@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <flatshard/dtype.hpp>
+
 #include <cstdint>
 
 #include <doctest/doctest.h>
-#include <flatshard/dtype.hpp>
 
 using namespace flatshard;
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <doctest/doctest.h>
 #include <flatshard/extent.hpp>
 #include <flatshard/policy.hpp>
+
+#include <doctest/doctest.h>
 
 using namespace flatshard;
 

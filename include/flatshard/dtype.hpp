@@ -15,8 +15,29 @@ inline namespace v0 {
 /// An element type of a tensor. `none` says that there is no such buffer.
 /// Source of the set: safetensors@24b0b285:safetensors/src/tensor.rs:811-892.
 enum class dtype : std::uint8_t {
-  none, f32, bf16, f16, f64, f8_e4m3, f8_e5m2, f8_e8m0, f8_e4m3fnuz, f8_e5m2fnuz, f6_e2m3, f6_e3m2, f4,
-  boolean, u8, i8, u16, i16, u32, i32, u64, i64, c64
+  none,
+  f32,
+  bf16,
+  f16,
+  f64,
+  f8_e4m3,
+  f8_e5m2,
+  f8_e8m0,
+  f8_e4m3fnuz,
+  f8_e5m2fnuz,
+  f6_e2m3,
+  f6_e3m2,
+  f4,
+  boolean,
+  u8,
+  i8,
+  u16,
+  i16,
+  u32,
+  i32,
+  u64,
+  i64,
+  c64
 };
 
 /// What the library knows of one element type.
@@ -55,11 +76,13 @@ inline constexpr std::array<dtype_row, 23> dtype_table{{
     {dtype::c64, 64, "complex64", "C64", "torch.complex64"},
 }};
 
-static_assert([] {
-  for (std::size_t i = 0; i < dtype_table.size(); ++i)
-    if (dtype_table[i].type != static_cast<dtype>(i)) return false;
-  return true;
-}(), "the table stands in enumerator order");
+static_assert(
+    [] {
+      for (std::size_t i = 0; i < dtype_table.size(); ++i)
+        if (dtype_table[i].type != static_cast<dtype>(i)) return false;
+      return true;
+    }(),
+    "the table stands in enumerator order");
 
 /// The row of one element type. Complexity: O(1), constexpr.
 [[nodiscard]] constexpr dtype_row const& row(dtype t) { return dtype_table[static_cast<std::size_t>(t)]; }
@@ -138,7 +161,9 @@ template <CastElement To>
       return {static_cast<std::uint16_t>((b + 0x7FFFu + ((b >> 16) & 1u)) >> 16)};
     } else {
       auto const sign = static_cast<std::uint16_t>((b >> 16) & 0x8000u);
-      auto const with_sign = [sign](std::uint32_t magnitude) { return f16{static_cast<std::uint16_t>(sign | magnitude)}; };
+      auto const with_sign = [sign](std::uint32_t magnitude) {
+        return f16{static_cast<std::uint16_t>(sign | magnitude)};
+      };
       if (a >= 0x477FF000u) return with_sign(0x7C00u);  // 65520 and above
       if (a >= 0x38800000u) return with_sign((a - 0x38000000u + 0xFFFu + ((a >> 13) & 1u)) >> 13);
       if (a <= 0x33000000u) return with_sign(0);  // 2^-25 and below

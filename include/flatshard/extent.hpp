@@ -2,10 +2,10 @@
 /// World size and number of elements: known when compiled (no storage) or when run, in one type.
 #pragma once
 
+#include <flatshard/require.hpp>
+
 #include <cstddef>
 #include <span>
-
-#include <flatshard/require.hpp>
 
 namespace flatshard {
 inline namespace v0 {
@@ -32,7 +32,7 @@ struct world<std::dynamic_extent> : extent<struct world_tag> {
   template <std::size_t N>
   constexpr world(world<N>) : extent{N} {}  // NOLINT: the silent direction
 };
-world(std::size_t) -> world<>;
+world(std::size_t)->world<>;
 
 /// The number of elements of a tensor or buffer: `numel<1001>{}` or `numel{1001}`.
 template <std::size_t N = std::dynamic_extent>
@@ -43,7 +43,7 @@ struct numel<std::dynamic_extent> : extent<struct numel_tag> {
   template <std::size_t N>
   constexpr numel(numel<N>) : extent{N} {}  // NOLINT: the silent direction
 };
-numel(std::size_t) -> numel<>;
+numel(std::size_t)->numel<>;
 
 /// Calls `f` with `world<1>`, `world<2>`, `world<4>` or `world<8>` if `n` is one of them, else with `world{n}`:
 /// the one place where a run-time world size becomes a type. `f` returns one type.

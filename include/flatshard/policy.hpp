@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What a training configuration decides, as values: the seven dtype roles, and the rule that cuts parameters into shards.
+/// What a training configuration decides, as values: the seven dtype roles, and the rule that cuts parameters into
+/// shards.
 #pragma once
+
+#include <flatshard/dtype.hpp>
+#include <flatshard/quantity.hpp>
+#include <flatshard/require.hpp>
 
 #include <array>
 #include <concepts>
@@ -9,10 +14,6 @@
 #include <initializer_list>
 #include <span>
 #include <string_view>
-
-#include <flatshard/dtype.hpp>
-#include <flatshard/quantity.hpp>
-#include <flatshard/require.hpp>
 
 namespace flatshard {
 inline namespace v0 {
@@ -27,12 +28,12 @@ enum class role : std::uint8_t {
   master,             ///< the copy that the optimizer updates; `dtype::none` = it updates the storage
   optimizer_state     ///< moments
 };
-inline constexpr std::array roles{role::parameter_storage, role::compute,    role::output,         role::reduce,
-                                  role::grad_accum,        role::master,     role::optimizer_state};
+inline constexpr std::array roles{role::parameter_storage, role::compute, role::output,         role::reduce,
+                                  role::grad_accum,        role::master,  role::optimizer_state};
 /// The role's key in decisions and documents.
 [[nodiscard]] constexpr std::string_view name(role r) {
-  constexpr std::array<std::string_view, 7> names{"parameter_storage", "compute",    "output",         "reduce",
-                                                  "grad_accum",        "master", "optimizer_state"};
+  constexpr std::array<std::string_view, 7> names{"parameter_storage", "compute", "output",         "reduce",
+                                                  "grad_accum",        "master",  "optimizer_state"};
   return names[static_cast<std::size_t>(r)];
 }
 
@@ -144,15 +145,19 @@ struct placement {
 
 /// A rule that cuts the parameters of a unit over the ranks of a group.
 ///
-/// Meaning: every tensor is cut into at most one interval a rank. `begin` never decreases in r, `begin(t, w, 0)` = 0 and
-/// `begin(t, w, w)` = numel; rank r holds the elements [begin(r), begin(r+1)) at [local(r), ...) of its segment of S
-/// elements; intervals of one rank do not overlap there; equal policies answer alike. Source: docs/design.md, the model.
+/// Meaning: every tensor is cut into at most one interval a rank. `begin` never decreases in r, `begin(t, w, 0)` = 0
+/// and `begin(t, w, w)` = numel; rank r holds the elements [begin(r), begin(r+1)) at [local(r), ...) of its segment of
+/// S elements; intervals of one rank do not overlap there; equal policies answer alike. Source: docs/design.md, the
+/// model.
 template <class P>
-concept ShardingPolicy = std::regular<P> && requires(P const& p, std::span<parameter const> unit, std::span<placement> out,
-                                                     placement const& t, std::size_t w, std::size_t r) {
-  { p.place(unit, w, out) } -> std::same_as<elements>;  // one placement a parameter, O(T); the segment length S of every rank
-  { p.begin(t, w, r) } -> std::same_as<elements>;       // b_t(r), O(1)
-  { p.local(t, w, r) } -> std::same_as<elements>;       // where that element lies in rank r's segment, O(1)
+concept ShardingPolicy = std::regular<P> &&
+    requires(P const& p, std::span<parameter const> unit, std::span<placement> out, placement const& t, std::size_t w,
+             std::size_t r) {
+  {
+    p.place(unit, w, out)
+    } -> std::same_as<elements>;  // one placement a parameter, O(T); the segment length S of every rank
+  { p.begin(t, w, r) } -> std::same_as<elements>;  // b_t(r), O(1)
+  { p.local(t, w, r) } -> std::same_as<elements>;  // where that element lies in rank r's segment, O(1)
 };
 
 static_assert(!ShardingPolicy<precision>);

@@ -2,13 +2,13 @@
 /// Counts that do not mix: elements, bytes, rank_id; checked products; size_of is the only crossing.
 #pragma once
 
+#include <flatshard/dtype.hpp>
+#include <flatshard/require.hpp>
+
 #include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-
-#include <flatshard/dtype.hpp>
-#include <flatshard/require.hpp>
 
 namespace flatshard {
 inline namespace v0 {
@@ -72,7 +72,8 @@ enum class rank_id : std::int32_t {};
 /// Bytes of `n` elements of type `t`. Units: bytes. Complexity: O(1), constexpr.
 [[nodiscard]] constexpr bytes size_of(elements n, dtype t) {
   auto const width = bits(t);
-  if (width % 8 == 0) return {checked_mul(n.value, width / 8)};  // whole bytes reach 8 times further before they overflow
+  if (width % 8 == 0)
+    return {checked_mul(n.value, width / 8)};  // whole bytes reach 8 times further before they overflow
   auto const total = checked_mul(n.value, width);
   require(total % 8 == 0, "a run of elements must end on a whole byte");
   return {total / 8};

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The version of the library. CMake reads these three lines; the inline namespace changes only with the binary interface.
+/// The version of the library. CMake reads these three lines; the inline namespace changes only with the binary
+/// interface.
 #pragma once
 
 #define FLATSHARD_VERSION_MAJOR 0

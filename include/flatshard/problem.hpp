@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What is wrong with an input: code, place, sentence; all problems of one input together, and the exception that
+/// carries them.
+#pragma once
+
+#include <flatshard/require.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace flatshard {
+inline namespace v0 {
+
+/// What kind of problem. Files use the names of docs/formats.md, configurations those of docs/config.md.
+enum class errc : std::uint8_t {
+  // safetensors files, indexes, models
+  io,
+  file_type,
+  header_too_small,
+  header_too_large,
+  header_length,
+  header_utf8,
+  header_json,
+  duplicate_key,
+  metadata_type,
+  entry_shape,
+  number,
+  dtype_unknown,
+  overflow,
+  not_byte_sized,
+  offsets,
+  size_mismatch,
+  hole_or_overlap,
+  data_size,
+  path,
+  file_missing,
+  tensor_missing,
+  tensor_unexpected,
+  shape_mismatch,
+  dtype_mismatch,
+  short_read,
+  file_changed,
+  total_size,
+  model_config,
+  bad_world,
+  // reading configurations
+  json_syntax,
+  yaml_syntax,
+  duplicate_keys,
+  root_not_object,
+  file_unreadable,
+  json_file_unreadable,
+  // deciding
+  section_not_object,
+  fp16_unsupported,
+  both_enabled,
+  unknown_key,
+  unknown_keys,
+  unknown_backend,
+  unknown_backend_keys,
+  backend_name_missing,
+  config_file_missing,
+  wrong_type,
+  out_of_range,
+  auto_unresolved,
+  hidden_size_missing,
+  hidden_sizes_empty,
+  model_config_missing,
+  batch_missing,
+  batch_product_mismatch,
+  batch_not_divisible,
+  bad_batch_size,
+  train_batch_not_positive,
+  micro_batch_not_positive,
+  micro_batch_unresolved,
+  accumulation_not_positive,
+  division_by_zero,
+  zero_section_missing,
+  bad_attention,
+  mesh_mismatch,
+  context_parallel_needs_fsdp2,
+  needs_flash_attention,
+  adapter_on_meta,
+  bad_number,
+  bad_dtype,
+  bad_reshard_value,
+  bad_reshard_group,
+  optimizer_conflict,
+  native_validation,
+  // accepted silently upstream, reported here
+  duplicate_key_ignored,
+  odd_truth_value,
+  number_as_bool,
+  string_as_bool,
+  ignored_key,
+  shadowed_key,
+  not_zero3_loading,
+  trap,
+  process_group_exists,
+  accumulation_mismatch,
+  dcp_path_missing,
+  ddp_fallback,
+  fsdp_skipped,
+  no_device_mesh,
+  other
+};
+
+/// The code as it is printed: snake_case for files, kebab-case for configurations.
+[[nodiscard]] std::string_view name(errc code);
+
+/// How much a problem matters: an error stops what was asked for; a warning is accepted by upstream in silence.
+enum class severity : std::uint8_t { error, warning, note };
+[[nodiscard]] constexpr std::string_view name(severity s) {
+  return s == severity::error ? "error" : s == severity::warning ? "warning" : "note";
+}
+
+/// A place in an input. Lines and columns count from 1, columns in bytes; 0 = not known.
+struct place {
+  std::string file;
+  std::string pointer;  ///< JSON Pointer (RFC 6901); empty = the whole document
+  std::size_t line{}, column{};
+  friend bool operator==(place const&, place const&) = default;
+};
+/// `file:line:column: /json/pointer`, without the parts that are not known.
+[[nodiscard]] inline std::string to_string(place const& p) {
+  std::string text = p.file;
+  if (p.line != 0) text += (text.empty() ? "line " : ":") + std::to_string(p.line) + ':' + std::to_string(p.column);
+  if (!p.pointer.empty()) text += (text.empty() ? "" : ": ") + p.pointer;
+  return text;
+}
+
+/// One problem. `detail` says what was found, what is allowed and how to mend it.
+struct problem {
+  errc code{};
+  place where;
+  std::string detail;
+  severity level = severity::error;
+  std::string when;      ///< upstream's moment: read, load, train, first step; empty where it does not apply
+  std::string upstream;  ///< what upstream raises, as kind: message; empty = nothing, silently
+};
+
+/// All problems of one input. Not an aggregate: g++ 12 would take it for constructible from its first member.
+struct config_error {
+  config_error() = default;
+  explicit config_error(problem one) { problems.push_back(std::move(one)); }
+  explicit config_error(std::vector<problem> all) : problems{std::move(all)} {}
+  std::vector<problem> problems;
+};
+
+/// Every problem, one a line: `file:line:column: /pointer: error: detail [code]`.
+[[nodiscard]] inline std::string to_string(problem const& p) {
+  auto text = to_string(p.where);
+  if (!text.empty()) text += ": ";
+  text += std::string{name(p.level)} + ": " + p.detail + " [" + std::string{name(p.code)} + ']';
+  return text;
+}
+[[nodiscard]] inline std::string to_string(config_error const& e) {
+  std::string text;
+  for (auto const& p : e.problems) text += (text.empty() ? "" : "\n") + to_string(p);
+  return text;
+}
+
+#if defined(__cpp_exceptions)
+/// Thrown by `.value()` of a result or resolution that holds problems; `what()` lists all of them.
+struct bad_input : std::runtime_error {
+  explicit bad_input(config_error e) : runtime_error{to_string(e)}, error{std::move(e)} {}
+  config_error error;
+};
+[[noreturn]] inline void throw_bad_input(config_error e) { throw bad_input{std::move(e)}; }
+#else
+[[noreturn]] inline void throw_bad_input(config_error const& e) {
+  std::fprintf(stderr, "flatshard: bad input\n%s\n", to_string(e).c_str());
+  std::abort();
+}
+#endif
+
+inline std::string_view name(errc code) {
+  switch (code) {
+    case errc::io: return "io";
+    case errc::file_type: return "file_type";
+    case errc::header_too_small: return "header_too_small";
+    case errc::header_too_large: return "header_too_large";
+    case errc::header_length: return "header_length";
+    case errc::header_utf8: return "header_utf8";
+    case errc::header_json: return "header_json";
+    case errc::duplicate_key: return "duplicate_key";
+    case errc::metadata_type: return "metadata_type";
+    case errc::entry_shape: return "entry_shape";
+    case errc::number: return "number";
+    case errc::dtype_unknown: return "dtype_unknown";
+    case errc::overflow: return "overflow";
+    case errc::not_byte_sized: return "not_byte_sized";
+    case errc::offsets: return "offsets";
+    case errc::size_mismatch: return "size_mismatch";
+    case errc::hole_or_overlap: return "hole_or_overlap";
+    case errc::data_size: return "data_size";
+    case errc::path: return "path";
+    case errc::file_missing: return "file_missing";
+    case errc::tensor_missing: return "tensor_missing";
+    case errc::tensor_unexpected: return "tensor_unexpected";
+    case errc::shape_mismatch: return "shape_mismatch";
+    case errc::dtype_mismatch: return "dtype_mismatch";
+    case errc::short_read: return "short_read";
+    case errc::file_changed: return "file_changed";
+    case errc::total_size: return "total_size";
+    case errc::model_config: return "model_config";
+    case errc::bad_world: return "bad_world";
+    case errc::json_syntax: return "json-syntax";
+    case errc::yaml_syntax: return "yaml-syntax";
+    case errc::duplicate_keys: return "duplicate-keys";
+    case errc::root_not_object: return "root-not-object";
+    case errc::file_unreadable: return "file-unreadable";
+    case errc::json_file_unreadable: return "json-file-unreadable";
+    case errc::section_not_object: return "section-not-object";
+    case errc::fp16_unsupported: return "fp16-unsupported";
+    case errc::both_enabled: return "both-enabled";
+    case errc::unknown_key: return "unknown-key";
+    case errc::unknown_keys: return "unknown-keys";
+    case errc::unknown_backend: return "unknown-backend";
+    case errc::unknown_backend_keys: return "unknown-backend-keys";
+    case errc::backend_name_missing: return "backend-name-missing";
+    case errc::config_file_missing: return "config-file-missing";
+    case errc::wrong_type: return "wrong-type";
+    case errc::out_of_range: return "out-of-range";
+    case errc::auto_unresolved: return "auto-unresolved";
+    case errc::hidden_size_missing: return "hidden-size-missing";
+    case errc::hidden_sizes_empty: return "hidden-sizes-empty";
+    case errc::model_config_missing: return "model-config-missing";
+    case errc::batch_missing: return "batch-missing";
+    case errc::batch_product_mismatch: return "batch-product-mismatch";
+    case errc::batch_not_divisible: return "batch-not-divisible";
+    case errc::bad_batch_size: return "bad-batch-size";
+    case errc::train_batch_not_positive: return "train-batch-not-positive";
+    case errc::micro_batch_not_positive: return "micro-batch-not-positive";
+    case errc::micro_batch_unresolved: return "micro-batch-unresolved";
+    case errc::accumulation_not_positive: return "accumulation-not-positive";
+    case errc::division_by_zero: return "division-by-zero";
+    case errc::zero_section_missing: return "zero-section-missing";
+    case errc::bad_attention: return "bad-attention";
+    case errc::mesh_mismatch: return "mesh-mismatch";
+    case errc::context_parallel_needs_fsdp2: return "context-parallel-needs-fsdp2";
+    case errc::needs_flash_attention: return "needs-flash-attention";
+    case errc::adapter_on_meta: return "adapter-on-meta";
+    case errc::bad_number: return "bad-number";
+    case errc::bad_dtype: return "bad-dtype";
+    case errc::bad_reshard_value: return "bad-reshard-value";
+    case errc::bad_reshard_group: return "bad-reshard-group";
+    case errc::optimizer_conflict: return "optimizer-conflict";
+    case errc::native_validation: return "native-validation";
+    case errc::duplicate_key_ignored: return "duplicate-key-ignored";
+    case errc::odd_truth_value: return "odd-truth-value";
+    case errc::number_as_bool: return "number-as-bool";
+    case errc::string_as_bool: return "string-as-bool";
+    case errc::ignored_key: return "ignored-key";
+    case errc::shadowed_key: return "shadowed-key";
+    case errc::not_zero3_loading: return "not-zero3-loading";
+    case errc::trap: return "trap";
+    case errc::process_group_exists: return "process-group-exists";
+    case errc::accumulation_mismatch: return "accumulation-mismatch";
+    case errc::dcp_path_missing: return "dcp-path-missing";
+    case errc::ddp_fallback: return "ddp-fallback";
+    case errc::fsdp_skipped: return "fsdp-skipped";
+    case errc::no_device_mesh: return "no-device-mesh";
+    case errc::other: return "other";
+  }
+  return "other";
+}
+
+}  // namespace v0
+}  // namespace flatshard
