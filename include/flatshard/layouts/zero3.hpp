@@ -17,7 +17,7 @@ inline namespace v0 {
 /// The cut rule of every per-tensor layout; a gathered tensor lies in W parts.
 struct slot_cuts {
   static constexpr elements begin(placement const& t, std::size_t, std::size_t r) {
-    return {t.step != 0 && r > t.numel / t.step ? t.numel : std::min(t.numel, r * t.step)};
+    return {std::min(t.numel, r * t.step)};  // r * step <= W * S, which the layout has checked
   }
   static constexpr elements local(placement const& t, std::size_t, std::size_t) { return {t.start}; }
   static constexpr std::size_t owner(placement const& t, std::size_t, elements i) { return i.value / t.step; }
