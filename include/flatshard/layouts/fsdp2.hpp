@@ -31,6 +31,10 @@ struct fsdp2 : slot_cuts {
     }
     return {segment};
   }
+  /// A row is never cut.
+  [[nodiscard]] constexpr elements block(parameter const& p) const {
+    return {p.dims.rank == 0 || p.dims.dims[0] == 0 ? 0 : p.dims.numel() / p.dims.dims[0]};
+  }
 };
 
 /// The elements of tensor `t` that member `i` of a group of `k` ranks keeps after forward (`reshard_after_forward =

@@ -50,6 +50,7 @@ struct native : flat_cuts {
     for (auto& t : out) t.step = segment;
     return {segment};
   }
+  [[nodiscard]] constexpr elements alignment() const { return {tensor_align}; }
 };
 
 }  // namespace v0
