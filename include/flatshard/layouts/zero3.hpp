@@ -136,7 +136,7 @@ template <std::size_t W, class Table>
 }
 
 /// The quantisation groups of `n` local elements (qwZ, ZeRO++): about 8000 elements each, a number of groups that
-/// divides n into multiples of 8. Complexity: O(n / 64000) at most. Units: groups.
+/// divides n into multiples of 8. Complexity: O(n / 8) at most, O(1) for round sizes. Units: groups.
 /// Source: DeepSpeed@edaa7221:deepspeed/runtime/zero/partition_parameters.py:846-877.
 [[nodiscard]] constexpr std::size_t quantisation_groups(elements n) {
   require(n.value > 0 && n.value % 8 == 0, "quantised weights need a multiple of 8 elements a rank");
