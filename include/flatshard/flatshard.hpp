@@ -21,5 +21,6 @@
 #include <flatshard/problem.hpp>           // IWYU pragma: export
 #include <flatshard/quantity.hpp>          // IWYU pragma: export
 #include <flatshard/require.hpp>           // IWYU pragma: export
+#include <flatshard/reshard.hpp>           // IWYU pragma: export
 #include <flatshard/unit.hpp>              // IWYU pragma: export
 #include <flatshard/version.hpp>           // IWYU pragma: export

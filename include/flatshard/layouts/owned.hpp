@@ -48,7 +48,7 @@ struct owned : flat_cuts {
     for (auto& t : out) t = {t.numel, checked_add(t.start, checked_mul(t.step, segment)), segment};
     return {segment};
   }
-  [[nodiscard]] constexpr elements block(parameter const& p) const { return {p.dims.numel()}; }
+  [[nodiscard]] static constexpr bool may_cut(parameter const&, elements) { return false; }
   [[nodiscard]] constexpr elements alignment() const { return {tensor_align}; }
 };
 

@@ -53,7 +53,7 @@ class ragged {
       auto const n = unit[i].dims.numel();
       require(n % cuts_[w] == 0, "the units must divide every tensor");
       out[i] = {n, before, n / cuts_[w]};
-      require(n == 0 || checked_mul(out[i].step, common) % block(unit[i]).value == 0,
+      require(n == 0 || checked_mul(out[i].step, common) % block(unit[i]) == 0,
               "every part must be a whole number of blocks");
       before = checked_add(before, out[i].step);
     }
@@ -72,14 +72,15 @@ class ragged {
     for (auto const c : cuts_) h = detail::fnv(h, c);
     return h;
   }
-  /// Elements behind the dimensions that may be cut. Units: elements.
-  [[nodiscard]] constexpr elements block(parameter const& p) const {
-    std::size_t n = 1;
-    for (std::size_t i = prefix_dims_; i < p.dims.rank; ++i) n = checked_mul(n, p.dims.dims[i]);
-    return {n};
-  }
+  [[nodiscard]] constexpr bool may_cut(parameter const& p, elements i) const { return i.value % block(p) == 0; }
 
  private:
+  // Elements behind the dimensions that may be cut.
+  [[nodiscard]] constexpr std::size_t block(parameter const& p) const {
+    std::size_t n = 1;
+    for (std::size_t i = prefix_dims_; i < p.dims.rank; ++i) n = checked_mul(n, p.dims.dims[i]);
+    return n;
+  }
   [[nodiscard]] constexpr std::size_t units(std::size_t r) const { return cuts_[r + 1] - cuts_[r]; }
   list cuts_{};
   std::size_t prefix_dims_ = 1;
