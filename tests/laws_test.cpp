@@ -7,6 +7,7 @@
 #include <flatshard/layouts/megatron.hpp>
 #include <flatshard/layouts/native.hpp>
 #include <flatshard/layouts/owned.hpp>
+#include <flatshard/layouts/planned.hpp>
 #include <flatshard/layouts/ragged.hpp>
 #include <flatshard/layouts/zero12.hpp>
 #include <flatshard/layouts/zero3.hpp>
@@ -200,6 +201,18 @@ TEST_CASE("laws: owned") {
   for_random("owned", [](sketch const& s) {
     auto const unit = unit_of(s, {});
     check_laws(layout{owned{}, unit, world{world_of(s.world)}}, layout{owned{}, unit, world{world_of(s.other)}});
+  });
+}
+TEST_CASE("laws: planned") {
+  for_random("planned", [](sketch const& s) {
+    block const blocks[]{block::rows(1 + s.choice / 8 % 5), block::run(1 + s.choice / 8 % 50), block::matrix(),
+                         block::tensor(), block::tiles(4)};
+    auto const align = std::size_t{1} << s.choice / 4 % 4;
+    planned const policy{{{"large", block::run(1 + s.choice % 1000)}}, blocks[s.choice % 5], align, align * 4};
+    auto const unit = unit_of(s, {});
+    layout const l{policy, unit, world{world_of(s.world)}};
+    check_laws(l, layout{zero3{}, unit, world{world_of(s.other)}});
+    RC_ASSERT(l.policy().lower_bound() <= l.segment());
   });
 }
 TEST_CASE("laws: a policy of three functions") {

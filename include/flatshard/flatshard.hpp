@@ -6,12 +6,14 @@
 #include <flatshard/dtype.hpp>             // IWYU pragma: export
 #include <flatshard/extent.hpp>            // IWYU pragma: export
 #include <flatshard/layout.hpp>            // IWYU pragma: export
+#include <flatshard/layouts/blocks.hpp>    // IWYU pragma: export
 #include <flatshard/layouts/fsdp1.hpp>     // IWYU pragma: export
 #include <flatshard/layouts/fsdp2.hpp>     // IWYU pragma: export
 #include <flatshard/layouts/llmc.hpp>      // IWYU pragma: export
 #include <flatshard/layouts/megatron.hpp>  // IWYU pragma: export
 #include <flatshard/layouts/native.hpp>    // IWYU pragma: export
 #include <flatshard/layouts/owned.hpp>     // IWYU pragma: export
+#include <flatshard/layouts/planned.hpp>   // IWYU pragma: export
 #include <flatshard/layouts/ragged.hpp>    // IWYU pragma: export
 #include <flatshard/layouts/zero12.hpp>    // IWYU pragma: export
 #include <flatshard/layouts/zero3.hpp>     // IWYU pragma: export

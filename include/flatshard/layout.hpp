@@ -409,12 +409,15 @@ class layout {
      private:
       constexpr void skip() {
         auto const count = whole_->size();
-        for (; position_ < count; ++position_) {
+        while (position_ < count) {
           here_ = whole_->cut(whole_->tensor_at(position_), rank_);
           if (here_.begin < here_.end) return;
-          if (order != piece_order::any && here_.local >= whole_->segment_) {  // what follows lies in later segments
+          if constexpr (order == piece_order::any) {
+            ++position_;
+          } else if (here_.local >= whole_->segment_) {  // what follows lies in later segments
             position_ = count;
-            return;
+          } else {
+            position_ = whole_->last_not_after(position_, here_.local, rank_);
           }
         }
       }
@@ -562,6 +565,18 @@ class layout {
       }
     }
     return low;
+  }
+  // Of the tensors behind position k, the last one that lies at or before `local`, for the others there hold nothing;
+  // k + 1 if there is none. Complexity: O(log of the distance).
+  constexpr std::size_t last_not_after(std::size_t k, elements local, std::size_t r) const {
+    std::size_t step = 1, low = k;
+    while (low + step < size() && local_of(tensor_at(low + step), r) <= local) {
+      low += step;
+      step *= 2;
+    }
+    for (; step > 0; step /= 2)
+      if (low + step < size() && local_of(tensor_at(low + step), r) <= local) low += step;
+    return std::max(low, k + 1);
   }
   constexpr std::size_t first_piece(std::size_t r) const {
     if constexpr (order != piece_order::any) {
