@@ -169,7 +169,7 @@ struct listed_table {
       shapes.push_back(pool.intern(p.dims));
     }
     pool.close();
-    places.resize(unit.size());
+    places.resize(unit.size(), placement{});
   }
   [[nodiscard]] constexpr std::string_view name(std::size_t t) const { return names[t]; }
   [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::size_t t) const { return pool[shapes[t]]; }
@@ -515,7 +515,7 @@ class layout {
     };
     for (std::size_t t = 1; t < size() && sorted_; ++t) sorted_ = !before(t, t - 1);
     if (sorted_) return;
-    if constexpr (requires { order_.resize(size()); }) order_.resize(size());
+    if constexpr (requires { order_.resize(size()); }) order_.resize(size(), 0);
     for (std::size_t t = 0; t < size(); ++t) order_[t] = static_cast<std::uint32_t>(t);
     std::sort(order_.begin(), order_.end(), before);
   }

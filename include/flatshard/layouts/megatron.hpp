@@ -61,7 +61,7 @@ struct megatron : flat_cuts {
   }
   /// The order in which tensors are looked at. Complexity: O(T log T).
   [[nodiscard]] constexpr std::vector<std::size_t> tensor_order(std::span<parameter const> unit) const {
-    std::vector<std::size_t> order_of(unit.size());
+    std::vector<std::size_t> order_of(unit.size(), 0);
     std::iota(order_of.begin(), order_of.end(), std::size_t{0});
     if (packing == megatron_packing::production)
       detail::stable_by(order_of, [&](std::size_t a, std::size_t b) { return row(unit[a].dims) > row(unit[b].dims); });
@@ -85,16 +85,16 @@ struct megatron : flat_cuts {
     if (aligned)
       detail::stable_by(fragments, [&](std::size_t a, std::size_t b) { return (out[a].numel) > (out[b].numel); });
     std::size_t end = 0;  // of everything placed
-    std::vector<bool> placed(unit.size(), false);
+    std::vector<unsigned char> placed(unit.size(), 0);
     auto const put = [&](std::size_t i, std::size_t start) {
       out[i].start = start;
-      placed[i] = true;
+      placed[i] = 1;
       end = std::max(end, checked_add(start, out[i].numel));
     };
     std::size_t next = 0;
     for (std::size_t k = 0; k < regular.size(); ++k) {
       auto const i = regular[k];
-      if (placed[i]) continue;
+      if (placed[i] != 0) continue;
       put(i, next);
       auto const rest = out[i].numel % q;
       auto gap = checked_add(next, out[i].numel);
@@ -104,7 +104,7 @@ struct megatron : flat_cuts {
       for (std::size_t m = k + 1; m < regular.size(); ++m) {
         auto const j = regular[m];
         auto const other = out[j].numel % q;
-        if (placed[j] || other == 0 || rest + other > q) continue;
+        if (placed[j] != 0 || other == 0 || rest + other > q) continue;
         gap_end = next - other;
         put(j, gap_end);
         next = checked_add(next, out[j].numel / q * q);
@@ -112,14 +112,14 @@ struct megatron : flat_cuts {
       }
       for (auto const j : fragments) {
         auto const start = aligned ? round_up(gap, row(unit[j].dims)) : gap;
-        if (placed[j] || start + out[j].numel > gap_end) continue;
+        if (placed[j] != 0 || start + out[j].numel > gap_end) continue;
         put(j, start);
         gap = start + out[j].numel;
       }
     }
     auto tail = next;
     for (auto const j : fragments) {
-      if (placed[j]) continue;
+      if (placed[j] != 0) continue;
       put(j, aligned ? round_up(tail, row(unit[j].dims)) : tail);
       tail = out[j].start + out[j].numel;
     }

@@ -148,7 +148,7 @@ class least_rest {
 // Fills the tables for one segment length; false if something is left over.
 constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, std::size_t segment, filling how) {
   auto const count = lines.size();
-  std::vector<std::size_t> at(count);
+  std::vector<std::size_t> at(count, 0);
   std::size_t left = 0;
   for (std::size_t l = 0; l < count; ++l) {
     at[l] = lines.begin(l);

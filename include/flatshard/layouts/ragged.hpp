@@ -32,7 +32,7 @@ class ragged {
   constexpr explicit ragged(std::span<std::size_t const> units, std::size_t prefix_dims = 1)
       : prefix_dims_{prefix_dims} {
     if constexpr (W == std::dynamic_extent) {
-      cuts_.resize(units.size() + 1);
+      cuts_.resize(units.size() + 1, 0);
     } else {
       require(units.size() == W, "ragged needs one unit count a rank");
     }

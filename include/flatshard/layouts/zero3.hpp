@@ -94,7 +94,7 @@ struct sub_group {
 }
 template <std::size_t W, class Table>
 [[nodiscard]] constexpr std::vector<sub_group> sub_groups(layout<zero3, W, Table> const& l, elements size) {
-  std::vector<std::size_t> parts(l.size());
+  std::vector<std::size_t> parts(l.size(), 0);
   for (std::size_t t = 0; t < l.size(); ++t) parts[t] = l.place_at(t).step;
   return sub_groups(parts, size);
 }
