@@ -62,7 +62,7 @@ struct member_of {
   std::vector<shadowed_value<Value>> shadowed;
 };
 class value;
-using member = member_of<value>;
+using object_member = member_of<value>;
 
 /// Values may be nested this deep, an array in an array counting as two; a reader reports a deeper text as an error,
 /// and a deeper value built in code is a broken rule. So no walk over a value can exhaust the stack.
@@ -122,7 +122,7 @@ class value {
   [[nodiscard]] std::string_view text() const { return text_; }
 
   [[nodiscard]] std::span<value const> elements() const { return elements_; }  ///< of an array; else empty
-  [[nodiscard]] std::span<member const> members() const { return members_; }   ///< of an object; else empty
+  [[nodiscard]] std::span<object_member const> members() const { return members_; }   ///< of an object; else empty
   /// The value of a key (the last occurrence), or an absent value. Complexity: O(members).
   [[nodiscard]] value const& operator[](std::string_view key) const;
   [[nodiscard]] bool has(std::string_view key) const { return (*this)[key].present(); }
@@ -167,7 +167,7 @@ class value {
   std::size_t height_{};
   std::string text_;
   std::vector<value> elements_;
-  std::vector<member> members_;
+  std::vector<object_member> members_;
   text_place at_;
 };
 
@@ -283,11 +283,11 @@ inline value& value::set(std::span<std::string_view const> path, value to) {
   return set(path.front(), std::move(below));
 }
 inline value& value::erase(std::string_view key) {
-  std::erase_if(members_, [key](member const& m) { return m.key == key; });
+  std::erase_if(members_, [key](object_member const& m) { return m.key == key; });
   return *this;
 }
 inline value& value::add(std::string_view key, text_place key_at, value another) {
-  auto const at = std::find_if(members_.begin(), members_.end(), [key](member const& m) { return m.key == key; });
+  auto const at = std::find_if(members_.begin(), members_.end(), [key](object_member const& m) { return m.key == key; });
   return add_at(static_cast<std::size_t>(at - members_.begin()), key, key_at, std::move(another));
 }
 inline value& value::add_at(std::size_t position, std::string_view key, text_place key_at, value another) {
@@ -317,7 +317,7 @@ inline bool operator==(value const& a, value const& b) {
     case value_kind::array: return a.elements_ == b.elements_;
     case value_kind::object:
       return std::equal(a.members_.begin(), a.members_.end(), b.members_.begin(), b.members_.end(),
-                        [](member const& x, member const& y) { return x.key == y.key && x.held == y.held; });
+                        [](object_member const& x, object_member const& y) { return x.key == y.key && x.held == y.held; });
   }
   return false;
 }
