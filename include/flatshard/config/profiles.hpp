@@ -79,8 +79,8 @@ struct named_file {
 struct facts {
   std::optional<std::size_t> world{};         ///< ranks of the launcher; absent: no launcher, one process
   std::optional<std::int64_t> hidden_size{};  ///< of the model; instead of `model_config`
-  value micro_batch_size = 1;               ///< per rank; the LLaMA-Factory file's own value wins
-  value num_micro_batch = 1;                ///< micro batches per step; the same
+  value micro_batch_size = 1;                 ///< per rank; the LLaMA-Factory file's own value wins
+  value num_micro_batch = 1;                  ///< micro batches per step; the same
   std::optional<bool> bf16{};                 ///< the front end's argument over the file's `bf16`
   std::optional<value> model_config{};        ///< attributes of the model's configuration; null: the model has none
   bucket_source buckets = bucket_source::text_config;
@@ -89,8 +89,8 @@ struct facts {
   std::vector<std::pair<std::string, std::string>> environment{};
   std::vector<named_file> files{};             ///< see config_file_of
   std::optional<std::size_t> world_at_load{};  ///< if DeepSpeed's communicator is up while the model is built; else 1
-  bool client_optimizer = true;              ///< the training program brings its own optimizer, as LLaMA-Factory does
-  bool full_tuning = true;                   ///< no adapters
+  bool client_optimizer = true;                ///< the training program brings its own optimizer, as LLaMA-Factory does
+  bool full_tuning = true;                     ///< no adapters
   std::optional<dtype> checkpoint{};           ///< of the model's weights
   config_form form = config_form::automatic;
 

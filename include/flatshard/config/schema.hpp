@@ -45,9 +45,9 @@ struct field {
   key_state state = key_state::current;
 };
 template <class Owner, class Member>
-[[nodiscard]] constexpr field<Owner, Member> entry(std::string_view key, Member Owner::*at,
-                                                     std::string_view doc, range limits = {},
-                                                     std::string_view also = {}, key_state state = key_state::current) {
+[[nodiscard]] constexpr field<Owner, Member> entry(std::string_view key, Member Owner::*at, std::string_view doc,
+                                                   range limits = {}, std::string_view also = {},
+                                                   key_state state = key_state::current) {
   return {key, at, doc, limits, also, state};
 }
 
