@@ -141,15 +141,15 @@ class layout {
   };
 
   template <std::size_t T>
-  constexpr layout(P policy, std::array<parameter, T> const& unit, world<W> w) : policy_{policy}, world_{w} {
-    table_.parameters = unit;
+  constexpr layout(P policy, std::array<parameter, T> const& tensors, world<W> w) : policy_{policy}, world_{w} {
+    table_.parameters = tensors;
     build();
   }
-  constexpr layout(P policy, std::span<parameter const> unit,
+  constexpr layout(P policy, std::span<parameter const> tensors,
                    world<W> w) requires std::same_as<Table, detail::listed_table>
       : policy_{policy}, world_{w} {
-    table_.parameters.assign(unit.begin(), unit.end());
-    table_.places.resize(unit.size());
+    table_.parameters.assign(tensors.begin(), tensors.end());
+    table_.places.resize(tensors.size());
     build();
   }
 

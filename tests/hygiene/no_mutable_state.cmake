@@ -2,7 +2,6 @@
 # HEADER compiled with every inline function kept must leave no flatshard object in a writable section, and no header of FOLDER
 # may declare an inline variable, a static or a thread_local that is not constant (unused inline variables leave no symbol).
 cmake_minimum_required(VERSION 3.25)
-set(object ${CMAKE_CURRENT_BINARY_DIR}/no_mutable_state_$ENV{USER}.o)
 execute_process(COMMAND mktemp OUTPUT_VARIABLE object OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
 execute_process(COMMAND ${COMPILER} -std=c++20 -O0 -fkeep-inline-functions -fkeep-static-functions -I ${ROOT}/include
   -I ${ROOT}/kernels/include -include ${HEADER} -x c++ -c /dev/null -o ${object} COMMAND_ERROR_IS_FATAL ANY)
@@ -23,6 +22,7 @@ foreach(header IN LISTS headers)
   # a variable: the word, a type without "const", a name, then = { or ; and no parenthesis before them
   file(STRINGS ${header} lines REGEX "^[ \t]*(inline|static|thread_local|extern)[ \t]+[^(]*[A-Za-z0-9_>&*][ \t]*(=|{|;)")
   list(FILTER lines EXCLUDE REGEX "(inline|static|thread_local|extern)[ \t]+(constexpr|const|constinit const|namespace)[ \t]|[ \t]const[ \t&]|\\(")
+  string(REPLACE "\\;" "" lines "${lines}")
   foreach(line IN LISTS lines)
     math(EXPR in_text "${in_text} + 1")
     message(NOTICE "${header}: ${line}")
