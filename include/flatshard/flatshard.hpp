@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The headers that need the standard library alone: `g++ -std=c++20 -I include x.cpp` and nothing else.
+/// Everything that needs the standard library alone: `g++ -std=c++20 -I include x.cpp` and nothing else.
 #pragma once
 
-#include <flatshard/dtype.hpp>
-#include <flatshard/extent.hpp>
-#include <flatshard/layout.hpp>
-#include <flatshard/layouts/fsdp2.hpp>
-#include <flatshard/layouts/native.hpp>
-#include <flatshard/layouts/zero3.hpp>
-#include <flatshard/policy.hpp>
-#include <flatshard/problem.hpp>
-#include <flatshard/quantity.hpp>
-#include <flatshard/require.hpp>
-#include <flatshard/version.hpp>
+#include <flatshard/communicator.hpp>    // IWYU pragma: export
+#include <flatshard/dtype.hpp>           // IWYU pragma: export
+#include <flatshard/extent.hpp>          // IWYU pragma: export
+#include <flatshard/layout.hpp>          // IWYU pragma: export
+#include <flatshard/layouts/fsdp2.hpp>   // IWYU pragma: export
+#include <flatshard/layouts/native.hpp>  // IWYU pragma: export
+#include <flatshard/layouts/zero3.hpp>   // IWYU pragma: export
+#include <flatshard/memory_arena.hpp>    // IWYU pragma: export
+#include <flatshard/policy.hpp>          // IWYU pragma: export
+#include <flatshard/problem.hpp>         // IWYU pragma: export
+#include <flatshard/quantity.hpp>        // IWYU pragma: export
+#include <flatshard/require.hpp>         // IWYU pragma: export
+#include <flatshard/unit.hpp>            // IWYU pragma: export
+#include <flatshard/version.hpp>         // IWYU pragma: export

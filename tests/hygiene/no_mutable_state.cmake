@@ -22,8 +22,10 @@ foreach(header IN LISTS headers)
   # a variable: the word, a type without "const", a name, then = { or ; and no parenthesis before them
   file(STRINGS ${header} lines REGEX "^[ \t]*(inline|static|thread_local|extern)[ \t]+[^(]*[A-Za-z0-9_>&*][ \t]*(=|{|;)")
   list(FILTER lines EXCLUDE REGEX "(inline|static|thread_local|extern)[ \t]+(constexpr|const|constinit const|namespace)[ \t]|[ \t]const[ \t&]|\\(")
-  string(REPLACE "\\;" "" lines "${lines}")
   foreach(line IN LISTS lines)
+    if(line STREQUAL "")  # what followed the semicolon
+      continue()
+    endif()
     math(EXPR in_text "${in_text} + 1")
     message(NOTICE "${header}: ${line}")
   endforeach()
