@@ -1,7 +1,7 @@
 // must not compile: element_tag
 // SPDX-License-Identifier: Apache-2.0
 // A count of elements is no count of bytes: size_of is the only crossing.
-#include <flatshard/flatshard.hpp>
+#include <flatshard/quantity.hpp>
 
 using namespace flatshard;
 #ifdef FLATSHARD_REPAIRED

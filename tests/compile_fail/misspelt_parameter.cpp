@@ -1,6 +1,6 @@
 // must not compile: the unit has no parameter of that name
 // SPDX-License-Identifier: Apache-2.0
-#include <flatshard/flatshard.hpp>
+#include <flatshard/layouts/native.hpp>
 
 using namespace flatshard;
 constexpr auto block = parameters({{"wq", {4096, 4096}}, {"norm", {4096}}});

@@ -1,6 +1,6 @@
 // must not compile: a count cannot be negative
 // SPDX-License-Identifier: Apache-2.0
-#include <flatshard/flatshard.hpp>
+#include <flatshard/quantity.hpp>
 
 using namespace flatshard;
 #ifdef FLATSHARD_REPAIRED

@@ -1,7 +1,7 @@
 // must not compile: PrecisionPolicy
 // SPDX-License-Identifier: Apache-2.0
 // A precision answers every role with a dtype; an int is none.
-#include <flatshard/flatshard.hpp>
+#include <flatshard/layouts/native.hpp>
 
 using namespace flatshard;
 struct as_float {

@@ -1,7 +1,7 @@
 // must not compile: ShardingPolicy
 // SPDX-License-Identifier: Apache-2.0
 // A sharding policy counts in elements, not in bare numbers.
-#include <flatshard/flatshard.hpp>
+#include <flatshard/layout.hpp>
 
 #include <span>
 

@@ -1,6 +1,6 @@
 // must not compile: a product of sizes must fit in 64 bits
 // SPDX-License-Identifier: Apache-2.0
-#include <flatshard/flatshard.hpp>
+#include <flatshard/policy.hpp>
 
 #ifdef FLATSHARD_REPAIRED
 constexpr std::size_t n = flatshard::shape{1u << 31, 1u << 31}.numel();

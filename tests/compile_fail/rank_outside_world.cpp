@@ -1,6 +1,6 @@
 // must not compile: rank must be smaller than the world size
 // SPDX-License-Identifier: Apache-2.0
-#include <flatshard/flatshard.hpp>
+#include <flatshard/layout.hpp>
 
 using namespace flatshard;
 #ifdef FLATSHARD_REPAIRED

@@ -1,6 +1,6 @@
 // must not compile: world size must be positive
 // SPDX-License-Identifier: Apache-2.0
-#include <flatshard/flatshard.hpp>
+#include <flatshard/extent.hpp>
 
 #ifdef FLATSHARD_REPAIRED
 constexpr flatshard::world<1> ranks{};

@@ -1,7 +1,7 @@
 // must not compile: world size must be positive
 // SPDX-License-Identifier: Apache-2.0
 // The same rule for a world whose size is a value.
-#include <flatshard/flatshard.hpp>
+#include <flatshard/extent.hpp>
 
 #ifdef FLATSHARD_REPAIRED
 constexpr flatshard::world ranks{1};
