@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The project's own layout: one flat buffer a unit, cut into equal, aligned segments; the gathered buffer is the
+/// storage.
+#pragma once
+
+#include <flatshard/layout.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <string_view>
+
+namespace flatshard {
+inline namespace v0 {
+
+/// One buffer over all tensors, cut evenly: placement.start is the tensor's place in the buffer, .step the segment
+/// length. The cut rule of every flat layout; its gathered buffer holds each tensor in one piece.
+struct flat_cuts {
+  static constexpr bool contiguous_gather = true;
+  static constexpr elements begin(placement const& t, std::size_t, std::size_t r) {
+    auto const cut = r * t.step;
+    return {cut <= t.start ? 0 : std::min(t.numel, cut - t.start)};
+  }
+  static constexpr elements local(placement const& t, std::size_t, std::size_t r) {
+    auto const cut = r * t.step;
+    return {cut >= t.start ? 0 : t.start - cut};
+  }
+  static constexpr std::size_t owner(placement const& t, std::size_t, elements i) {
+    return (t.start + i.value) / t.step;
+  }
+  friend constexpr bool operator==(flat_cuts, flat_cuts) = default;
+};
+
+/// P_t = up(P_{t-1} + n_{t-1}, tensor_align), S = up(ceil(N / W), segment_align). Units: elements of the narrowest type
+/// in any buffer of the unit; the defaults give 16-byte tensors and 256-byte segments in bf16. P_t does not depend on
+/// W. Source: own derivation, docs/design.md.
+struct native : flat_cuts {
+  static constexpr std::string_view name = "native";
+  std::size_t tensor_align = 8, segment_align = 128;
+  friend constexpr bool operator==(native const&, native const&) = default;
+  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
+    require(tensor_align > 0 && segment_align > 0, "alignments must be positive");
+    require(segment_align % tensor_align == 0, "the tensor alignment must divide the segment alignment");
+    std::size_t end = 0;
+    for (std::size_t i = 0; i < unit.size(); ++i) {
+      out[i] = {unit[i].dims.numel(), round_up(end, tensor_align), 0};
+      end = checked_add(out[i].start, out[i].numel);
+    }
+    auto const segment = round_up(ceil_div(end, w), segment_align);
+    for (auto& t : out) t.step = segment;
+    return {segment};
+  }
+};
+
+}  // namespace v0
+}  // namespace flatshard

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+// The expected partitions of tests/golden/layouts for the policies that exist; the format is in the README there.
+#include "golden.hpp"
+
+#include <flatshard/layouts/fsdp2.hpp>
+#include <flatshard/layouts/native.hpp>
+#include <flatshard/layouts/zero3.hpp>
+
+#include <charconv>
+#include <cstdint>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+using namespace flatshard;
+namespace js = boost::json;
+
+namespace {
+
+std::size_t number(js::value const& v) { return v.to_number<std::size_t>(); }
+
+// Run-length encoded [value, repeat] over ranks or owners, built up from single values.
+struct run_lengths {
+  std::vector<std::pair<std::size_t, std::size_t>> runs;
+  void add(std::size_t value) {
+    if (!runs.empty() && runs.back().first == value) {
+      ++runs.back().second;
+    } else {
+      runs.emplace_back(value, 1);
+    }
+  }
+  bool operator==(js::value const& expected) const {
+    auto const& list = expected.as_array();
+    if (list.size() != runs.size()) return false;
+    for (std::size_t i = 0; i < runs.size(); ++i)
+      if (number(list[i].at(0)) != runs[i].first || number(list[i].at(1)) != runs[i].second) return false;
+    return true;
+  }
+};
+
+template <class L>
+std::uint64_t gathered_hash(L const& l) {
+  std::uint64_t h = 0xcbf29ce484222325u;
+  for (std::size_t r = 0; r < l.world_size(); ++r)
+    for (std::size_t j = 0; j < l.segment().value; ++j) {
+      auto const found = l.at(rank_at(r), elements{j});
+      auto const v = found.padding ? ~std::uint64_t{0} : (std::uint64_t{found.tensor} << 40) | found.index.value;
+      h = (h ^ v) * 0x100000001b3u;
+    }
+  return h;
+}
+
+#define EXPECT(...)                   \
+  do {                                \
+    CHECK(__VA_ARGS__);               \
+    if (!(__VA_ARGS__)) return false; \
+  } while (false)
+
+template <class P, class L>
+bool extras(P const&, L const& l, js::object const& options, js::object const& expect) {
+  if (auto const* offsets = expect.if_contains("flat_offsets"))
+    for (std::size_t t = 0; t < l.size(); ++t) EXPECT(l.place_at(t).start == number(offsets->at(t)));
+  if (auto const* slots = expect.if_contains("slots"))
+    for (std::size_t t = 0; t < l.size(); ++t) EXPECT(l.place_at(t).step == number(slots->at(t)));
+  if constexpr (std::same_as<P, zero3>) {
+    if (auto const* groups = expect.if_contains("sub_groups")) {
+      auto const got = sub_groups(l, elements{number(options.at("sub_group_size"))});
+      EXPECT(got.size() == groups->as_array().size());
+      for (std::size_t g = 0; g < got.size(); ++g) {
+        auto const& row = groups->at(g);
+        EXPECT(got[g] == sub_group{number(row.at(0)), number(row.at(1)), {number(row.at(2))}});
+      }
+    }
+  }
+  if constexpr (std::same_as<P, fsdp2>) {
+    if (auto const* rows = expect.if_contains("rows"))
+      for (std::size_t t = 0; t < l.size(); ++t) {
+        run_lengths got;
+        auto const& dims = l.parameter_at(t).dims;
+        auto const row = dims.dims[0] == 0 ? 0 : dims.numel() / dims.dims[0];
+        for (std::size_t r = 0; r < l.world_size(); ++r) {
+          auto const size = l.piece_of(t, rank_at(r)).size().value;
+          got.add(row == 0 ? 0 : size / row);
+          if (row != 0) EXPECT(size % row == 0);
+        }
+        EXPECT(got == rows->at(t));
+      }
+    if (auto const* slots = expect.if_contains("post_forward_slot")) {
+      auto const k = number(options.at("post_forward"));
+      for (std::size_t t = 0; t < l.size(); ++t) {
+        run_lengths real;
+        for (std::size_t i = 0; i < k; ++i) {
+          auto const kept = post_forward(l, t, k, rank_at(i));
+          real.add(kept.size.value);
+          EXPECT((kept.size + kept.padding).value == number(slots->at(t)));
+        }
+        EXPECT(real == expect.at("post_forward_real").at(t));
+      }
+    }
+  }
+  return true;
+}
+
+template <class P>
+bool run_case(P const& policy, js::object const& one) {
+  auto const& expect = one.at("expect").as_object();
+  auto const& shapes = one.at("shapes").as_array();
+  std::vector<std::string> names;
+  names.reserve(shapes.size());
+  std::vector<parameter> unit;
+  for (auto const& s : shapes) {
+    std::vector<std::size_t> dims;
+    for (auto const& d : s.as_array()) dims.push_back(number(d));
+    names.push_back("t" + std::to_string(names.size()));
+    unit.push_back({names.back(), shape{dims}});
+  }
+  auto const w = number(one.at("world"));
+  if (expect.contains("error")) {
+    CHECK_THROWS_AS((layout{policy, unit, world{w}}), broken_rule);
+    return true;
+  }
+  layout const l{policy, unit, world{w}};
+  EXPECT(l.segment().value == number(expect.at("segment")));
+  EXPECT(l.gathered().value == number(expect.at("gathered")));
+  EXPECT(l.real().value == number(expect.at("real")));
+
+  run_lengths padding;
+  for (std::size_t r = 0; r < w; ++r) padding.add(l.padding(rank_at(r)).value);
+  EXPECT(padding == expect.at("padding"));
+  for (std::size_t t = 0; t < l.size(); ++t) {
+    auto const& tensor = expect.at("tensors").at(t);
+    EXPECT(l.place_at(t).numel == number(tensor.at("numel")));
+    run_lengths sizes, locals;
+    for (std::size_t r = 0; r < w; ++r) {
+      auto const p = l.piece_of(t, rank_at(r));
+      sizes.add(p.size().value);
+      if (p.size().value != 0) locals.add(p.local.value);
+    }
+    EXPECT(sizes == tensor.at("sizes"));
+    EXPECT(locals == tensor.at("local"));
+  }
+  for (auto const& s : expect.at("samples").as_array()) {
+    auto const t = number(s.at(0));
+    elements const i{number(s.at(1))};
+    auto const owner = l.owner(t, i);
+    EXPECT(index(owner) == number(s.at(2)));
+    EXPECT(l.local(t, i).value == number(s.at(3)));
+    EXPECT(l.gathered(t, i).value == number(s.at(4)));
+    EXPECT(l.at(owner, l.local(t, i)) == element_place{t, i, false});
+  }
+  for (auto const& p : expect.at("pads").as_array()) {
+    EXPECT(l.at(rank_at(number(p.at(0))), elements{number(p.at(1))}).padding);
+    EXPECT(l.segment().value * number(p.at(0)) + number(p.at(1)) == number(p.at(2)));
+  }
+  if (auto const* hash = expect.if_contains("hash")) {
+    std::uint64_t wanted = 0;
+    auto const& text = hash->as_string();
+    std::from_chars(text.data(), text.data() + text.size(), wanted, 16);
+    EXPECT(gathered_hash(l) == wanted);
+  }
+  return extras(policy, l, one.at("options").as_object(), expect);
+}
+
+template <class MakePolicy>
+void run_file(char const* name, MakePolicy make) {
+  golden::tally count{name};
+  auto const file = golden::read(std::string{"layouts/"} + name);
+  if (!file) return;
+  for (auto const& one : file->at("cases").as_array()) {
+    auto const& c = one.as_object();
+    CAPTURE(std::string{c.at("id").as_string()});
+    ++count.ran;
+    if (run_case(make(c.at("options").as_object()), c)) ++count.passed;
+  }
+  CHECK(count.passed == count.ran);
+}
+
+}  // namespace
+
+TEST_CASE("golden layouts: native") {
+  run_file("native.json", [](js::object const& options) {
+    native policy;
+    policy.tensor_align = number(options.at("tensor_align"));
+    policy.segment_align = number(options.at("segment_align"));
+    return policy;
+  });
+}
+TEST_CASE("golden layouts: DeepSpeed ZeRO-3") {
+  run_file("ds_zero3.json", [](js::object const&) { return zero3{}; });
+}
+TEST_CASE("golden layouts: FSDP2") {
+  run_file("fsdp2.json", [](js::object const&) { return fsdp2{}; });
+}
