@@ -39,8 +39,9 @@ int run(int count, char** arguments) {
   } catch (CLI::ParseError const& e) {
     auto const chosen = app.get_subcommands();
     auto const words = app.remaining();
-    report_error(chosen.empty() && !words.empty() ? fmt::format("no such command or option: '{}'", tool::one_line(words.front()))
-                                                  : std::string{e.what()});
+    report_error(chosen.empty() && !words.empty()
+                     ? fmt::format("no such command or option: '{}'", tool::one_line(words.front()))
+                     : std::string{e.what()});
     fmt::print(stderr, "Run `flatshard {}--help` for the options.\n",
                chosen.empty() ? "" : chosen.front()->get_name() + ' ');
     return tool::exit_usage;

@@ -8,6 +8,7 @@
 
 #include <flatshard/dtype.hpp>
 #include <flatshard/quantity.hpp>
+#include <flatshard/safetensors_writer.hpp>
 
 #include <algorithm>
 #include <array>
@@ -179,17 +180,10 @@ std::vector<part> parts_of(std::vector<tensor_shape> all, std::uint64_t count) {
       one.tensors.push_back(std::move(all[next++]));
     }
     left -= taken;
-    json::object entries{{"__metadata__", json::object{{"format", "pt"}}}};
-    std::uint64_t at = 0;
-    for (auto const& t : one.tensors) {
-      auto const bytes = t.numel() * element_bytes;
-      entries.emplace_back(t.name, json::object{{"dtype", "BF16"},
-                                                {"shape", json::array(t.shape.begin(), t.shape.end())},
-                                                {"data_offsets", json::array{at, at + bytes}}});
-      at += bytes;
-    }
-    auto text = json{std::move(entries)}.text();
-    text.append((8 - text.size() % 8) % 8, ' ');
+    std::vector<flatshard::tensor_spec> entries;
+    for (auto const& t : one.tensors) entries.push_back({t.name, flatshard::dtype::bf16, t.shape});
+    std::array<std::pair<std::string, std::string>, 1> const metadata{{{"format", "pt"}}};
+    auto const text = flatshard::safetensors_header_text(entries, metadata);
     auto const length = static_cast<std::uint64_t>(text.size());
     for (unsigned byte = 0; byte < 8; ++byte) one.header += static_cast<char>(length >> (8 * byte) & 0xFFu);
     one.header += text;
@@ -201,17 +195,6 @@ std::vector<part> parts_of(std::vector<tensor_shape> all, std::uint64_t count) {
     one.size = begin;
   }
   return parts;
-}
-
-std::string index_text(std::vector<part> const& parts, std::uint64_t parameters) {
-  json::object map;
-  for (auto const& p : parts)
-    for (auto const& t : p.tensors) map.emplace_back(t.name, p.file_name);
-  json index{json::object{
-      {"metadata", json::object{{"total_parameters", parameters}, {"total_size", parameters * element_bytes}}},
-      {"weight_map", std::move(map)}}};
-  index.sort();
-  return index.text(2) + '\n';
 }
 
 /// Fills all files with all cores; a failing or interrupted thread stops the others.
@@ -323,7 +306,13 @@ void make(request const& r) {
     outputs[f]->write_at(parts[f].header, 0);
     outputs[f]->close();
   }
-  if (parts.size() > 1) write_text(directory.path() / "model.safetensors.index.json", index_text(parts, parameters));
+  if (parts.size() > 1) {
+    std::vector<std::pair<std::string, std::string>> map;
+    for (auto const& p : parts)
+      for (auto const& t : p.tensors) map.emplace_back(t.name, p.file_name);
+    flatshard::write_index(directory.path() / "model.safetensors.index.json", std::move(map),
+                           {parameters * element_bytes});
+  }
   write_text(directory.path() / "config.json", config_text(shape));
   if (caught_signal != 0) throw interrupted{};
   directory.finish();
