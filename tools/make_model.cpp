@@ -157,6 +157,7 @@ struct part {
 };
 
 constexpr std::uint64_t element_bytes = 2;
+constexpr std::uint64_t largest_size = std::uint64_t{16} << 40;
 
 /// Splits the tensors, in their order, into files of about equal size, none of them empty.
 std::vector<part> parts_of(std::vector<tensor_shape> all, std::uint64_t count) {
@@ -346,7 +347,9 @@ void add_make_model(CLI::App& app, int& code) {
       ->check(known)
       ->type_name("NAME");
   auto const size = CLI::Validator{[](std::string& text) -> std::string {
-                                     if (parse_size(text).value_or(0) > 0) return {};
+                                     auto const bytes = parse_size(text).value_or(0);
+                                     if (bytes > largest_size) return fmt::format("'{}' is more than 16T", text);
+                                     if (bytes > 0) return {};
                                      return fmt::format("'{}' is no size; write for instance 100M, 2G or 1.5GB", text);
                                    },
                                    "", "size"};
