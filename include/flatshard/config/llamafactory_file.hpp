@@ -409,7 +409,7 @@ class llamafactory_file {
     policies_.config_file = python_text(*at);
     named_ = facts_.file(policies_.config_file);
     if (!named_ || (!named_->problems.empty() && named_->problems[0].code == errc::file_missing)) {
-      out_.error(errc::file_missing, at.where(), at_load, "the file " + to_json(*at) + " does not exist",
+      out_.error(errc::named_file_missing, at.where(), at_load, "the file " + to_json(*at) + " does not exist",
                  {"FileNotFoundError", "llamafactory",
                   "[Errno 2] No such file or directory: '" + policies_.config_file + "'"});
       named_ = nullptr;
@@ -819,7 +819,7 @@ class llamafactory_file {
   facts const& facts_;
   findings& out_;
   resolved_policies& policies_;
-  document sections_{value::object()};
+  document sections_{value::object(), file_.file()};
   node dist_, init_;
   std::vector<std::string> broken_;
   std::string backend_name_;
