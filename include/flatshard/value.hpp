@@ -88,10 +88,14 @@ class value {
   }
   template <std::floating_point F>
   value(F f) : kind_{value_kind::floating}, floating_{static_cast<double>(f)} {
+    if (!std::isfinite(floating_)) {
+      text_ = std::isnan(floating_) ? "NaN" : floating_ > 0 ? "Infinity" : "-Infinity";
+      return;
+    }
     std::array<char, 64> buffer{};
     auto const end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), floating_).ptr;
     text_.assign(buffer.data(), end);
-    if (std::isfinite(floating_) && text_.find_first_of(".e") == std::string::npos) text_ += ".0";
+    if (text_.find_first_of(".e") == std::string::npos) text_ += ".0";
   }
   value(std::string text) : kind_{value_kind::string}, text_{std::move(text)} {}
   value(std::string_view text) : value{std::string{text}} {}
