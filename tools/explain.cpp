@@ -38,19 +38,21 @@ std::vector<section> const& sections() {
   static std::vector<section> const all{
       {"Precision",
        {"precision", "parameter_storage", "compute", "output", "reduce", "grad_accum", "master", "optimizer_state",
-        "policy", "wrapper"}},
+        "policy", "optimizer_wrapper"}},
       {"Sharding and loading",
-       {"backend", "config_file", "zero_optimization", "load", "mesh", "sharding", "strategy", "offload", "reshard"}},
-      {"Batch",
+       {"backend", "config_file", "zero_optimization", "sharding", "zero3_loading", "load", "mesh", "strategy",
+        "offload", "reshard_after_forward"}},
+      {"Training",
        {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "batch",
-        "micro_batch_size", "global_batch_size", "num_micro_batch"}},
+        "micro_batch_size", "global_batch_size", "num_micro_batch", "gradient_clipping", "max_grad_norm", "optimizer",
+        "activation_checkpointing"}},
       {"Process group", {"process_group"}},
   };
   return all;
 }
 /// Whether `key` is `stem` or lies below it.
 bool below(std::string_view key, std::string_view stem) {
-  return key.starts_with(stem) && (key.size() == stem.size() || key[stem.size()] == '.' || key[stem.size()] == '_');
+  return key.starts_with(stem) && (key.size() == stem.size() || key[stem.size()] == '.');
 }
 std::size_t section_of(std::string_view key) {
   for (std::size_t i = 0; i < sections().size(); ++i)
@@ -70,7 +72,7 @@ void print_text(request const& r, flatshard::resolution const& resolved) {
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].empty()) continue;
     fmt::print("{}\n{}", paint(i < sections().size() ? sections()[i].title : "Other", colour::bold, stdout),
-               decisions_text(groups[i], r.configuration.file));
+               decisions_text(groups[i], r.configuration.file, name(resolved.front_end)));
   }
   auto const quiet = [](auto const& p) { return p.level != flatshard::severity::error; };
   if (std::any_of(resolved.problems.begin(), resolved.problems.end(), quiet)) {
@@ -85,7 +87,7 @@ int explain(request const& r) {
   auto const resolved = resolve_configuration(r.configuration);
   if (r.as_json) {
     fmt::print("{}\n", explanation_json(name(resolved.front_end), resolved.decisions, resolved.problems).text(2));
-  } else {
+  } else if (!resolved.decisions.empty()) {
     print_text(r, resolved);
   }
   std::fflush(stdout);  // before what goes to stderr
@@ -95,7 +97,7 @@ int explain(request const& r) {
     ++errors;
     fmt::print(stderr, "{}\n", problem_text(p, stderr));
   }
-  if (errors != 0)
+  if (errors != 0 && !resolved.decisions.empty())
     fmt::print(stderr, "{} {} error{}: upstream would not run this{}\n", paint("flatshard:", colour::red, stderr),
                errors, errors == 1 ? "" : "s", r.configuration.strict ? ", or --strict refuses it" : "");
   return errors == 0 ? exit_fine : exit_input;
