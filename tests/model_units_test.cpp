@@ -112,13 +112,13 @@ TEST_CASE("bad model configurations and shapes are problems") {
   write({{"a", dtype::u8, {1, 1, 1, 1, 1, 1, 1, 1, 1}}, {"b", dtype::u8, {1}}});
   auto const checkpoint = open_checkpoint(here.path).value();
   auto const units = model_units(checkpoint);
-  REQUIRE(!units);
+  REQUIRE(!units.has_value());
   CHECK(units.error().problems.front().code == errc::shape_mismatch);
   CHECK(units.error().problems.front().detail.find("\"a\"") != std::string::npos);
   for (auto const* text : {"{", "", "{\"model_type\":}"}) {
     std::ofstream{here.path / "config.json"} << text;
     auto const type = model_type(checkpoint);
-    REQUIRE(!type);
+    REQUIRE(!type.has_value());
     CHECK(type.error().problems.front().code == errc::model_config);
   }
   fs::remove(here.path / "config.json");

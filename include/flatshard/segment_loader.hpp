@@ -376,6 +376,7 @@ result<load_report> load_segments(checkpoint_files const& from, std::vector<segm
   require(options.chunks > 0 && options.request.value > 0, "a load needs at least one chunk and requests of some size");
   for (auto const& job : jobs) {
     auto const& to = job.to;
+    require(index(job.rank) < job.layout->world_size(), "rank must be smaller than the world size");
     require(to.storage.size() == size_of(job.layout->segment(), to.storage_dtype).value,
             "the storage must have the size of the layout's segment");
     require(to.master.empty() || to.master.size() == job.layout->segment().value,

@@ -95,7 +95,7 @@ class value {
   value(std::string_view text) : value{std::string{text}} {}
   value(char const* text) : value{std::string{text}} {}
 
-  [[nodiscard]] static value array(std::initializer_list<value> elements = {});
+  [[nodiscard]] static value array(std::initializer_list<value> items = {});
   /// An object from keys and values; a repeated key shadows the earlier one, as a reader does it.
   [[nodiscard]] static value object(std::initializer_list<std::pair<std::string_view, value>> members = {});
   /// An int or float from its spelling as JSON writes it (also NaN, Infinity, -Infinity); beyond the range of a double:
@@ -184,11 +184,11 @@ class value {
 
 // ---- definitions
 
-inline value value::array(std::initializer_list<value> elements) {
+inline value value::array(std::initializer_list<value> items) {
   value v;
   v.kind_ = value_kind::array;
   v.height_ = 1;
-  for (auto const& e : elements) v.push_back(e);
+  for (auto const& e : items) v.push_back(e);
   return v;
 }
 inline value value::object(std::initializer_list<std::pair<std::string_view, value>> members) {
