@@ -139,7 +139,8 @@ enum class errc : std::uint8_t {
   load_train_differ,
   mpi_starts_nothing,
   unknown_profile,
-  meta_weights_unfilled
+  meta_weights_unfilled,
+  named_file_missing
 };
 
 /// The code as it is printed: snake_case for files, kebab-case for configurations.
@@ -331,6 +332,7 @@ inline std::string_view name(errc code) {
     case errc::mpi_starts_nothing: return "mpi-starts-nothing";
     case errc::unknown_profile: return "unknown-profile";
     case errc::meta_weights_unfilled: return "meta-weights-unfilled";
+    case errc::named_file_missing: return "file-missing";
   }
   return "other";
 }
