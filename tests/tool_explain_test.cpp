@@ -241,6 +241,108 @@ TEST_CASE("a configuration that cannot be read is an error with its place; the J
   CHECK(run({"explain", dir / "list.json"}).code == 1);
 }
 
+namespace {
+
+/// Whether the program was built with yaml-cpp; says so if not.
+bool reads_yaml() {
+  bool const without = run({"explain", "-"}, "bf16: true\n").says("built without yaml-cpp");
+  if (without) MESSAGE("skipped: the program was built without yaml-cpp");
+  return !without;
+}
+
+}  // namespace
+
+TEST_CASE("a LLaMA-Factory file, alone or with the DeepSpeed file that it names") {
+  if (!reads_yaml()) return;
+  folder const dir;
+  files::create_directory(dir / "ds");
+  spill(dir / "ds/z3.json", stage3);
+  spill(dir / "ds/off.json", R"({"zero_optimization": {"stage": 3}, "bf16": {"enabled": false}})");
+  struct setting {
+    std::string name, text;
+    std::string printed;
+  };
+  std::string const debug = "Precision debug: dist=", storage = ", parameter_storage_dtype=torch.",
+                    logits = ", forward_logits_dtype=torch.";
+  for (auto const& s : std::vector<setting>{
+           {"fsdp2_on.yaml", "bf16: true\ndist_config:\n  name: fsdp2\n",
+            debug + "fsdp2" + storage + "float32" + logits + "bfloat16\n"},
+           {"fsdp2_absent.yml", "dist_config:\n  name: fsdp2\n",
+            debug + "fsdp2" + storage + "float32" + logits + "bfloat16\n"},
+           {"fsdp2_off.yaml", "bf16: false\ndist_config:\n  name: fsdp2\n",
+            debug + "fsdp2" + storage + "float32" + logits + "float32\n"},
+           {"z3.yaml", "dist_config:\n  name: deepspeed\n  config_file: ds/z3.json\n",
+            debug + "deepspeed" + storage + "bfloat16" + logits + "bfloat16\n"},
+           {"off.yaml", "bf16: true\ndist_config:\n  name: deepspeed\n  config_file: ds/off.json\n",
+            "\nmixed_precision=no\n" + debug + "deepspeed" + storage + "float32" + logits + "float32\n"},
+           {"same.json", R"({"bf16": false, "dist_config": {"name": "fsdp2"}})",
+            debug + "fsdp2" + storage + "float32" + logits + "float32\n"},
+       }) {
+    CAPTURE(s.name);
+    spill(dir / s.name, s.text);
+    auto const r = run({"explain", dir / s.name, "--world", "4"});
+    CHECK_MESSAGE(r.code == 0, r.err);
+    CHECK_MESSAGE(r.out.ends_with(s.printed), r.out);
+    CHECK(std::count(r.out.begin(), r.out.end(), '\n') <= 60);
+    auto const d = checked(run({"explain", dir / s.name, "--world", "4", "--json"}).out);
+    CHECK(value_of(d, "mp_shard_size") == "4");
+    CHECK(value_of(d, "activation_checkpointing") == "true");
+  }
+  // The argument wins over the file; places name the file that decides.
+  auto const d = checked(run({"explain", dir / "fsdp2_on.yaml", "--bf16", "false", "--json"}).out);
+  CHECK(value_of(d, "compute") == "fp32");
+  auto const z3 = checked(run({"explain", dir / "z3.yaml", "--json"}).out);
+  CHECK(decision(z3, "precision")["source"]["file"].text().ends_with("ds/z3.json"));
+  CHECK(decision(z3, "precision")["source"]["line"].integer() == 7);
+  CHECK(decision(z3, "backend")["source"]["file"].text() == dir / "z3.yaml");
+  CHECK(decision(z3, "backend")["source"]["line"].integer() == 2);
+  auto const piped = run({"explain", "-", "--bf16", "auto", "--world", "2"}, "bf16: no\ndist_config:\n  name: fsdp2\n");
+  CHECK(piped.code == 0);
+  CHECK(piped.out.ends_with("forward_logits_dtype=torch.float32\n"));
+
+  for (auto const& [text, says] : std::vector<std::pair<std::string, std::string>>{
+           {"bf16: true\n\tdist_config: 1\n", "wrong.yaml:2:1: error: "},
+           {"bf16: true\nbf16: false\n", "[duplicate-keys]"},
+           {"- 1\n- 2\n", "[root-not-object]"},
+           {"dist_config:\n  name: fsdp3\n", "[unknown-backend]"},
+           {"dist_config: {name: deepspeed, config_file: nowhere.json}\n", "nowhere.json"},
+           {"dist_confg:\n  name: fsdp2\n", "[unknown-keys]"},
+       }) {
+    CAPTURE(text);
+    spill(dir / "wrong.yaml", text);
+    auto const r = run({"explain", dir / "wrong.yaml", "--json", "--world", "2"});
+    CHECK(r.code == 1);
+    CHECK_MESSAGE(r.says(says), r.err);
+    CHECK(!checked(r.out)["problems"]->elements().empty());
+  }
+}
+
+TEST_CASE("load under FSDP2 partitions, in fp32, over the ranks of one copy") {
+  if (!reads_yaml()) return;
+  folder const dir;
+  auto const model = dir / "model";
+  REQUIRE(run({"make-model", model, "--arch", "qwen3", "--size", "1M"}).code == 0);
+  auto const bytes = 2 * elements_of(read_checkpoint(model, false));
+  for (std::uint64_t const copies : {1u, 2u}) {
+    spill(dir / "fsdp2.yaml", "dist_config:\n  name: fsdp2\nmp_replicate_size: " + std::to_string(copies) + '\n');
+    auto const r = run({"load", model, "--world", "4", "--config", dir / "fsdp2.yaml", "--json"});
+    REQUIRE_MESSAGE(r.code == 0, r.err);
+    auto const d = flatshard::parse_json(r.out).value();
+    CHECK(d["trigger"]->is_true());
+    CHECK(d["layout"]->text() == "fsdp2");
+    CHECK(d["storage"]->text() == "fp32");
+    CHECK(d["source"]["line"]->integer() == 2);
+    std::uint64_t read = 0, shards = 0;
+    for (auto const& rank : d["ranks"]->elements()) {
+      read += static_cast<std::uint64_t>(rank["bytes_read"].integer().value());
+      shards += static_cast<std::uint64_t>(rank["shard_bytes"].integer().value());
+    }
+    CHECK(read == copies * bytes);
+    CHECK(shards >= 2 * copies * bytes);
+    CHECK(shards <= 2 * copies * bytes * 11 / 10);
+  }
+}
+
 TEST_CASE("wrong usage of explain") {
   struct wrong {
     std::vector<std::string> words;

@@ -41,7 +41,8 @@ std::vector<section> const& sections() {
         "policy", "optimizer_wrapper"}},
       {"Sharding and loading",
        {"backend", "config_file", "zero_optimization", "sharding", "zero3_loading", "load", "mesh", "strategy",
-        "offload", "reshard_after_forward"}},
+        "offload", "reshard_after_forward", "mp_replicate_size", "mp_shard_size", "dp_size", "cp_size",
+        "offload_params"}},
       {"Training",
        {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "batch",
         "micro_batch_size", "global_batch_size", "num_micro_batch", "gradient_clipping", "max_grad_norm", "optimizer",
@@ -62,7 +63,7 @@ std::size_t section_of(std::string_view key) {
 }
 
 void print_text(request const& r, flatshard::resolution const& resolved) {
-  auto const file = r.configuration.file == "-" ? std::string{"standard input"} : r.configuration.file;
+  auto const file = r.configuration.file == "-" ? std::string{"<stdin>"} : r.configuration.file;
   fmt::print("{}: profile {}, {}\n", paint(one_line(file), colour::bold, stdout), name(resolved.front_end),
              r.configuration.world
                  ? fmt::format("{} rank{}", *r.configuration.world, *r.configuration.world == 1 ? "" : "s")
@@ -72,7 +73,7 @@ void print_text(request const& r, flatshard::resolution const& resolved) {
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].empty()) continue;
     fmt::print("{}\n{}", paint(i < sections().size() ? sections()[i].title : "Other", colour::bold, stdout),
-               decisions_text(groups[i], r.configuration.file, name(resolved.front_end)));
+               decisions_text(groups[i], file, name(resolved.front_end)));
   }
   auto const quiet = [](auto const& p) { return p.level != flatshard::severity::error; };
   if (std::any_of(resolved.problems.begin(), resolved.problems.end(), quiet)) {

@@ -74,11 +74,13 @@ namespace tool {
     if (!d.load_value.empty()) value += fmt::format(" (at load: {})", one_line(d.load_value));
     std::string origin;
     if (!d.rule.starts_with(profile)) origin = d.rule;
-    auto const at = d.source.file == file && d.source.line != 0
+    // The root stands for a key that is absent: the reason says so.
+    auto const at = d.source.pointer.empty() ? std::string{}
+                    : d.source.file == file && d.source.line != 0
                         ? fmt::format("{}:{} {}", d.source.line, d.source.column, d.source.pointer)
                     : d.source.file == file ? d.source.pointer
                                             : to_string(d.source);
-    if (!at.empty()) origin += (origin.empty() ? "" : ", ") + one_line(at.substr(0, at.find_last_not_of(' ') + 1));
+    if (!at.empty()) origin += (origin.empty() ? "" : ", ") + one_line(at);
     lines.row({one_line(d.key), value,
                one_line(d.reason) + (origin.empty() ? "" : ' ' + paint('[' + origin + ']', colour::dim, stdout))});
   }

@@ -253,6 +253,8 @@ void print_table(load_plan const& plan, request const& r, std::vector<rank_repor
              : r.threads ? " (threads)"
                          : " (processes)",
              plan.layout, storage_name(plan));
+  if (plan.trigger && plan.shards != r.world)
+    fmt::print("{} copies of the model, {} shards each; every copy is read\n", r.world / plan.shards, plan.shards);
   auto const where = to_string(plan.source);
   auto const line =
       fmt::format("partitioned loading {}{}", one_line(plan.reason), where.empty() ? "" : " (" + one_line(where) + ')');
