@@ -90,6 +90,7 @@ TEST_CASE("explain prints every decision with value, reason, rule and place") {
   CHECK(value_of(d, "zero_optimization.stage") == "3");
   CHECK(value_of(d, "train_batch_size") == "4");
   CHECK(decision(d, "train_batch_size")["load_value"].text() == "1");
+  CHECK(value_of(d, "process_group.backend") == "nccl");
   CHECK(value_of(d, "activation_checkpointing") == "true");
   auto const precision = decision(d, "precision");
   CHECK(precision["value"].text() == "bf16");
@@ -136,7 +137,7 @@ TEST_CASE("bf16 off prints both lines; profiles differ") {
   CHECK(
       r.out.ends_with("\nmixed_precision=no\nPrecision debug: dist=deepspeed, parameter_storage_dtype=torch.float32, "
                       "forward_logits_dtype=torch.float32\n"));
-  CHECK(r.out.find("world size not given") != std::string::npos);
+  CHECK(r.out.find("1 rank (--world says otherwise)") != std::string::npos);
   spill(dir / "odd.json",
         R"({"zero_optimization": {"stage": 3}, "bf16": {"enabled": "false"}, "fp16": {"enabled": 0}})");
   auto const now = checked(run({"explain", dir / "odd.json", "--json"}).out);
@@ -296,7 +297,11 @@ TEST_CASE("a LLaMA-Factory file, alone or with the DeepSpeed file that it names"
   CHECK(decision(z3, "precision")["source"]["line"].integer() == 7);
   CHECK(decision(z3, "backend")["source"]["file"].text() == dir / "z3.yaml");
   CHECK(decision(z3, "backend")["source"]["line"].integer() == 2);
-  auto const piped = run({"explain", "-", "--bf16", "auto", "--world", "2"}, "bf16: no\ndist_config:\n  name: fsdp2\n");
+  auto const alone = run({"explain", dir / "fsdp2_on.yaml", "--no-launcher"});
+  CHECK(alone.code == 0);
+  CHECK(alone.out.find("started without a launcher") != std::string::npos);
+  CHECK(alone.out.find("[fsdp-skipped]") != std::string::npos);
+  auto const piped = run({"explain", "-", "--bf16", "auto"}, "bf16: no\ndist_config:\n  name: fsdp2\n");
   CHECK(piped.code == 0);
   CHECK(piped.out.ends_with("forward_logits_dtype=torch.float32\n"));
 
@@ -353,6 +358,7 @@ TEST_CASE("wrong usage of explain") {
            {{"explain", "x", "--world", "0"}, "--world: must be a whole number from 1"},
            {{"explain", "x", "--bf16", "yes"}, "--bf16: must be one of true, false, auto, found 'yes'"},
            {{"explain", "x", "--profile", "accelerate"}, "--profile: must be one of llamafactory, llamafactory-review"},
+           {{"explain", "x", "--world", "2", "--no-launcher"}, "excludes"},
            {{"explain", "x", "y"}, "not expected: y"},
        }) {
     auto const r = run(words);

@@ -25,8 +25,8 @@ namespace {
 
 struct request {
   configuration_request configuration;
-  std::uint64_t world = 0;
-  bool as_json = false;
+  std::uint64_t world = 1;
+  bool world_given = false, no_launcher = false, as_json = false;
 };
 
 /// Decisions under a heading, by the beginning of their keys; what fits nowhere comes last.
@@ -65,9 +65,9 @@ std::size_t section_of(std::string_view key) {
 void print_text(request const& r, flatshard::resolution const& resolved) {
   auto const file = r.configuration.file == "-" ? std::string{"<stdin>"} : r.configuration.file;
   fmt::print("{}: profile {}, {}\n", paint(one_line(file), colour::bold, stdout), name(resolved.front_end),
-             r.configuration.world
-                 ? fmt::format("{} rank{}", *r.configuration.world, *r.configuration.world == 1 ? "" : "s")
-                 : std::string{"world size not given"});
+             r.no_launcher ? std::string{"started without a launcher"}
+                           : fmt::format("{} rank{}{}", r.world, r.world == 1 ? "" : "s",
+                                         r.world_given ? "" : " (--world says otherwise)"));
   std::vector<std::vector<flatshard::decision>> groups(sections().size() + 1);
   for (auto const& d : resolved.decisions) groups[section_of(d.key)].push_back(d);
   for (std::size_t i = 0; i < groups.size(); ++i) {
@@ -115,7 +115,7 @@ void add_explain(CLI::App& app, int& code) {
       ->required()
       ->type_name("");
   add_configuration_options(*command, r->configuration);
-  auto* const world = command->add_option("--world", r->world, "Number of ranks; without it nothing is guessed")
+  auto* const world = command->add_option("--world", r->world, "Number of ranks that a launcher starts (default 1)")
                           ->check(whole_number(1, largest_world))
                           ->type_name("N");
   command
@@ -123,8 +123,10 @@ void add_explain(CLI::App& app, int& code) {
                    "Directory with the model's config.json, for bucket sizes from \"auto\"")
       ->type_name("DIR");
   command->add_flag("--json", r->as_json, "One JSON object on stdout (docs/config.md has the schema)");
+  command->add_flag("--no-launcher", r->no_launcher, "One process, started without a launcher")->excludes(world);
   command->callback([r, world, &code] {
-    if (world->count() != 0) r->configuration.world = r->world;
+    r->world_given = world->count() != 0;
+    if (!r->no_launcher) r->configuration.world = r->world;
     code = explain(*r);
   });
 }
