@@ -4,7 +4,7 @@
 
 #include "report.hpp"
 
-#include <array>
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstddef>
@@ -12,6 +12,8 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include <CLI/Validators.hpp>
 #include <fmt/format.h>
@@ -48,6 +50,15 @@ namespace tool {
             return fmt::format("must be a whole number from {} to {}, found '{}'", least, most, text);
           },
           "", "whole number"};
+}
+
+/// A validator that accepts the words of a list and names them all otherwise.
+[[nodiscard]] inline CLI::Validator one_of(std::vector<std::string> words) {
+  return {[words = std::move(words)](std::string& text) -> std::string {
+            if (std::find(words.begin(), words.end(), text) != words.end()) return {};
+            return fmt::format("must be one of {}, found '{}'", fmt::join(words, ", "), text);
+          },
+          "", "word"};
 }
 
 /// The largest world that the tool forks or describes.

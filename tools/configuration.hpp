@@ -15,12 +15,12 @@ namespace tool {
 /// What the command line says about a configuration.
 struct configuration_request {
   std::string file;  ///< `-`: standard input
-  std::string profile = "llamafactory", bf16 = "auto", model;
+  std::string profile = "llamafactory", bf16 = "auto", device = "cuda", model;
   std::optional<std::uint64_t> world;
   bool strict = false;
 };
 
-/// Adds --profile, --bf16, --model and --strict.
+/// Adds --profile, --bf16, --device and --strict.
 void add_configuration_options(CLI::App& command, configuration_request& request);
 
 /// Reads the configuration with everything that it names, and decides. Throws `flatshard::bad_input` or `failure` where

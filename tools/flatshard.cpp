@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// The command-line tool. Exit codes: 0 done, 1 bad input or environment, 2 wrong usage; errors go to stderr.
+#include "explain.hpp"
+#include "load.hpp"
 #include "make_model.hpp"
 #include "report.hpp"
 
@@ -27,6 +29,8 @@ int run(int count, char** arguments) {
                                                 FLATSHARD_VERSION_PATCH));
   app.require_subcommand(1);
   app.footer("Exit codes: 0 done, 1 bad input or environment, 2 wrong usage.");
+  tool::add_explain(app, code);
+  tool::add_load(app, code);
   tool::add_make_model(app, code);
   try {
     app.parse(count, arguments);

@@ -82,7 +82,8 @@ rank_report load_part(Policy policy, fs::world<> world, fs::rank_id rank, fs::ch
   // One segment holds one type: what cannot become the storage dtype (integers, fp8) keeps its own segment.
   std::vector<unit_layout> layouts;
   std::vector<fs::dtype> types;
-  for (auto const& unit : fs::model_units(checkpoint).value()) {
+  auto const units = fs::model_units(checkpoint).value();
+  for (auto const& unit : units) {
     std::vector<std::pair<fs::dtype, std::vector<fs::parameter>>> by_type;
     for (std::size_t i = 0; i < unit.parameters.size(); ++i) {
       auto const type = storage && fs::loadable(unit.types[i], *storage) ? *storage : unit.types[i];
@@ -139,7 +140,7 @@ rank_report load_rank(load_plan const& plan, request const& r, std::uint64_t ran
   report.rank = rank;
   report.baseline_rss = baseline;
   report.seconds = seconds_since(started);
-  report.peak_rss = peak_resident();
+  report.peak_rss = std::max(baseline, peak_resident());  // the counters of threads are summed late
   return report;
 }
 
@@ -171,7 +172,7 @@ std::vector<rank_report> in_threads(load_plan const& plan, request const& r, pro
         },
         memory);
     communicator.barrier({});  // a rank that failed fails the others here; all shards are there at once
-    reports[rank].peak_rss = peak_resident();
+    reports[rank].peak_rss = std::max(reports[rank].baseline_rss, peak_resident());
   });
   return reports;
 }
@@ -193,7 +194,9 @@ load_plan plan_of(request const& r) {
     plan.reason = r.layout.empty() ? "no configuration: every rank loads its part" : "--layout " + r.layout;
     return plan;
   }
-  auto const resolved = resolve_configuration(r.configuration);
+  auto wanted = r.configuration;
+  if (std::filesystem::exists(std::filesystem::path{r.directory} / "config.json")) wanted.model = r.directory;
+  auto const resolved = resolve_configuration(wanted);
   for (auto const& p : resolved.problems)
     if (p.level != fs::severity::note) fmt::print(stderr, "{}\n", problem_text(p, stderr));
   if (resolved.has_errors()) throw failure{"the configuration is refused; `flatshard explain` shows all of it"};
@@ -294,8 +297,8 @@ void load(request const& r) {
     if (one.header_hash != reports.front().header_hash)
       throw failure{fmt::format("ranks {} and {} saw different checkpoints: header hashes {:016x} and {:016x}",
                                 reports.front().rank, one.rank, reports.front().header_hash, one.header_hash)};
-  for (auto const& p : fs::open_checkpoint(r.directory).value().warnings())
-    fmt::print(stderr, "{}\n", problem_text(p, stderr));
+  auto const checkpoint = fs::open_checkpoint(r.directory).value();
+  for (auto const& p : checkpoint.warnings()) fmt::print(stderr, "{}\n", problem_text(p, stderr));
   if (r.as_json) {
     print_json(plan, r, reports, seconds);
   } else {

@@ -18,7 +18,9 @@ struct rank_report {
   std::uint64_t shard_bytes{};   ///< its segments, padding included
   std::uint64_t baseline_rss{};  ///< VmHWM before a file was opened
   std::uint64_t peak_rss{};      ///< VmHWM at the end
-  std::uint64_t digest{};        ///< of the checkpoint as this rank saw it: headers, configuration, layout
+  std::uint64_t file_bytes{};    ///< of all safetensors files
+  std::uint64_t tensor_bytes{};  ///< of the tensors in them
+  std::uint64_t header_hash{};   ///< of the checkpoint as this rank saw it
   std::uint64_t requests{};      ///< read calls that it made
   double seconds{};              ///< from before the first file was opened to the last byte in place
 };
