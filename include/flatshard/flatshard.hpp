@@ -3,8 +3,11 @@
 #pragma once
 
 #include <flatshard/communicator.hpp>      // IWYU pragma: export
+#include <flatshard/config/resolve.hpp>    // IWYU pragma: export
+#include <flatshard/document.hpp>          // IWYU pragma: export
 #include <flatshard/dtype.hpp>             // IWYU pragma: export
 #include <flatshard/extent.hpp>            // IWYU pragma: export
+#include <flatshard/laws.hpp>              // IWYU pragma: export
 #include <flatshard/layout.hpp>            // IWYU pragma: export
 #include <flatshard/layouts/blocks.hpp>    // IWYU pragma: export
 #include <flatshard/layouts/fsdp1.hpp>     // IWYU pragma: export
@@ -25,4 +28,5 @@
 #include <flatshard/require.hpp>           // IWYU pragma: export
 #include <flatshard/reshard.hpp>           // IWYU pragma: export
 #include <flatshard/unit.hpp>              // IWYU pragma: export
+#include <flatshard/value.hpp>             // IWYU pragma: export
 #include <flatshard/version.hpp>           // IWYU pragma: export

@@ -289,14 +289,14 @@ template <class A, class B, class C>
 /// `other_world` ranks, there and back, and to one rank through it. The test of a user's own policy:
 /// `CHECK_FALSE(first_broken_law(my_policy{}, unit, 8, 3))`.
 template <ShardingPolicy P>
-[[nodiscard]] std::optional<broken_law> first_broken_law(P const& policy, std::span<parameter const> unit,
+[[nodiscard]] std::optional<broken_law> first_broken_law(P const& policy, std::span<parameter const> of_unit,
                                                          std::size_t world_size, std::size_t other_world,
                                                          law_limits limits = {}) {
-  listed_layout<P> const a{policy, unit, world{world_size}}, again{P{policy}, unit, world{world_size}};
+  listed_layout<P> const a{policy, of_unit, world{world_size}}, again{P{policy}, of_unit, world{world_size}};
   if (auto b = first_broken_law(a, limits)) return b;
   if (a.hash() != again.hash() || !(a.policy() == again.policy()))
     return broken_law{"values", detail::described(a) + ": equal policies give different layouts"};
-  listed_layout<P> const other{policy, unit, world{other_world}}, one{policy, unit, world{1}};
+  listed_layout<P> const other{policy, of_unit, world{other_world}}, one{policy, of_unit, world{1}};
   if (auto b = first_broken_law(resharding{a, other}, limits)) return b;
   return first_broken_route(a, other, one, limits);
 }

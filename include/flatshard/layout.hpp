@@ -486,12 +486,12 @@ class layout {
   static constexpr piece_order order = detail::order_of<P>();
   using order_type = std::conditional_t<order == piece_order::by_start, typename Table::order_type, detail::no_order>;
 
-  constexpr void build(std::span<parameter const> unit) {
-    if constexpr (detail::sees_unit<P>) policy_ = policy_.for_unit(unit, world_.value());
-    segment_ = policy_.place(unit, world_.value(), table_.places);
+  constexpr void build(std::span<parameter const> of_unit) {
+    if constexpr (detail::sees_unit<P>) policy_ = policy_.for_unit(of_unit, world_.value());
+    segment_ = policy_.place(of_unit, world_.value(), table_.places);
     std::size_t real = 0;
-    for (std::size_t t = 0; t < unit.size(); ++t) {
-      require(table_.places[t].numel == unit[t].dims.numel(), "a policy must place every element of a tensor");
+    for (std::size_t t = 0; t < of_unit.size(); ++t) {
+      require(table_.places[t].numel == of_unit[t].dims.numel(), "a policy must place every element of a tensor");
       real = checked_add(real, table_.places[t].numel);
     }
     if constexpr (!equal_segments) {

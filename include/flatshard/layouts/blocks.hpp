@@ -85,12 +85,12 @@ class block_lines {
     block_grid grid;
   };
   template <class BlockOf>
-  constexpr block_lines(std::span<parameter const> unit, BlockOf block_of, std::size_t align) {
-    items_.reserve(unit.size());
+  constexpr block_lines(std::span<parameter const> of_unit, BlockOf block_of, std::size_t align) {
+    items_.reserve(of_unit.size());
     std::vector<std::size_t> lengths;
-    for (std::size_t t = 0; t < unit.size(); ++t) {
-      auto const grid = grid_of(unit[t].dims, block_of(unit[t]), align);
-      items_.push_back({t, unit[t].dims.numel(), 0, 0, grid});
+    for (std::size_t t = 0; t < of_unit.size(); ++t) {
+      auto const grid = grid_of(of_unit[t].dims, block_of(of_unit[t]), align);
+      items_.push_back({t, of_unit[t].dims.numel(), 0, 0, grid});
       if (lengths.empty() || lengths.back() != grid.length) lengths.push_back(grid.length);
     }
     std::sort(lengths.begin(), lengths.end(), [](std::size_t a, std::size_t b) { return a > b; });

@@ -167,8 +167,8 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
     if (how == filling::even_shares) {
       for (std::size_t l = 0; l < count; ++l) {
         auto const all = lines.end(l) - lines.begin(l);
-        auto const share = all / w * (r + 1) + all % w * (r + 1) / w;
-        take(l, lines.begin(l) + share + lines.length(l) - 1);
+        auto const even_part = all / w * (r + 1) + all % w * (r + 1) / w;
+        take(l, lines.begin(l) + even_part + lines.length(l) - 1);
       }
     } else if (how == filling::least_rest) {
       at = detail::least_rest{lines, from, segment}.result();
