@@ -354,7 +354,14 @@ class layout {
     auto const i = checked(r);
     require(j < segment_of(i), "the segment has no element of that number");
     if constexpr (order != piece_order::any) {
-      auto const after = first_with([&](std::size_t t) { return local_of(t, i) > j; });
+      // Sizes are mostly alike, so the share of the positions before this one says about where to begin to look.
+      auto const share_before =
+          contiguous_gather
+              ? (static_cast<double>(i) + static_cast<double>(j.value) / static_cast<double>(segment_.value)) /
+                    static_cast<double>(world_.value())
+              : static_cast<double>(j.value) / static_cast<double>(segment_.value);
+      auto const after = first_with([&](std::size_t t) { return local_of(t, i) > j; },
+                                    static_cast<std::size_t>(share_before * static_cast<double>(size())));
       if (after == 0) return {0, {}, true};
       return within(cut(tensor_at(after - 1), i), j);
     } else {
@@ -553,9 +560,17 @@ class layout {
   constexpr elements local_of(std::size_t t, std::size_t r) const {
     return policy_.local(table_.places[t], world_.value(), r);
   }
+  // The first position where `holds`, which is false, then true, over the tensors in order; from a guess outwards.
   template <class Predicate>
-  constexpr std::size_t first_with(Predicate holds) const {  // holds is false, then true, over the tensors in order
+  constexpr std::size_t first_with(Predicate holds, std::size_t guess) const {
     std::size_t low = 0, high = size();
+    if (guess < high && !holds(tensor_at(guess))) {
+      low = guess + 1;
+      for (std::size_t step = 1; high - low > step && !holds(tensor_at(low + step)); step *= 2) low += step + 1;
+    } else if (guess < high) {
+      high = guess;
+      for (std::size_t step = 1; high > step && holds(tensor_at(high - step)); step *= 2) high -= step;
+    }
     while (low < high) {
       auto const middle = low + (high - low) / 2;
       if (holds(tensor_at(middle))) {
@@ -581,7 +596,8 @@ class layout {
   constexpr std::size_t first_piece(std::size_t r) const {
     if constexpr (order != piece_order::any) {
       // pieces that lie at 0 are empty but for the last of them
-      auto const after = first_with([&](std::size_t t) { return local_of(t, r) > elements{0}; });
+      auto const after = first_with([&](std::size_t t) { return local_of(t, r) > elements{0}; },
+                                    contiguous_gather ? size() * r / world_.value() : 0);
       return after == 0 ? 0 : after - 1;
     } else {
       return 0;
