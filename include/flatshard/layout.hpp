@@ -149,9 +149,9 @@ class shape_pool {
 template <std::size_t T>
 struct fixed_table {
   using order_type = std::array<std::uint32_t, T>;
-  std::array<parameter, T> parameters{};
+  std::array<parameter, T> parameters;
   std::array<placement, T> places{};
-  constexpr void assign(std::array<parameter, T> const& unit) { parameters = unit; }
+  constexpr explicit fixed_table(std::array<parameter, T> const& of_unit) : parameters{of_unit} {}
   [[nodiscard]] constexpr std::string_view name(std::size_t t) const { return parameters[t].name; }
   [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::size_t t) const { return parameters[t].dims.sizes(); }
 };
@@ -161,15 +161,15 @@ struct listed_table {
   std::vector<std::uint32_t> shapes;
   shape_pool pool;
   std::vector<placement> places;
-  constexpr void assign(std::span<parameter const> unit) {
-    names.reserve(unit.size());
-    shapes.reserve(unit.size());
-    for (auto const& p : unit) {
+  constexpr explicit listed_table(std::span<parameter const> of_unit) {
+    names.reserve(of_unit.size());
+    shapes.reserve(of_unit.size());
+    for (auto const& p : of_unit) {
       names.push_back(p.name);
       shapes.push_back(pool.intern(p.dims));
     }
     pool.close();
-    places.resize(unit.size(), placement{});
+    places.resize(of_unit.size(), placement{});
   }
   [[nodiscard]] constexpr std::string_view name(std::size_t t) const { return names[t]; }
   [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::size_t t) const { return pool[shapes[t]]; }
@@ -248,14 +248,12 @@ class layout {
 
   template <std::size_t T>
   constexpr layout(P sharding_policy, std::array<parameter, T> const& of_unit, world<W> over)
-      : policy_{std::move(sharding_policy)}, world_{over} {
-    table_.assign(of_unit);
+      : policy_{std::move(sharding_policy)}, world_{over}, table_{of_unit} {
     build(of_unit);
   }
   constexpr layout(P sharding_policy, std::span<parameter const> of_unit,
                    world<W> over) requires std::same_as<Table, detail::listed_table>
-      : policy_{std::move(sharding_policy)}, world_{over} {
-    table_.assign(of_unit);
+      : policy_{std::move(sharding_policy)}, world_{over}, table_{of_unit} {
     build(of_unit);
   }
 
@@ -497,10 +495,14 @@ class layout {
     if constexpr (detail::sees_unit<P>) policy_ = policy_.for_unit(of_unit, world_.value());
     segment_ = policy_.place(of_unit, world_.value(), table_.places);
     std::size_t real = 0;
-    for (std::size_t t = 0; t < of_unit.size(); ++t) {
-      require(table_.places[t].numel == of_unit[t].dims.numel(), "a policy must place every element of a tensor");
-      real = checked_add(real, table_.places[t].numel);
+    bool whole = true, wraps = false;
+    auto const* place = table_.places.data();  // plain pointers: compilers run this loop, too, and count its steps
+    for (auto const *p = of_unit.data(), *const end = p + of_unit.size(); p != end; ++p, ++place) {
+      if (place->numel != p->dims.numel()) whole = false;
+      wraps |= __builtin_add_overflow(real, place->numel, &real);
     }
+    require(whole, "a policy must place every element of a tensor");
+    require(!wraps, "a sum of sizes must fit in 64 bits");
     if constexpr (!equal_segments) {
       placed_ = segment_;
       segment_ = {};
@@ -613,7 +615,7 @@ class layout {
   elements segment_{};
   [[no_unique_address]] std::conditional_t<equal_segments, detail::no_order, elements> placed_{};
   bool sorted_ = true;
-  Table table_{};
+  Table table_;
   [[no_unique_address]] order_type order_{};
 };
 template <class P, std::size_t T, std::size_t W>

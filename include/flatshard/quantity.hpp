@@ -21,8 +21,9 @@ inline namespace v0 {
 }
 /// The sum of two counts, or a broken rule.
 [[nodiscard]] constexpr std::size_t checked_add(std::size_t a, std::size_t b) {
-  require(a <= std::numeric_limits<std::size_t>::max() - b, "a sum of sizes must fit in 64 bits");
-  return a + b;
+  std::size_t sum = 0;
+  require(!__builtin_add_overflow(a, b, &sum), "a sum of sizes must fit in 64 bits");
+  return sum;
 }
 /// a / b rounded up; b > 0.
 [[nodiscard]] constexpr std::size_t ceil_div(std::size_t a, std::size_t b) { return a / b + (a % b != 0); }

@@ -21,13 +21,12 @@ struct fsdp2 : slot_cuts {
   friend constexpr bool operator==(fsdp2 const&, fsdp2 const&) = default;
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
     std::size_t segment = 0;
-    for (std::size_t i = 0; i < unit.size(); ++i) {
-      auto const& dims = unit[i].dims;
-      require(dims.rank > 0, "fsdp2 cannot shard a scalar");
-      auto const n = dims.numel();
-      auto const row = dims.dims[0] == 0 ? 0 : n / dims.dims[0];
-      out[i] = {n, segment, checked_mul(ceil_div(dims.dims[0], w), row)};
-      segment = checked_add(segment, out[i].step);
+    auto* t = out.data();
+    for (auto const *p = unit.data(), *const last = p + unit.size(); p != last; ++p, ++t) {
+      require(p->dims.rank > 0, "fsdp2 cannot shard a scalar");
+      auto const n = p->dims.numel(), rows = p->dims.dims[0];
+      *t = {n, segment, rows == 0 ? 0 : checked_mul(ceil_div(rows, w), n / rows)};
+      segment = checked_add(segment, t->step);
     }
     return {segment};
   }

@@ -32,10 +32,11 @@ struct zero3 : slot_cuts {
   friend constexpr bool operator==(zero3 const&, zero3 const&) = default;
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
     std::size_t segment = 0;
-    for (std::size_t i = 0; i < unit.size(); ++i) {
-      auto const n = unit[i].dims.numel();
-      out[i] = {n, segment, ceil_div(n, w)};
-      segment = checked_add(segment, out[i].step);
+    auto* t = out.data();
+    for (auto const *p = unit.data(), *const last = p + unit.size(); p != last; ++p, ++t) {
+      auto const n = p->dims.numel();
+      *t = {n, segment, ceil_div(n, w)};
+      segment = checked_add(segment, t->step);
     }
     return {segment};
   }
