@@ -22,74 +22,68 @@ namespace flatshard {
 inline namespace v0 {
 
 /// The keys that DeepSpeed knows at top level; every other one is ignored upstream in silence.
-inline constexpr std::array<std::string_view, 68> deepspeed_top_keys{"train_batch_size",
-                                                                     "train_micro_batch_size_per_gpu",
-                                                                     "gradient_accumulation_steps",
-                                                                     "zero_optimization",
-                                                                     "bf16",
-                                                                     "bfloat16",
-                                                                     "fp16",
-                                                                     "gradient_clipping",
-                                                                     "communication_data_type",
-                                                                     "seq_parallel_communication_data_type",
-                                                                     "gradient_allreduce_op",
-                                                                     "prescale_gradients",
-                                                                     "gradient_predivide_factor",
-                                                                     "zero_allow_untested_optimizer",
-                                                                     "zero_force_ds_cpu_optimizer",
-                                                                     "memory_breakdown",
-                                                                     "dump_state",
-                                                                     "steps_per_print",
-                                                                     "log_level",
-                                                                     "wall_clock_breakdown",
-                                                                     "data_types",
-                                                                     "torch_autocast",
-                                                                     "amp",
-                                                                     "optimizer",
-                                                                     "scheduler",
-                                                                     "checkpoint",
-                                                                     "hybrid_engine",
-                                                                     "compile",
-                                                                     "tensor_parallel",
-                                                                     "comms_logger",
-                                                                     "weight_quantization",
-                                                                     "tensorboard",
-                                                                     "wandb",
-                                                                     "csv_monitor",
-                                                                     "comet",
-                                                                     "sequence_parallel_size",
-                                                                     "activation_checkpointing",
-                                                                     "flops_profiler",
-                                                                     "autotuning",
-                                                                     "aio",
-                                                                     "elasticity",
-                                                                     "pipeline",
-                                                                     "curriculum_learning",
-                                                                     "data_efficiency",
-                                                                     "compression_training",
-                                                                     "nebula",
-                                                                     "sparse_attention",
-                                                                     "sparse_gradients",
-                                                                     "eigenvalue",
-                                                                     "quantize_training",
-                                                                     "progressive_layer_drop",
-                                                                     "graph_harvesting",
-                                                                     "disable_allgather",
-                                                                     "disable_python_gc",
-                                                                     "expert_parallel",
-                                                                     "data_parallel_size",
-                                                                     "mesh_param",
-                                                                     "dataloader_drop_last",
-                                                                     "use_data_before_expert_parallel_",
-                                                                     "zenflow",
-                                                                     "timers",
-                                                                     "communication_options",
-                                                                     "vocabulary_size",
-                                                                     "load_universal_checkpoint",
-                                                                     "inference_tp_size",
-                                                                     "seed",
-                                                                     "pipeline_parallel_size",
-                                                                     "data_sampling"};
+inline constexpr auto deepspeed_top_keys = std::to_array<std::string_view>({"allgather_size",
+                                                                            "train_batch_size",
+                                                                            "train_micro_batch_size_per_gpu",
+                                                                            "gradient_accumulation_steps",
+                                                                            "zero_optimization",
+                                                                            "bf16",
+                                                                            "bfloat16",
+                                                                            "fp16",
+                                                                            "gradient_clipping",
+                                                                            "communication_data_type",
+                                                                            "seq_parallel_communication_data_type",
+                                                                            "gradient_allreduce_op",
+                                                                            "prescale_gradients",
+                                                                            "gradient_predivide_factor",
+                                                                            "zero_allow_untested_optimizer",
+                                                                            "zero_force_ds_cpu_optimizer",
+                                                                            "memory_breakdown",
+                                                                            "dump_state",
+                                                                            "steps_per_print",
+                                                                            "log_level",
+                                                                            "wall_clock_breakdown",
+                                                                            "data_types",
+                                                                            "torch_autocast",
+                                                                            "amp",
+                                                                            "optimizer",
+                                                                            "scheduler",
+                                                                            "checkpoint",
+                                                                            "hybrid_engine",
+                                                                            "compile",
+                                                                            "tensor_parallel",
+                                                                            "comms_logger",
+                                                                            "weight_quantization",
+                                                                            "tensorboard",
+                                                                            "wandb",
+                                                                            "csv_monitor",
+                                                                            "comet",
+                                                                            "sequence_parallel_size",
+                                                                            "activation_checkpointing",
+                                                                            "flops_profiler",
+                                                                            "autotuning",
+                                                                            "aio",
+                                                                            "elasticity",
+                                                                            "pipeline",
+                                                                            "curriculum_learning",
+                                                                            "data_efficiency",
+                                                                            "compression_training",
+                                                                            "nebula",
+                                                                            "sparse_attention",
+                                                                            "sparse_gradients",
+                                                                            "eigenvalue",
+                                                                            "quantize_training",
+                                                                            "progressive_layer_drop",
+                                                                            "graph_harvesting",
+                                                                            "disable_allgather",
+                                                                            "disable_python_gc",
+                                                                            "expert_parallel",
+                                                                            "data_parallel_size",
+                                                                            "dataloader_drop_last",
+                                                                            "timers",
+                                                                            "vocabulary_size",
+                                                                            "use_data_before_expert_parallelism",
+                                                                            "use_node_local_storage"});
 
 /// Resolves one DeepSpeed configuration for `llamafactory` or `llamafactory-review`: first what happens while the model
 /// is built, then at the start of training. `micro` and `steps` are the front end's own batch numbers.
@@ -106,7 +100,8 @@ class deepspeed_under_llamafactory {
                                resolved_policies& policies)
       : root_{config.root()}, profile_{front_end}, facts_{f}, out_{out}, policies_{policies} {}
 
-  void resolve(value const& micro, value const& steps) {
+  /// While the model is built. Returns whether anything can follow: the root is an object.
+  bool load() {
     policies_.backend = backend_kind::deepspeed;
     report_duplicates(root_, out_);
     if (!root_->is(value_kind::object)) {
@@ -114,19 +109,28 @@ class deepspeed_under_llamafactory {
                  "the file holds " + std::string{name(root_->kind())} + ", an object is needed",
                  {"AttributeError", "llamafactory",
                   "'" + std::string{python_name(root_->kind())} + "' object has no attribute 'get'"});
-      return;
+      return false;
     }
-    report_top_keys();
     auto const trigger = llamafactory_load_trigger(root_);
     if (trigger.refused)
       out_.error(
           errc::section_not_object, trigger.where, at_load, trigger.reason,
           {"AttributeError", "llamafactory",
            "'" + std::string{python_name(root_["zero_optimization"]->kind())} + "' object has no attribute 'get'"});
-    auto const mode = choose_mode(trigger.active);
-    if (trigger.active && mode) load(*mode);
-    decide_load(trigger, mode);
-    train(mode, micro, steps);
+    if (trigger.active) {
+      chosen_ = true;
+      mode_ = choose_mode(at_load);
+      if (mode_) read_at_load(*mode_);
+    }
+    decide_load(trigger);
+    return true;
+  }
+
+  /// The start of training. `micro` and `steps` are the front end's own batch numbers.
+  void train(value const& micro, value const& steps) {
+    report_top_keys();
+    if (!chosen_) mode_ = choose_mode(at_train);
+    train_with(mode_, micro, steps);
   }
 
  private:
@@ -170,8 +174,9 @@ class deepspeed_under_llamafactory {
   }
 
   /// The precision mode with its decision; none if the front end refuses the configuration.
-  std::optional<precision_mode> choose_mode(bool at_model_building) {
-    auto const when = at_model_building ? at_load : at_train;
+  std::optional<precision_mode> choose_mode(std::string_view moment) {
+    // what fails at load fails at train too: the same look at the same file
+    auto const when = moment == at_load ? both_moments : at_train;
     auto const first = profile_ == profile::llamafactory ? "fp16" : "bf16";
     auto const second = profile_ == profile::llamafactory ? "bf16" : "fp16";
     for (auto const key : {first, second}) {
@@ -181,7 +186,6 @@ class deepspeed_under_llamafactory {
                  "found " + std::string{name(section->kind())} + ", allowed: an object such as {\"enabled\": true}",
                  {"AttributeError", "llamafactory",
                   "'" + std::string{python_name(section->kind())} + "' object has no attribute 'get'"});
-      mark_both(at_model_building);
       return std::nullopt;
     }
     auto const bf16 = root_["bf16"]["enabled"], fp16 = root_["fp16"]["enabled"];
@@ -199,7 +203,6 @@ class deepspeed_under_llamafactory {
                      "fp16.enabled to false or remove it, and bf16.enabled to true",
                  {"ValueError", "llamafactory",
                   "DeepSpeed only supports bf16 mixed precision for now, fp16 is not supported."});
-      mark_both(at_model_building);
       out_.decide("precision", "refused", inputs, std::string{choice.rule}, fp16.where());
       return std::nullopt;
     }
@@ -212,10 +215,6 @@ class deepspeed_under_llamafactory {
     warn_odd_word(bf16, choice.mode);
     warn_odd_word(fp16, choice.mode);
     return choice.mode;
-  }
-  // An error of the mode at load is one at train too: the same look at the same file.
-  void mark_both(bool at_model_building) {
-    if (at_model_building) out_.problems.back().when = both_moments;
   }
   void warn_odd_word(node const& enabled, precision_mode mode) {
     if (!enabled.present() || enabled->is(value_kind::boolean) || enabled->is_text("auto")) return;
@@ -231,7 +230,7 @@ class deepspeed_under_llamafactory {
   }
 
   /// While the model is built: pins, native checks, triangle with the communicator still down.
-  void load(precision_mode mode) {
+  void read_at_load(precision_mode mode) {
     auto copy = config_with_mode(mode);
     pin(copy, "gradient_accumulation_steps");
     pin(copy, "train_micro_batch_size_per_gpu");
@@ -240,7 +239,6 @@ class deepspeed_under_llamafactory {
     auto const result = native(copy, facts_.world_at_load, at_load, zero);
     if (!result) return;
     policies_.batch_at_load = result->sizes;
-    load_trace_ = result->trace;
   }
   static void pin(value& copy, std::string_view key) {
     if (!copy.has(key) || copy[key].is_text("auto")) copy.set(key, 1);
@@ -253,9 +251,9 @@ class deepspeed_under_llamafactory {
     return copy;
   }
 
-  void decide_load(trigger_answer const& trigger, std::optional<precision_mode> mode) {
+  void decide_load(trigger_answer const& trigger) {
     auto& load = policies_.load;
-    load.partitioned = trigger.active && mode;
+    load.partitioned = trigger.active && mode_.has_value();
     load.reason = trigger.reason;
     load.where = trigger.where;
     auto& d = out_.decide("zero3_loading", load.partitioned ? "true" : "false", trigger.reason, rule("zero3_loading"),
@@ -263,7 +261,7 @@ class deepspeed_under_llamafactory {
     if (trigger.refused) d.upstream = out_.problems.empty() ? d.upstream : "AttributeError (llamafactory), at load";
     if (load.partitioned) {
       load.way = load_way::zero_init;
-      load.type = dtype_of_mode(*mode);
+      load.type = dtype_of_mode(*mode_);
       out_.decide("zero3_loading.dtype", std::string{name(load.type)},
                   "the precision mode of the file, not a requested load dtype", rule("zero3_loading.dtype"),
                   trigger.where);
@@ -279,7 +277,7 @@ class deepspeed_under_llamafactory {
   }
 
   /// The start of training: what the front end and accelerate write into the file, then DeepSpeed's own reading.
-  void train(std::optional<precision_mode> mode, value const& micro, value const& steps) {
+  void train_with(std::optional<precision_mode> mode, value const& micro, value const& steps) {
     auto const world = facts_.world.value_or(1);
     auto copy = mode ? config_with_mode(*mode) : *root_;
     if (mode) check_environment(*mode);
@@ -469,7 +467,7 @@ class deepspeed_under_llamafactory {
                     {"ValueError", "deepspeed", "Invalid gradient_allreduce_op"});
     }
     document const placed{config, root_.where().file};
-    read_zero_section(placed.root()["zero_optimization"], zero, when, found);
+    read_zero_section(placed.root()["zero_optimization"], zero, when, found, config["allgather_size"]);
     if (root_["gradient_allreduce_op"]->is(value_kind::string) &&
         lower(root_["gradient_allreduce_op"]->text()) == "sum" && zero.stage.number == 3)
       found.error(errc::bad_allreduce_op, root_["gradient_allreduce_op"].where(), when,
@@ -769,7 +767,9 @@ class deepspeed_under_llamafactory {
   facts const& facts_;
   findings& out_;
   resolved_policies& policies_;
-  std::string load_trace_, hidden_size_source_;
+  bool chosen_ = false;
+  std::optional<precision_mode> mode_;
+  std::string hidden_size_source_;
   std::int64_t hidden_size_ = 0;
   std::array<bool, 3> unknown_bucket_{};
   dtype communication_ = dtype::none;
@@ -780,7 +780,8 @@ class deepspeed_under_llamafactory {
 
 inline void resolve_deepspeed(document const& config, profile front_end, facts const& f, value const& micro,
                               value const& steps, findings& out, resolved_policies& policies) {
-  detail::deepspeed_under_llamafactory{config, front_end, f, out, policies}.resolve(micro, steps);
+  detail::deepspeed_under_llamafactory file{config, front_end, f, out, policies};
+  if (file.load()) file.train(micro, steps);
 }
 
 }  // namespace v0

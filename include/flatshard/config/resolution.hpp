@@ -75,12 +75,14 @@ struct fsdp2_policy {
   std::int64_t replicate = 1, shard = 1;
   bool offload_params = false;
   value pin_memory;
+  bool embedding_unit = true;  ///< the embedding is a unit of its own: it is not tied to the head
 };
 
 /// LLaMA-Factory's four mesh sizes and its batch; values as upstream keeps them.
 struct llamafactory_policy {
   value mp_replicate_size, mp_shard_size, dp_size, cp_size;
   value micro_batch_size, global_batch_size, num_micro_batch;
+  value max_grad_norm;
 };
 
 /// ZeRO's settings that a trainer or an estimate needs.
@@ -132,6 +134,21 @@ struct resolution {
   [[nodiscard]] resolution value() && {
     if (has_errors()) throw_bad_input(config_error{std::move(problems)});
     return std::move(*this);
+  }
+  /// Equal on ranks that decided alike: FNV-1a 64 over the keys and values of the decisions. Complexity: O(decisions).
+  [[nodiscard]] std::uint64_t hash() const {
+    std::uint64_t h = 0xcbf29ce484222325u;
+    auto const add = [&h](std::string_view text) {
+      for (char const c : text) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+      h = (h ^ 0xFFu) * 0x100000001b3u;  // no byte of UTF-8: the end of a text
+    };
+    add(name(front_end));
+    for (auto const& d : decisions) {
+      add(d.key);
+      add(d.value);
+      add(d.load_value);
+    }
+    return h;
   }
   /// The decision of a key, or null.
   [[nodiscard]] decision const* find(std::string_view key) const {
