@@ -62,6 +62,8 @@ struct member_of {
   std::vector<shadowed_value<Value>> shadowed;
 };
 class value;
+/// The value that is not there.
+[[nodiscard]] value const& absent_value();
 using object_member = member_of<value>;
 
 /// Values may be nested this deep, an array in an array counting as two; a reader reports a deeper text as an error,
@@ -242,6 +244,11 @@ inline value value::number(std::string_view spelling) {
   return v;
 }
 
+inline value const& absent_value() {
+  static value const absent;
+  return absent;
+}
+
 inline std::optional<double> value::number() const {
   if (kind_ == value_kind::boolean) return flag_ ? 1.0 : 0.0;
   if (kind_ == value_kind::floating) return floating_;
@@ -250,10 +257,9 @@ inline std::optional<double> value::number() const {
 }
 
 inline value const& value::operator[](std::string_view key) const {
-  static value const absent;
   for (auto const& m : members_)
     if (m.key == key) return m.held;
-  return absent;
+  return absent_value();
 }
 
 inline value& value::push_back(value element) {
