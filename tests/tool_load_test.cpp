@@ -191,7 +191,8 @@ TEST_CASE("wrong numbers of ranks are wrong usage") {
            {{"load", "x", "--world", "2", "--layout", "zero3", "--config", "c"}, "--config excludes --layout"},
            {{"load", "x", "--world", "2", "--deadline", "0"}, "--deadline"},
        }) {
-    CAPTURE(words);
+    auto const shown_words = words.empty() ? std::string{} : words.back();
+    CAPTURE(shown_words);
     auto const r = run(words);
     CHECK(r.code == 2);
     CHECK(r.out.empty());
