@@ -261,10 +261,10 @@ TEST_CASE("a damaged checkpoint is an error with file and reason, once for all r
 
 TEST_CASE("a rank that dies is named, the others are ended, nothing hangs") {
   folder const dir;
-  auto const model = make(dir, "model", {"--arch", "llama", "--size", "6G", "--sparse"});
+  auto const model = make(dir, "model", {"--arch", "llama", "--size", "2G", "--sparse"});
   slow_load one{model};
   ::kill(one.ranks[2], SIGKILL);
-  auto const [code, signal] = one.program.wait(std::chrono::seconds{20});
+  auto const [code, signal] = one.program.wait(std::chrono::seconds{60});
   CHECK(code == 1);
   CHECK(signal == 0);
   CHECK(one.program.out().empty());
@@ -278,7 +278,7 @@ TEST_CASE("a rank that dies is named, the others are ended, nothing hangs") {
   // A stopped rank shows no sign of life.
   slow_load two{model, {"--deadline", "1"}};
   ::kill(two.ranks[1], SIGSTOP);
-  auto const [stopped_code, stopped_signal] = two.program.wait(std::chrono::seconds{20});
+  auto const [stopped_code, stopped_signal] = two.program.wait(std::chrono::seconds{60});
   CHECK(stopped_code == 1);
   CHECK_MESSAGE(two.program.err().find("rank 1: no sign of life for 1 s") != std::string::npos, two.program.err());
   CHECK(two.program.out().empty());
@@ -288,7 +288,7 @@ TEST_CASE("a rank that dies is named, the others are ended, nothing hangs") {
   for (auto const how : {SIGKILL, SIGINT, SIGTERM}) {
     slow_load three{model};
     ::kill(three.program.process(), how);
-    CHECK(three.program.wait(std::chrono::seconds{20}).second == how);
+    CHECK(three.program.wait(std::chrono::seconds{60}).second == how);
     CHECK(!three.any_left());
     CHECK(three.program.out().empty());
   }
