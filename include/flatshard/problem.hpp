@@ -140,7 +140,9 @@ enum class errc : std::uint8_t {
   mpi_starts_nothing,
   unknown_profile,
   meta_weights_unfilled,
-  named_file_missing
+  named_file_missing,
+  list_type,
+  string_type
 };
 
 /// The code as it is printed: snake_case for files, kebab-case for configurations.
@@ -333,6 +335,8 @@ inline std::string_view name(errc code) {
     case errc::unknown_profile: return "unknown-profile";
     case errc::meta_weights_unfilled: return "meta-weights-unfilled";
     case errc::named_file_missing: return "file-missing";
+    case errc::list_type: return "list-type";
+    case errc::string_type: return "string-type";
   }
   return "other";
 }
