@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-/// JSON text through Boost.JSON: a strict walk with the place of every token. The only header that names Boost.JSON.
+/// JSON text through Boost.JSON: a strict walk with the place of every token, and whole documents. The only header that
+/// names Boost.JSON.
 #pragma once
 
+#include <flatshard/config/dialect.hpp>
+#include <flatshard/document.hpp>
 #include <flatshard/result.hpp>
 
 #include <algorithm>
+#include <array>
+#include <cerrno>
 #include <concepts>
 #include <cstddef>
+#include <cstring>
+#include <fstream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -141,6 +148,112 @@ template <JsonHandler H>
   if (parser.handler().stopped()) return {json_end::kind::stopped, read, {}};
   auto const deep = error == boost::json::make_error_code(boost::json::error::too_deep);
   return {deep ? json_end::kind::too_deep : json_end::kind::syntax, read, error.message()};
+}
+
+namespace detail {
+
+/// Fills a document_builder from the events of a strict text, with the positions and numbers of the original one.
+class json_to_document {
+ public:
+  json_to_document(std::string_view original, strict_json const& strict, document_builder& builder)
+      : original_{original}, strict_{strict}, builder_{builder} {}
+  bool object_begin(std::size_t at) { return builder_.begin(value_kind::object, strict_.position(at)); }
+  bool array_begin(std::size_t at) { return builder_.begin(value_kind::array, strict_.position(at)); }
+  bool object_end(std::size_t at) { return builder_.end(strict_.position(at) + 1); }
+  bool array_end(std::size_t at) { return builder_.end(strict_.position(at) + 1); }
+  bool key(std::string_view text, std::size_t at) {
+    auto const begin = strict_.position(at);
+    if (!strict_json::number_word(text).empty() && original_[begin] != '"') {
+      word_as_key_at_ = begin;
+      return false;
+    }
+    builder_.key(strict_.decoded(text), begin, string_end(begin));
+    return true;
+  }
+  bool string(std::string_view text, std::size_t at) {
+    auto const begin = strict_.position(at);
+    if (original_[begin] == '"') return builder_.scalar(value{strict_.decoded(text)}, begin, string_end(begin));
+    auto const word = strict_json::number_word(text);
+    return builder_.scalar(value::number(word), begin, begin + word.size());
+  }
+  bool number(std::string_view, std::size_t at) {
+    auto const begin = strict_.position(at);
+    auto const end = std::min(original_.find_first_not_of("+-.0123456789eE", begin), original_.size());
+    return builder_.scalar(value::number(original_.substr(begin, end - begin)), begin, end);
+  }
+  bool boolean(bool b, std::size_t at) {
+    auto const begin = strict_.position(at);
+    return builder_.scalar(value{b}, begin, begin + (b ? 4 : 5));
+  }
+  bool null(std::size_t at) {
+    auto const begin = strict_.position(at);
+    return builder_.scalar(value{nullptr}, begin, begin + 4);
+  }
+  [[nodiscard]] std::size_t word_as_key_at() const { return word_as_key_at_; }
+
+ private:
+  [[nodiscard]] std::size_t string_end(std::size_t begin) const {
+    auto at = begin + 1;
+    while (at < original_.size() && original_[at] != '"') at += original_[at] == '\\' ? 2 : 1;
+    return std::min(at + 1, original_.size());
+  }
+  std::string_view original_;
+  strict_json const& strict_;
+  document_builder& builder_;
+  std::size_t word_as_key_at_ = std::string_view::npos;
+};
+
+}  // namespace detail
+
+/// Reads one JSON text as Python's json module does: RFC 8259, plus NaN, Infinity, -Infinity and lone surrogate
+/// escapes; of a repeated key the last value counts and all are kept. `file` names the text in messages. A text above
+/// the limits of value.hpp (16 MiB, 1000000 values, 256 deep) is an error. Complexity: O(text).
+[[nodiscard]] inline result<document> parse_json(std::string_view text, std::string_view file = {}) {
+  auto const refused = [&](place where, std::string detail) {
+    return config_error{problem{errc::json_syntax, std::move(where), std::move(detail), severity::error, "read",
+                                "JSONDecodeError (json)"}};
+  };
+  if (text.size() > max_text_bytes) return refused({std::string{file}, {}, 1, 1}, "the text is larger than 16 MiB");
+  document_builder builder{text, file};
+  if (text.starts_with("\xEF\xBB\xBF"))
+    return refused(builder.place_of(0),
+                   "the text starts with a byte order mark, which strict JSON forbids; save it without");
+  strict_json const strict{text};
+  detail::json_to_document handler{text, strict, builder};
+  auto const end = walk_json(strict.text(), handler, max_nesting);
+  if (end.how == json_end::kind::whole) return std::move(builder).finish();
+  if (end.how == json_end::kind::too_deep)
+    return refused(builder.place_of(strict.position(end.at)), "the text is nested more than 256 deep, our limit");
+  if (end.how == json_end::kind::stopped) {
+    if (handler.word_as_key_at() != std::string_view::npos)
+      return refused(builder.place_of(handler.word_as_key_at()), "a number word stands where a quoted key must");
+    return refused(builder.place_of(strict.position(end.at)), std::string{builder.limit_passed()} + ", our limit");
+  }
+  return refused(builder.place_of(strict.position(end.at)),
+                 "not strict JSON: " + end.message +
+                     "; comments, trailing commas, unquoted keys and single quotes are not allowed");
+}
+
+/// Reads a file and parses it. A file that is missing, unreadable or larger than 16 MiB is an error with its path.
+[[nodiscard]] inline result<document> parse_file(std::string const& path) {
+  auto const refused = [&](errc code, std::string detail) {
+    return config_error{problem{code, {path, {}, 0, 0}, std::move(detail), severity::error, "read", {}}};
+  };
+  errno = 0;
+  std::ifstream in{path, std::ios::binary};
+  if (!in) {
+    auto const reason = errno;
+    return refused(reason == ENOENT ? errc::file_missing : errc::file_unreadable,
+                   "the file cannot be opened: " + std::string{reason != 0 ? std::strerror(reason) : "unknown reason"});
+  }
+  std::string text;
+  std::array<char, 65536> block{};
+  while (in.good() && text.size() <= max_text_bytes) {
+    in.read(block.data(), static_cast<std::streamsize>(block.size()));
+    text.append(block.data(), static_cast<std::size_t>(in.gcount()));
+  }
+  if (in.bad() || (text.empty() && !in.eof())) return refused(errc::file_unreadable, "the file cannot be read");
+  return parse_json(text, path);
 }
 
 }  // namespace v0
