@@ -175,8 +175,7 @@ TEST_CASE("64-bit sizes: around 2^31, 2^32 and 2^40 elements nothing wraps; past
         for (std::size_t const i : {std::size_t{0}, n / 2, n - 1}) {
           auto const owner = l.owner(0, elements{i});
           CHECK(l.at(owner, l.local(0, elements{i})) == element_place{0, {i}, false});
-          auto const wide = static_cast<wide_int>(l.segment().value) * index(owner) +
-                            l.local(0, elements{i}).value;
+          auto const wide = static_cast<wide_int>(l.segment().value) * index(owner) + l.local(0, elements{i}).value;
           CHECK(static_cast<std::uint64_t>(wide >> 64) == 0);
           CHECK(l.gathered(0, elements{i}).value == static_cast<std::uint64_t>(wide));
         }

@@ -141,15 +141,16 @@ class layout {
   };
 
   template <std::size_t T>
-  constexpr layout(P policy, std::array<parameter, T> const& unit, world<W> w) : policy_{policy}, world_{w} {
-    table_.parameters = unit;
+  constexpr layout(P sharding_policy, std::array<parameter, T> const& of_unit, world<W> over)
+      : policy_{sharding_policy}, world_{over} {
+    table_.parameters = of_unit;
     build();
   }
-  constexpr layout(P policy, std::span<parameter const> unit,
-                   world<W> w) requires std::same_as<Table, detail::listed_table>
-      : policy_{policy}, world_{w} {
-    table_.parameters.assign(unit.begin(), unit.end());
-    table_.places.resize(unit.size());
+  constexpr layout(P sharding_policy, std::span<parameter const> of_unit,
+                   world<W> over) requires std::same_as<Table, detail::listed_table>
+      : policy_{sharding_policy}, world_{over} {
+    table_.parameters.assign(of_unit.begin(), of_unit.end());
+    table_.places.resize(of_unit.size());
     build();
   }
 

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Everything that needs the standard library alone: `g++ -std=c++20 -I include x.cpp` and nothing else.
+#pragma once
+
+#include <flatshard/communicator.hpp>    // IWYU pragma: export
+#include <flatshard/dtype.hpp>           // IWYU pragma: export
+#include <flatshard/extent.hpp>          // IWYU pragma: export
+#include <flatshard/layout.hpp>          // IWYU pragma: export
+#include <flatshard/layouts/fsdp2.hpp>   // IWYU pragma: export
+#include <flatshard/layouts/native.hpp>  // IWYU pragma: export
+#include <flatshard/layouts/zero3.hpp>   // IWYU pragma: export
+#include <flatshard/memory_arena.hpp>    // IWYU pragma: export
+#include <flatshard/policy.hpp>          // IWYU pragma: export
+#include <flatshard/problem.hpp>         // IWYU pragma: export
+#include <flatshard/quantity.hpp>        // IWYU pragma: export
+#include <flatshard/require.hpp>         // IWYU pragma: export
+#include <flatshard/unit.hpp>            // IWYU pragma: export
+#include <flatshard/version.hpp>         // IWYU pragma: export

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// Units over a fake of one rank that records its calls; many ranks are in ranks_test.
+#include <flatshard/layouts/fsdp2.hpp>
+#include <flatshard/layouts/native.hpp>
+#include <flatshard/layouts/zero3.hpp>
+#include <flatshard/unit.hpp>
+
+#include <cstddef>
+#include <cstring>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+using namespace flatshard;
+
+namespace {
+
+// A group of one rank; remembers what it was asked.
+struct lone_rank {
+  using stream_type = inline_stream;
+  std::vector<std::string> calls;
+  int size() const { return 1; }
+  rank_id self() const { return rank_id{0}; }
+  template <class Full, class Shard>
+  void all_gather(std::span<Full> full, std::span<Shard const> shard, inline_stream) {
+    require(full.size() == shard.size(), "full [size * shard]");
+    calls.push_back("all_gather " + std::to_string(shard.size()));
+    if constexpr (std::is_same_v<Full, Shard>) {
+      if (!shard.empty() && full.data() != shard.data()) std::memcpy(full.data(), shard.data(), full.size_bytes());
+    } else {
+      for (std::size_t i = 0; i < full.size(); ++i) full[i] = narrow<Full>(shard[i]);
+    }
+  }
+  template <class Out, class In>
+  void reduce_scatter(std::span<Out> out, std::span<In const> in, reduce_options o, inline_stream) {
+    calls.push_back("reduce_scatter " + std::to_string(out.size()));
+    for (std::size_t i = 0; i < out.size(); ++i)
+      out[i] = narrow<Out>((o.accumulate ? widen(out[i]) : 0.0f) + widen(in[i]) * o.scale);
+  }
+  void broadcast(std::span<std::byte>, rank_id, inline_stream) {}
+  void all_reduce(std::span<double>, reduction, inline_stream) { calls.push_back("all_reduce"); }
+  void barrier(inline_stream) {}
+  void wait(inline_stream) {}
+  void abort() {}
+};
+static_assert(Communicator<lone_rank>);
+
+struct buffer {  // 256-byte aligned, poisoned
+  explicit buffer(std::size_t n) : memory(n + 256, std::byte{0x77}) {}
+  std::span<std::byte> span() {
+    auto const base = reinterpret_cast<std::uintptr_t>(memory.data());
+    return std::span{memory}.subspan((256 - base % 256) % 256, memory.size() - 256);
+  }
+  std::vector<std::byte> memory;
+};
+
+std::vector<parameter> const two{{"w", {3, 5}}, {"b", {7}}};
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("gather gives whole tensors in the compute dtype, and a second gather is free", Sharding, native,
+                   zero3, fsdp2) {
+  buffer memory{1 << 16};
+  memory_arena arena{memory.span()};
+  lone_rank comm;
+  inline_stream const s;
+  {
+    sharded_unit unit{std::span<parameter const>{two}, world{1}, fsdp2_bf16, Sharding{}, arena};
+    CHECK(unit.master().data() == reinterpret_cast<float*>(unit.storage().data));
+    CHECK_FALSE(unit.has_master());
+    for (std::size_t t = 0; t < 2; ++t) {
+      auto const p = unit.layout().piece_of(t, rank_id{0});
+      for (std::size_t i = 0; i < p.size().value; ++i)
+        unit.master()[p.local.value + i] = static_cast<float>(100 * t + i);
+    }
+    CHECK_FALSE(unit.live());
+    auto const before = arena.used();
+    auto const w = gather(unit, comm, s);
+    CHECK(unit.live());
+    CHECK(w["w"].dims == shape{3, 5});
+    for (std::size_t i = 0; i < 15; ++i) CHECK(widen(w["w"].template data<bf16>()[i]) == static_cast<float>(i));
+    for (std::size_t i = 0; i < 7; ++i) CHECK(widen(w["b"].template data<bf16>()[i]) == static_cast<float>(100 + i));
+    static_cast<void>(gather(unit, comm, s));
+    CHECK(unit.counters().gathers == 1);
+    CHECK(unit.counters().gathered == size_of(unit.layout().gathered(), dtype::bf16));
+    CHECK_THROWS_WITH_AS(static_cast<void>(w["w"].template data<float>()),
+                         "a tensor is read as the type that its buffer has", broken_rule);
+    CHECK_THROWS_WITH_AS(static_cast<void>(w["x"]), "the unit has no parameter of that name", broken_rule);
+    release(unit, s);
+    CHECK(arena.used() == before);
+    CHECK_THROWS_WITH_AS(static_cast<void>(w["w"]), "the weights of a unit are read between gather and release",
+                         broken_rule);
+    auto const need = bytes_needed(unit.layout(), fsdp2_bf16);
+    CHECK(before == need.persistent);
+    CHECK(arena.peak() <= need.persistent + need.gathered + need.staging);
+  }
+  CHECK(arena.used() == bytes{0});
+  CHECK(comm.calls.front() == "all_gather 8");  // the agreement on the layout comes first
+}
+
+TEST_CASE_TEMPLATE("gradients are reduced into the shard, scaled, accumulated; padding stays zero", Sharding, native,
+                   zero3, fsdp2) {
+  buffer memory{1 << 16};
+  memory_arena arena{memory.span()};
+  lone_rank comm;
+  inline_stream const s;
+  for (auto const& p :
+       {fsdp2_bf16, deepspeed_bf16, deepspeed_fp32, precision{.reduce = dtype::f32, .grad_accum = dtype::bf16}}) {
+    sharded_unit unit{std::span<parameter const>{two}, world{1}, p, Sharding{}, arena};
+    auto const before = arena.used();
+    for (int round = 0; round < 2; ++round) {
+      auto const g = unit.gradients();
+      detail::with_element(p.reduce, [&]<class T>(T) {
+        for (auto& x : g["w"].template data<T>()) {
+          CHECK(widen(x) == 0.0f);
+          x = narrow<T>(4.0f);
+        }
+        g["b"].template data<T>()[6] = narrow<T>(8.0f);
+      });
+      reduce_scatter(unit, comm, {.scale = 0.5f, .accumulate = round == 1}, s);
+    }
+    CHECK(arena.used() == before);
+    CHECK(unit.counters().reduce_scatters == 2);
+    detail::with_element(p.grad_accum, [&]<class T>(T) {
+      auto const grad = unit.template grad<T>();
+      auto const w = unit.layout().piece_of(0, rank_id{0});
+      auto const b = unit.layout().piece_of(1, rank_id{0});
+      float sum = 0;
+      for (auto const x : grad) sum += widen(x);
+      CHECK(sum == 15 * 4.0f + 8.0f);
+      CHECK(widen(grad[w.local.value + 14]) == 4.0f);
+      CHECK(widen(grad[b.local.value + 6]) == 8.0f);
+    });
+    std::vector<sharded_unit<precision, Sharding>> units;
+    units.push_back(std::move(unit));
+    CHECK(global_norm(units, comm, s) == doctest::Approx(std::sqrt(15 * 16.0 + 64.0)));
+  }
+  CHECK(arena.used() == bytes{0});
+}
+
+TEST_CASE("the storage follows the master copy at the next gather") {
+  buffer memory{1 << 16};
+  memory_arena arena{memory.span()};
+  lone_rank comm;
+  inline_stream const s;
+  sharded_unit unit{std::span<parameter const>{two}, world{1}, static_precision<deepspeed_bf16>{}, zero3{}, arena};
+  CHECK(unit.has_master());
+  unit.master()[0] = 1.00390625f;  // halfway between two bf16 numbers: to even
+  static_cast<void>(gather(unit, comm, s));
+  CHECK(detail::typed<bf16>(unit.storage())[0].bits == 0x3F80);
+  release(unit, s);
+  unit.master()[0] = 3.0f;
+  unit.publish(comm, s);
+  CHECK(widen(detail::typed<bf16>(unit.storage())[0]) == 3.0f);
+}
+
+TEST_CASE("misuse is a broken rule with its sentence") {
+  buffer memory{1024};
+  memory_arena arena{memory.span()};
+  CHECK_THROWS_WITH_AS((sharded_unit{std::span<parameter const>{two}, world{1}, fsdp2_fp32, native{}, arena, 9}),
+                       "the arena is too small for the buffers of its units (see bytes_needed)", broken_rule);
+  lone_rank comm;
+  buffer more{1 << 16};
+  memory_arena wide{more.span()};
+  sharded_unit unit{std::span<parameter const>{two}, world{2}, fsdp2_fp32, native{}, wide};
+  CHECK_THROWS_WITH_AS(static_cast<void>(gather(unit, comm, inline_stream{})),
+                       "the communicator and the unit must have the same world size", broken_rule);
+  CHECK_THROWS_WITH_AS(static_cast<void>(unit.state(2)), "the unit has no optimizer state of that number", broken_rule);
+  CHECK_THROWS_AS(memory_arena{more.span().subspan(1)}, broken_rule);
+}
+
+TEST_CASE("an arena hands out aligned blocks, joins what comes back, and refuses a block twice") {
+  buffer memory{2048};
+  memory_arena arena{memory.span()};
+  auto const a = arena.take({1}), b = arena.take({256}), c = arena.take({257});
+  CHECK(reinterpret_cast<std::uintptr_t>(b.data()) % 256 == 0);
+  CHECK(arena.used() == bytes{1024});
+  arena.give_back(a);
+  arena.give_back(c);
+  CHECK_THROWS_WITH_AS(arena.give_back(a), "a block is given back once", broken_rule);
+  arena.give_back(b);
+  CHECK(arena.used().value == 0);
+  CHECK(arena.take({2048}).size() == 2048);
+  CHECK(arena.peak() == bytes{2048});
+}
