@@ -291,7 +291,7 @@ class sequence_model {
     for (std::size_t t = 0; t < t_; ++t) std::copy_n(table + row_of(ids[t]) * m_.hidden, m_.hidden, x + t * m_.hidden);
   }
 
-  /// y = one decoder layer of x. Shapes: [tokens, hidden]; y may be x only if x is not needed again.
+  /// y = one decoder layer of x, or, without y, only what the backward pass needs. Shapes: [tokens, hidden].
   void layer_forward(A* y, A const* x, tensor_pointers<A const> const& w, layer_memory<A>& kept) {
     auto const q = m_.heads * m_.head_dim, kv = m_.kv_heads * m_.head_dim, h = m_.hidden, wide = m_.intermediate;
     norm_forward(kept.h1.data(), kept.inverse1.data(), x, w[input_norm], t_, h, m_.epsilon);
@@ -315,6 +315,7 @@ class sequence_model {
     norm_forward(kept.h2.data(), kept.inverse2.data(), kept.x2.data(), w[post_norm], t_, h, m_.epsilon);
     linear(kept.gate.data(), wide, kept.h2.data(), h, w[gate_weight], w[gate_bias]);
     linear(kept.up.data(), wide, kept.h2.data(), h, w[up_weight], w[up_bias]);
+    if (y == nullptr) return;
     gated_forward(wide1_.data(), kept.gate.data(), kept.up.data(), t_ * wide);
     linear(row1_.data(), h, wide1_.data(), wide, w[down_weight], w[down_bias]);
     add(y, kept.x2.data(), row1_.data(), t_ * h);

@@ -28,7 +28,11 @@ class config_reader {
   explicit config_reader(flatshard::document const& d) : root_{d.root()} {}
 
   void refuse(flatshard::node const& n, std::string text) {
-    problems_.push_back({flatshard::errc::model_config, n.where(), std::move(text)});
+    flatshard::problem p;
+    p.code = flatshard::errc::model_config;
+    p.where = n.where();
+    p.detail = std::move(text);
+    problems_.push_back(std::move(p));
   }
   /// An integer of at least 1; `otherwise` where the key is absent or null, if there is such a default.
   std::size_t size(std::string_view key, std::optional<std::size_t> otherwise = {}) {
