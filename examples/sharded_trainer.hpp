@@ -67,11 +67,11 @@ template <class Precision, class Sharding, flatshard::Communicator C>
 class sharded_trainer {
   static constexpr Precision roles_{};
   static constexpr bool narrow_wire = roles_(flatshard::role::reduce) != flatshard::dtype::f32;
-  using grad_element = compute_element<roles_(flatshard::role::grad_accum)>;
   using wire_element = compute_element<roles_(flatshard::role::reduce)>;
 
  public:
   using A = compute_element<roles_(flatshard::role::compute)>;
+  using grad_element = compute_element<roles_(flatshard::role::grad_accum)>;
   using unit_type = flatshard::sharded_unit<Precision, Sharding>;
   using stream_type = typename C::stream_type;
   /// Called with this rank's sequence (its global number) and its logits [tokens, vocabulary], before the backward pass.

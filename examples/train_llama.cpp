@@ -197,6 +197,7 @@ struct training {
   training_options options;
   matmul_backend backend;
   reporter& report;
+  std::span<float> logits;  ///< of the first step, [batch, tokens, vocabulary]; every rank writes its own sequences
 };
 
 /// One rank from loading to the last file.
@@ -205,7 +206,7 @@ void train_rank(training const& job, Sharding sharding, C& comm) {
   using trainer_type = sharded_trainer<Precision, Sharding, C>;
   using A = typename trainer_type::A;
   bool const speaks = index(comm.self()) == 0;
-  auto const& [args, setup, model, tokens, options, backend, report] = job;
+  auto const& [args, setup, model, tokens, options, backend, report, logits] = job;
   auto const world = flatshard::world{args.world};
 
   unit_tables const tables{model};
@@ -238,24 +239,17 @@ void train_rank(training const& job, Sharding sharding, C& comm) {
       tokens.read(std::span{ids}.subspan(s * (options.tokens + 1), options.tokens + 1),
                   step * options.batch + trainer.first_sequence() + s);
   };
-  // Ranks hand their logits of the first step to rank 0 through one sum over the whole batch.
-  std::vector<float> logits;
-  auto const logits_size = options.tokens * model.vocabulary;
   auto const keep_logits = [&](std::size_t sequence, std::span<A const> z) {
-    for (std::size_t i = 0; i < z.size(); ++i) logits[sequence * logits_size + i] = widen(z[i]);
+    for (std::size_t i = 0; i < z.size(); ++i) job.logits[sequence * z.size() + i] = widen(z[i]);
   };
   std::vector<double> losses, norms;
   for (std::size_t step = 0; step < args.steps; ++step) {
     auto const begin = std::chrono::steady_clock::now();
     read_batch(step);
     bool const dumps_step = dumps && step == 0;
-    if (dumps_step) logits.assign(options.batch * logits_size, 0.0f);
     auto done = dumps_step ? trainer.gradients(ids, keep_logits) : trainer.gradients(ids);
     if (dumps_step) {
-      std::vector<double> wide(logits.begin(), logits.end());
-      comm.all_reduce(wide, flatshard::reduction::sum, {});
-      std::copy(wide.begin(), wide.end(), logits.begin());
-      if (speaks) dump.add<float>("logits", {options.batch, options.tokens, model.vocabulary}, logits);
+      if (speaks) dump.add<float>("logits", {options.batch, options.tokens, model.vocabulary}, job.logits);
       using G = typename trainer_type::grad_element;
       add_whole<G>(dump, "grad.", tables, units, comm,
                    [](auto& u) { return std::span<G const>{u.template grad<G>()}; });
@@ -266,7 +260,6 @@ void train_rank(training const& job, Sharding sharding, C& comm) {
     norms.push_back(done.norm);
     if (speaks) report.step(step + 1, done, seconds.count());
   }
-  auto const counted = units.front().counters().gathers;
   std::size_t gathers = 0, reduces = 0, gathered = 0, reduced = 0;
   for (auto const& u : units) {
     gathers += u.counters().gathers;
@@ -274,7 +267,6 @@ void train_rank(training const& job, Sharding sharding, C& comm) {
     gathered += u.counters().gathered.value;
     reduced += u.counters().reduced.value;
   }
-  static_cast<void>(counted);
   if (dumps) gathers -= units.size();  // of the compute copies, above
   if (args.final_loss) {
     read_batch(args.steps);
@@ -357,7 +349,8 @@ void train(arguments const& args) {
   report.set("matmul", name(backend));
   for (auto const& m : setup.report.members()) report.set(m.key, m.held);
 
-  training const job{args, setup, model, tokens, options, backend, report};
+  std::vector<float> logits(args.dump.empty() ? 0 : options.batch * options.tokens * model.vocabulary);
+  training const job{args, setup, model, tokens, options, backend, report, logits};
   with_policies(setup, [&](auto precision, auto sharding) {
     flatshard::kernels::thread_group const ranks{flatshard::world{args.world}};
     ranks.run([&](flatshard::kernels::thread_communicator& comm) {
