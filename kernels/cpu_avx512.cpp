@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The CPU kernels for AVX-512 F, BW and VL; compiled with these flags, called only where the CPU has them.
+/// The bf16 conversion instructions flush subnormals and are not used.
+#include "cpu_loops.hpp"
+
+#include <immintrin.h>
+
+namespace {
+
+struct sixteen_lanes {
+  static constexpr std::size_t width = 16;
+  struct vector {
+    __m512 v;
+  };
+  static vector load(float const* p) { return {_mm512_loadu_ps(p)}; }
+  static vector load_bf16(std::uint16_t const* p) {
+    auto const wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<__m256i const*>(p)));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+  }
+  static vector load_f16(std::uint16_t const* p) {
+    auto const x = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<__m256i const*>(p)));
+    auto const nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return {_mm512_mask_mov_ps(x, nan, _mm512_castsi512_ps(_mm512_set1_epi32(0x7FFFFFFF)))};
+  }
+  static void store(float* p, vector a, bool past_caches) {
+    past_caches ? _mm512_stream_ps(p, a.v) : _mm512_storeu_ps(p, a.v);
+  }
+  static void store_bf16(std::uint16_t* p, vector a, vector b, bool past_caches) {
+    auto const odd_words = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
+                                            25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    store_words(p, _mm512_permutex2var_epi16(bf16_words(a.v), odd_words, bf16_words(b.v)), past_caches);
+  }
+  static void store_f16(std::uint16_t* p, vector a, vector b, bool past_caches) {
+    store_words(p, _mm512_inserti64x4(_mm512_castsi256_si512(f16_words(a.v)), f16_words(b.v), 1), past_caches);
+  }
+  static vector add(vector a, vector b) { return {_mm512_add_ps(a.v, b.v)}; }
+  static vector multiply(vector a, vector b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  static vector all(float x) { return {_mm512_set1_ps(x)}; }
+  static void prefetch(void const* p) { _mm_prefetch(static_cast<char const*>(p), _MM_HINT_T0); }
+  static void fence() { _mm_sfence(); }
+  static void stream_line(unsigned char* out, unsigned char const* in) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(out), _mm512_loadu_si512(in));
+  }
+
+ private:
+  static __m512i bf16_words(__m512 x) {  // in the high half of each lane
+    auto const b = _mm512_castps_si512(x);
+    auto const odd = _mm512_and_si512(_mm512_srli_epi32(b, 16), _mm512_set1_epi32(1));
+    auto const rounded = _mm512_add_epi32(b, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    return _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FFF0000));
+  }
+  static __m256i f16_words(__m512 x) {
+    auto const words = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm256_mask_mov_epi16(words, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm256_set1_epi16(0x7FFF));
+  }
+  static void store_words(std::uint16_t* p, __m512i words, bool past_caches) {
+    past_caches ? _mm512_stream_si512(reinterpret_cast<__m512i*>(p), words) : _mm512_storeu_si512(p, words);
+  }
+};
+
+}  // namespace
+
+namespace flatshard {
+inline namespace v0 {
+namespace kernels {
+constinit kernel_table const avx512_kernels = table_of<sixteen_lanes>();
+}  // namespace kernels
+}  // namespace v0
+}  // namespace flatshard

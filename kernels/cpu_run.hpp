@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Casts and sums by dtype over plain pointers: what the public functions and the rank threads share.
+#pragma once
+
+#include <flatshard/communicator.hpp>
+#include <flatshard/kernels/cpu.hpp>
+
+#include <cstddef>
+
+namespace flatshard {
+inline namespace v0 {
+namespace kernels {
+
+/// out [n] of `to` from in [n] of `from`; equal types, and any others of whole bytes, are copied.
+void run_cast(void* out, dtype to, void const* in, dtype from, std::size_t n, work_options const&);
+/// out [n] of `to` from in [ranks][n] of `wire`; `to` is fp32 or `wire`. Allocates nothing for one thread and up to 256
+/// ranks.
+void run_sum(void* out, dtype to, void const* const* in, std::size_t ranks, dtype wire, std::size_t n,
+             reduce_options const&, work_options const&);
+/// Whether outputs of so many bytes are better stored past the caches.
+[[nodiscard]] bool exceeds_caches(std::size_t bytes);
+
+}  // namespace kernels
+}  // namespace v0
+}  // namespace flatshard

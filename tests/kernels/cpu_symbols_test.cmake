@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+# A file compiled for a newer CPU offers its table and nothing else: a weak copy of a shared function could be the one
+# that the linker keeps for everyone.
+set(found 0)
+foreach(object IN LISTS OBJECTS)
+  if(NOT object MATCHES "cpu_(generic|avx2|avx512)\\.cpp")
+    continue()
+  endif()
+  set(level ${CMAKE_MATCH_1})
+  math(EXPR found "${found} + 1")
+  execute_process(COMMAND ${NM} -C --defined-only --extern-only ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+  string(STRIP "${symbols}" symbols)
+  string(REPLACE "\n" ";" symbols "${symbols}")
+  list(FILTER symbols EXCLUDE REGEX "^[0-9a-f]+ [DR] .*::${level}_kernels$")
+  if(SANITIZE)
+    list(FILTER symbols EXCLUDE REGEX "__odr_asan|DW\\.ref|asan_")  # the sanitizer's own bookkeeping
+  endif()
+  if(symbols)
+    message(FATAL_ERROR "${object} offers the linker more than its table:\n${symbols}")
+  endif()
+endforeach()
+if(found EQUAL 0)
+  message(FATAL_ERROR "no object of the CPU kernels among ${OBJECTS}")
+endif()
+message(STATUS "${found} objects offer one table each")
