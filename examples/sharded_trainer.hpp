@@ -28,9 +28,13 @@
 
 namespace llama {
 
-/// The element type of a compute dtype. fp16 would need loss scaling, which this trainer does not have.
-template <flatshard::dtype D>
-using compute_element = std::conditional_t<D == flatshard::dtype::bf16, bf16, float>;
+/// Calls `use` with an element of type `t`, fp32 or bf16. (fp16 would need loss scaling, which this trainer lacks.)
+template <class Use>
+void with_element(flatshard::dtype t, Use use) {
+  flatshard::require(t == flatshard::dtype::f32 || t == flatshard::dtype::bf16, "the trainer uses fp32 and bf16");
+  if (t == flatshard::dtype::bf16) return use(bf16{});
+  use(float{});
+}
 
 /// The tensors of every unit of a model, root first. Units refer to the names: it must outlive them, unmoved.
 struct unit_tables {
@@ -62,34 +66,31 @@ struct step_report {
   bool updated = false;       ///< false if the norm was not finite, or the step was for the loss alone
 };
 
-/// One rank's model, optimizer and buffers. Collective: every rank calls the same members in the same order.
-template <class Precision, class Sharding, flatshard::Communicator C>
+/// One rank's model, optimizer and buffers. `A` is the element of the compute dtype. Collective: every rank calls the
+/// same members in the same order.
+template <class A, flatshard::PrecisionPolicy Precision, flatshard::ShardingPolicy Sharding, flatshard::Communicator C>
 class sharded_trainer {
-  static constexpr Precision roles_{};
-  static constexpr bool narrow_wire = roles_(flatshard::role::reduce) != flatshard::dtype::f32;
-  using wire_element = compute_element<roles_(flatshard::role::reduce)>;
-
  public:
-  using A = compute_element<roles_(flatshard::role::compute)>;
-  using grad_element = compute_element<roles_(flatshard::role::grad_accum)>;
   using unit_type = flatshard::sharded_unit<Precision, Sharding>;
   using stream_type = typename C::stream_type;
   /// Called with this rank's sequence (its global number) and its logits [tokens, vocabulary], before the backward pass.
   using logits_hook = std::function<void(std::size_t, std::span<A const>)>;
 
   /// Bytes that `arena` must have for this model and world. At most one unit is live at a time, with its gradients.
-  [[nodiscard]] static flatshard::bytes arena_bytes(unit_tables const& tables, flatshard::world<> w, Sharding sharding) {
+  [[nodiscard]] static flatshard::bytes arena_bytes(unit_tables const& tables, flatshard::world<> w,
+                                                    Precision const& precision, Sharding sharding) {
     flatshard::bytes kept, most;
     for (auto const& list : tables.parameters) {
-      auto const need = bytes_needed(flatshard::listed_layout<Sharding>{sharding, list, w}, roles_);
+      auto const need = bytes_needed(flatshard::listed_layout<Sharding>{sharding, list, w}, precision);
       kept += need.persistent;
       most = std::max(most, need.gathered + need.gradients + need.staging);
     }
     return kept + most;
   }
 
-  sharded_trainer(model_shape const& m, unit_tables const& tables, training_options const& options, Sharding sharding,
-                  C& comm, flatshard::memory_arena& arena, matrix_products& products, ledger& l)
+  sharded_trainer(model_shape const& m, unit_tables const& tables, training_options const& options,
+                  Precision const& precision, Sharding sharding, C& comm, flatshard::memory_arena& arena,
+                  matrix_products& products, ledger& l)
       : m_{m},
         tables_{tables},
         options_{options},
@@ -101,7 +102,7 @@ class sharded_trainer {
     local_ = (self + 1) * options.batch / ranks - first_;
     units_.reserve(tables.parameters.size());
     for (auto const& list : tables.parameters)
-      units_.emplace_back(list, flatshard::world{ranks}, Precision{}, sharding, arena);
+      units_.emplace_back(list, flatshard::world{ranks}, precision, sharding, arena);
     for (std::size_t i = 0; i <= m.layers; ++i)
       for (std::size_t s = 0; s < local_; ++s) inputs_.emplace_back(l, options.tokens * m.hidden);
     for (std::size_t s = 0; s < local_; ++s) heads_.emplace_back(m, options.tokens, l);
@@ -140,8 +141,10 @@ class sharded_trainer {
         options_.clip ? static_cast<float>(flatshard::clip_factor(report.norm, *options_.clip)) : 1.0f;
     ++step_;
     for (auto& unit : units_)
-      adamw_step(unit.master(), std::span<grad_element const>{unit.template grad<grad_element>()}, unit.state(0),
-                 unit.state(1), factor, options_.optimizer, step_);
+      with_element(unit.grad().type, [&]<class G>(G) {
+        adamw_step(unit.master(), std::span<G const>{unit.template grad<G>()}, unit.state(0), unit.state(1), factor,
+                   options_.optimizer, step_);
+      });
     report.updated = true;
   }
 
@@ -209,7 +212,7 @@ class sharded_trainer {
   /// The sum over this rank's sequences is made in fp32; where the wire is fp32 too, in the unit's own buffer.
   void start_sum(std::size_t u) {
     std::optional<tensor_pointers<float>> into;
-    if constexpr (!narrow_wire) {
+    if (units_[u].precision()(flatshard::role::reduce) == flatshard::dtype::f32) {
       into.emplace();
       into->fill(nullptr);
       auto const full = units_[u].gradients();
@@ -220,12 +223,12 @@ class sharded_trainer {
   }
   void reduce_sum(std::size_t u) {
     auto const sum = sum_.finish();
-    if constexpr (narrow_wire) {
+    if (sum && units_[u].precision()(flatshard::role::reduce) == flatshard::dtype::bf16) {
       auto const full = units_[u].gradients();
-      for (std::size_t t = 0; sum && t < full.size(); ++t) {
-        auto const out = full[t].template data<wire_element>();
+      for (std::size_t t = 0; t < full.size(); ++t) {
+        auto const out = full[t].template data<bf16>();
         auto const* const in = (*sum)[tables_.tensors[u][t].slot];
-        for (std::size_t i = 0; i < out.size(); ++i) out[i] = narrow<wire_element>(in[i]);
+        for (std::size_t i = 0; i < out.size(); ++i) out[i] = narrow<bf16>(in[i]);
       }
     }
     auto const count = static_cast<double>(options_.batch * options_.tokens);

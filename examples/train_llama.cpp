@@ -112,17 +112,12 @@ void save_checkpoint(fs::path const& to, fs::path const& from, unit_tables const
     for (std::size_t u = 0; u < units.size(); ++u) {
       units[u].publish(comm, {});
       auto const storage = units[u].storage();
-      auto const write_as = [&]<class T>(T) {
+      with_element(type, [&]<class T>(T) {
         std::span<T const> const shard{reinterpret_cast<T const*>(storage.data), storage.count.value};
         auto const whole = whole_tensors<T>(units[u], shard, comm);
         for (std::size_t t = 0; t < whole.size(); ++t)
           out->write(tables.tensors[u][t].name, std::as_bytes(std::span{whole[t]}));
-      };
-      if (type == dtype::bf16) {
-        write_as(bf16{});
-      } else {
-        write_as(float{});
-      }
+      });
     }
     if (writes) {
       out->commit();
@@ -201,10 +196,9 @@ struct training {
 };
 
 /// One rank from loading to the last file.
-template <class Precision, class Sharding, class C>
-void train_rank(training const& job, Sharding sharding, C& comm) {
-  using trainer_type = sharded_trainer<Precision, Sharding, C>;
-  using A = typename trainer_type::A;
+template <class A, class Precision, class Sharding, class C>
+void train_rank(training const& job, Precision precision, Sharding sharding, C& comm) {
+  using trainer_type = sharded_trainer<A, Precision, Sharding, C>;
   bool const speaks = index(comm.self()) == 0;
   auto const& [args, setup, model, tokens, options, backend, report, logits] = job;
   auto const world = flatshard::world{args.world};
@@ -212,14 +206,14 @@ void train_rank(training const& job, Sharding sharding, C& comm) {
   unit_tables const tables{model};
   ledger activations;
   matrix_products products{backend};
-  flatshard::kernels::page_buffer const memory{trainer_type::arena_bytes(tables, world, sharding)};
+  flatshard::kernels::page_buffer const memory{trainer_type::arena_bytes(tables, world, precision, sharding)};
   flatshard::memory_arena arena{memory.span()};
-  trainer_type trainer{model, tables, options, sharding, comm, arena, products, activations};
+  trainer_type trainer{model, tables, options, precision, sharding, comm, arena, products, activations};
   auto& units = trainer.units();
   agree(comm, setup.resolved, units);
   load_units(units, args.model, setup, comm);
 
-  auto const lines = precision_lines(setup.dist, units.front().storage().type, trainer_type::logits_type());
+  auto const lines = precision_lines(setup.dist(), units.front().storage().type, trainer_type::logits_type());
   if (speaks)
     for (auto const& line : lines) report.line(line);
 
@@ -250,9 +244,10 @@ void train_rank(training const& job, Sharding sharding, C& comm) {
     auto done = dumps_step ? trainer.gradients(ids, keep_logits) : trainer.gradients(ids);
     if (dumps_step) {
       if (speaks) dump.add<float>("logits", {options.batch, options.tokens, model.vocabulary}, job.logits);
-      using G = typename trainer_type::grad_element;
-      add_whole<G>(dump, "grad.", tables, units, comm,
-                   [](auto& u) { return std::span<G const>{u.template grad<G>()}; });
+      with_element(units.front().grad().type, [&]<class G>(G) {
+        add_whole<G>(dump, "grad.", tables, units, comm,
+                     [](auto& u) { return std::span<G const>{u.template grad<G>()}; });
+      });
     }
     trainer.update(done);
     std::chrono::duration<double> const seconds = std::chrono::steady_clock::now() - begin;
@@ -318,11 +313,11 @@ void train(arguments const& args) {
   auto const config_path = fs::path{args.model} / "config.json";
   auto const config = flatshard::parse_file(config_path.string()).value();
   auto const model = read_model(config).value();
-  auto const setup = read_setup(args.setup, args.world, config.value_of_root());
   auto const tokens = !args.tokens.empty() ? token_source::rows(args.tokens)
                                            : token_source::text(args.data.empty() ? default_texts() : args.data, args.seed);
   training_options options;
   options.batch = args.batch_given || tokens.is_text() ? args.batch : tokens.row_count();
+  auto const setup = read_setup(args.setup, args.world, options.batch, config.value_of_root());
   options.tokens = args.tokens_given || tokens.is_text() ? args.tokens_in_sequence : tokens.row_tokens();
   options.order = args.sum_order == "pairwise" ? flatshard::sum_order::pairwise : flatshard::sum_order::by_rank;
   options.checkpointing = setup.activation_checkpointing;
@@ -351,10 +346,10 @@ void train(arguments const& args) {
 
   std::vector<float> logits(args.dump.empty() ? 0 : options.batch * options.tokens * model.vocabulary);
   training const job{args, setup, model, tokens, options, backend, report, logits};
-  with_policies(setup, [&](auto precision, auto sharding) {
+  with_policies(setup, [&]<class A>(A, auto precision, auto sharding) {
     flatshard::kernels::thread_group const ranks{flatshard::world{args.world}};
     ranks.run([&](flatshard::kernels::thread_communicator& comm) {
-      train_rank<decltype(precision)>(job, sharding, comm);
+      train_rank<A>(job, precision, sharding, comm);
     });
   });
   report.finish();
