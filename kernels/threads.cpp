@@ -146,10 +146,6 @@ class thread_meeting {
     poison({rank_at(rank)},
            "rank " + std::to_string(rank) + " returned while others wait in " + current(index(waiting[0])));
   }
-  void check(std::size_t rank) {
-    std::unique_lock lock{mutex_};
-    if (!failure_.empty()) fail_here(rank, lock);
-  }
   [[nodiscard]] std::exception_ptr first_error() const { return first_error_; }
 
   [[nodiscard]] std::vector<call_record> recent(std::size_t rank) const {
@@ -451,8 +447,6 @@ void thread_communicator::barrier(inline_stream) {
   meeting_->announce(self, {.operation = thread_call::barrier}, limit_);
   meeting_->complete(self);
 }
-
-void thread_communicator::wait(inline_stream) { meeting_->check(index(self_)); }
 
 void thread_communicator::abort() {
   meeting_->fail(index(self_), "rank " + std::to_string(index(self_)) + " aborted the group");
