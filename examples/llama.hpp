@@ -44,9 +44,18 @@ struct model_shape {
 
 /// The tensors of a decoder layer, in the order of the checkpoints' modules.
 enum layer_tensor : std::size_t {
-  q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, o_weight, o_bias, q_norm, k_norm,       // clang-format off
+  q_weight,
+  q_bias,
+  k_weight,
+  k_bias,
+  v_weight,
+  v_bias,
+  o_weight,
+  o_bias,
+  q_norm,
+  k_norm,  // clang-format off
   gate_weight, gate_bias, up_weight, up_bias, down_weight, down_bias, input_norm, post_norm,
-  layer_tensor_count                                                                            // clang-format on
+  layer_tensor_count  // clang-format on
 };
 /// The tensors of the root unit; a tied model has no `head_weight` of its own.
 enum root_tensor : std::size_t { embed_weight, final_norm, head_weight, root_tensor_count };
@@ -147,7 +156,8 @@ void norm_backward(A* dx, float* dw, A const* dy, A const* x, A const* w, float 
     auto const scale = inverse[r];
     for (std::size_t i = 0; i < n; ++i) dw[i] += widen(dy[i]) * widen(narrow<A>(widen(x[i]) * scale));
     auto const inner = [=](std::size_t i) { return widen(narrow<A>(widen(dy[i]) * widen(w[i]))); };
-    auto const mean = sum_of(n, [=](std::size_t i) { return inner(i) * (widen(x[i]) * scale); }) / static_cast<float>(n);
+    auto const mean =
+        sum_of(n, [=](std::size_t i) { return inner(i) * (widen(x[i]) * scale); }) / static_cast<float>(n);
     for (std::size_t i = 0; i < n; ++i) dx[i] = narrow<A>(scale * (inner(i) - widen(x[i]) * scale * mean));
   }
 }

@@ -113,7 +113,8 @@ class matrix_products {
   /// y = a b, plus `bias` [columns of y] on every row where it is given; sums in fp32, rounded once to the type of y.
   /// Shapes: y [m, n], a [m, k], b [k, n]; y's rows are contiguous and y overlaps nothing. m, n, k may be 0.
   template <class Out, class In>
-  void operator()(matrix<Out> y, matrix<In const> a, matrix<In const> b, std::type_identity_t<In> const* bias = nullptr) {
+  void operator()(matrix<Out> y, matrix<In const> a, matrix<In const> b,
+                  std::type_identity_t<In> const* bias = nullptr) {
     flatshard::require(y.rows == a.rows && y.columns == b.columns && a.columns == b.rows && y.column_step == 1,
                        "the shapes of a matrix product must fit");
     if (y.rows == 0 || y.columns == 0) return;
@@ -170,21 +171,21 @@ class matrix_products {
   template <class Out, class In>
   void with_onednn(matrix<Out> y, matrix<In const> a, matrix<In const> b, In const* bias) {
     using shape = std::array<std::size_t, 12>;
-    shape const key{y.rows,        y.columns,  a.columns,     y.row_step,   a.row_step,     a.column_step,
-                    b.row_step,    b.column_step, sizeof(Out), sizeof(In),  bias != nullptr, 0};
+    shape const key{y.rows,     y.columns,     a.columns,   y.row_step, a.row_step,      a.column_step,
+                    b.row_step, b.column_step, sizeof(Out), sizeof(In), bias != nullptr, 0};
     auto found = compiled_.find(key);
     if (found == compiled_.end()) {
       auto const described = [](auto const& m) {
         auto const size = [](std::size_t n) { return static_cast<dnnl::memory::dim>(n); };
         using T = std::remove_const_t<std::remove_pointer_t<decltype(m.data)>>;
-        return dnnl::memory::desc{{size(m.rows), size(m.columns)}, type_of<T>(), {size(m.row_step), size(m.column_step)}};
+        return dnnl::memory::desc{
+            {size(m.rows), size(m.columns)}, type_of<T>(), {size(m.row_step), size(m.column_step)}};
       };
       auto const bias_row = bias != nullptr ? described(matrix<In const>{bias, 1, y.columns}) : dnnl::memory::desc{};
       dnnl::primitive_attr attributes;
       attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-      auto const operation = bias != nullptr
-                                 ? dnnl::matmul::desc{described(a), described(b), bias_row, described(y)}
-                                 : dnnl::matmul::desc{described(a), described(b), described(y)};
+      auto const operation = bias != nullptr ? dnnl::matmul::desc{described(a), described(b), bias_row, described(y)}
+                                             : dnnl::matmul::desc{described(a), described(b), described(y)};
       dnnl::matmul::primitive_desc const how{operation, attributes, engine_};
       found = compiled_.emplace(key, compiled{how, dnnl::matmul{how}}).first;
     }
@@ -195,10 +196,11 @@ class matrix_products {
     auto const bound = [&](dnnl::memory::desc const& d, void const* data) {
       return dnnl::memory{d, engine_, const_cast<void*>(data)};  // oneDNN has no memory that is only read
     };
-    std::unordered_map<int, dnnl::memory> arguments{{DNNL_ARG_SRC, bound(how.src_desc(), a.data)},
-                                                    {DNNL_ARG_WEIGHTS, bound(how.weights_desc(), b.data)},
-                                                    {DNNL_ARG_DST, bound(how.dst_desc(), y.data)},
-                                                    {DNNL_ARG_SCRATCHPAD, bound(how.scratchpad_desc(), scratch_.data())}};
+    std::unordered_map<int, dnnl::memory> arguments{
+        {DNNL_ARG_SRC, bound(how.src_desc(), a.data)},
+        {DNNL_ARG_WEIGHTS, bound(how.weights_desc(), b.data)},
+        {DNNL_ARG_DST, bound(how.dst_desc(), y.data)},
+        {DNNL_ARG_SCRATCHPAD, bound(how.scratchpad_desc(), scratch_.data())}};
     if (bias != nullptr) arguments.emplace(DNNL_ARG_BIAS, bound(how.bias_desc(), bias));
     product.execute(stream_, arguments);
     stream_.wait();

@@ -55,7 +55,9 @@ class config_reader {
     if (!n->is_true() && !n->is_false()) refuse(n, std::string{key} + " must be true or false, found " + found(n));
     return n->is_true();
   }
-  [[nodiscard]] static bool missing(flatshard::node const& n) { return !n.present() || n->is(flatshard::value_kind::null); }
+  [[nodiscard]] static bool missing(flatshard::node const& n) {
+    return !n.present() || n->is(flatshard::value_kind::null);
+  }
   [[nodiscard]] static std::string found(flatshard::node const& n) {
     return n.present() ? flatshard::to_json(*n) : "no such key";
   }
@@ -68,7 +70,7 @@ class config_reader {
 };
 
 inline void read_rope(config_reader& read, model_shape& m) {
-  auto const current = read["rope_parameters"];                            // transformers 5: everything in one object
+  auto const current = read["rope_parameters"];                             // transformers 5: everything in one object
   auto const scaling = current.present() ? current : read["rope_scaling"];  // transformers 4: scaling alone, or null
   auto const theta = current.present() ? current["rope_theta"] : read["rope_theta"];
   if (!config_reader::missing(theta)) m.rope_theta = read.number(theta, "rope_theta", 0);

@@ -73,7 +73,8 @@ class sharded_trainer {
  public:
   using unit_type = flatshard::sharded_unit<Precision, Sharding>;
   using stream_type = typename C::stream_type;
-  /// Called with this rank's sequence (its global number) and its logits [tokens, vocabulary], before the backward pass.
+  /// Called with this rank's sequence (its global number) and its logits [tokens, vocabulary], before the backward
+  /// pass.
   using logits_hook = std::function<void(std::size_t, std::span<A const>)>;
 
   /// Bytes that `arena` must have for this model and world. At most one unit is live at a time, with its gradients.
@@ -137,8 +138,7 @@ class sharded_trainer {
   /// Clipping and AdamW with the gradients that `gradients` left. A norm that is not finite skips the update.
   void update(step_report& report) {
     if (!std::isfinite(report.norm)) return;
-    auto const factor =
-        options_.clip ? static_cast<float>(flatshard::clip_factor(report.norm, *options_.clip)) : 1.0f;
+    auto const factor = options_.clip ? static_cast<float>(flatshard::clip_factor(report.norm, *options_.clip)) : 1.0f;
     ++step_;
     for (auto& unit : units_)
       with_element(unit.grad().type, [&]<class G>(G) {

@@ -112,7 +112,8 @@ class token_source {
   void read(std::span<std::int64_t> out, std::uint64_t n) const {
     if (!is_text()) {
       auto const width = rows_.dims[1];
-      std::copy_n(rows_.values.begin() + static_cast<std::ptrdiff_t>(n % rows_.dims[0] * width), out.size(), out.begin());
+      std::copy_n(rows_.values.begin() + static_cast<std::ptrdiff_t>(n % rows_.dims[0] * width), out.size(),
+                  out.begin());
       return;
     }
     auto const start = draw(n) % (text_.size() - out.size() + 1);

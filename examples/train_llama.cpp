@@ -79,7 +79,9 @@ class tensor_dump {
   std::vector<std::pair<std::string, std::vector<std::byte>>> data_;
 };
 
-[[nodiscard]] std::vector<std::size_t> dims_of(tensor const& t) { return {t.dims.sizes().begin(), t.dims.sizes().end()}; }
+[[nodiscard]] std::vector<std::size_t> dims_of(tensor const& t) {
+  return {t.dims.sizes().begin(), t.dims.sizes().end()};
+}
 
 /// Adds `prefix` + name of every tensor of every unit, assembled from the shards that `shard_of` names. Collective.
 template <class T, class Units, class C, class ShardOf>
@@ -313,8 +315,9 @@ void train(arguments const& args) {
   auto const config_path = fs::path{args.model} / "config.json";
   auto const config = flatshard::parse_file(config_path.string()).value();
   auto const model = read_model(config).value();
-  auto const tokens = !args.tokens.empty() ? token_source::rows(args.tokens)
-                                           : token_source::text(args.data.empty() ? default_texts() : args.data, args.seed);
+  auto const tokens = !args.tokens.empty()
+                          ? token_source::rows(args.tokens)
+                          : token_source::text(args.data.empty() ? default_texts() : args.data, args.seed);
   training_options options;
   options.batch = args.batch_given || tokens.is_text() ? args.batch : tokens.row_count();
   auto const setup = read_setup(args.setup, args.world, options.batch, config.value_of_root());
@@ -333,8 +336,8 @@ void train(arguments const& args) {
     for (auto const& p : list) parameters += p.dims.numel();
   report.line(fmt::format("model {}: {}, {} parameters, {} layers, vocabulary {}", args.model, model.type, parameters,
                           model.layers, model.vocabulary));
-  report.line(fmt::format("world {}, layout {}, batch {} x {} tokens, sums {}, products by {}", args.world, setup.layout,
-                          options.batch, options.tokens, args.sum_order, name(backend)));
+  report.line(fmt::format("world {}, layout {}, batch {} x {} tokens, sums {}, products by {}", args.world,
+                          setup.layout, options.batch, options.tokens, args.sum_order, name(backend)));
   for (auto const& line : setup.lines) report.line(line);
   report.set("model", value::object({{"type", model.type}, {"parameters", parameters}, {"layers", model.layers}}));
   report.set("world", args.world);
@@ -348,9 +351,7 @@ void train(arguments const& args) {
   training const job{args, setup, model, tokens, options, backend, report, logits};
   with_policies(setup, [&]<class A>(A, auto precision, auto sharding) {
     flatshard::kernels::thread_group const ranks{flatshard::world{args.world}};
-    ranks.run([&](flatshard::kernels::thread_communicator& comm) {
-      train_rank<A>(job, precision, sharding, comm);
-    });
+    ranks.run([&](flatshard::kernels::thread_communicator& comm) { train_rank<A>(job, precision, sharding, comm); });
   });
   report.finish();
 }
@@ -396,8 +397,8 @@ int main(int argc, char** argv) {
   CLI::App app{"Trains a Llama-family checkpoint on ranks of this machine, as a training configuration asks for it."};
   app.failure_message(CLI::FailureMessage::simple);
   auto* const model = app.add_option("--model", args.model, "folder with config.json and safetensors files");
-  auto* const config = app.add_option("--config", args.setup.config,
-                                      "DeepSpeed JSON, or LLaMA-Factory's settings as YAML or JSON");
+  auto* const config =
+      app.add_option("--config", args.setup.config, "DeepSpeed JSON, or LLaMA-Factory's settings as YAML or JSON");
   auto const at_least = [](std::size_t low) {
     return CLI::Validator{[low](std::string& text) {
                             std::size_t const digits = text.find_first_not_of("0123456789");
@@ -427,9 +428,10 @@ int main(int argc, char** argv) {
   app.add_option("--layout", args.setup.layout, "zero3, fsdp2 or native, instead of the configuration's own")
       ->check(CLI::IsMember({"zero3", "fsdp2", "native"}));
   app.add_option("--save", args.save, "folder for the trained checkpoint, in the dtype of the parameters' storage");
-  app.add_option("--dump", args.dump,
-                 "safetensors file: compute copies at the start, logits and mean gradients of step 1, losses and norms, "
-                 "weights and moments at the end");
+  app.add_option(
+      "--dump", args.dump,
+      "safetensors file: compute copies at the start, logits and mean gradients of step 1, losses and norms, "
+      "weights and moments at the end");
   app.add_flag("--final-loss", args.final_loss, "also the loss of the next batch after the last step");
   app.add_flag("--json", args.json, "print one JSON object");
   auto* const adamw = app.add_option("--adamw", args.adamw,

@@ -2,10 +2,9 @@
 /// What the configuration decides for a training: precision and sharding as types, loading, clipping, the optimizer.
 #pragma once
 
+#include "../tools/frontend.hpp"
 #include "adamw.hpp"
 #include "tokens.hpp"
-
-#include "../tools/frontend.hpp"
 
 #include <flatshard/config/resolve.hpp>
 #include <flatshard/dtype.hpp>
@@ -58,10 +57,12 @@ namespace detail {
   known.world = world;
   known.model_config = model_config;
   known.device = flatshard::device_kind::cpu;
+  known.client_optimizer = false;  // this trainer builds the optimizer that the configuration describes
   known.micro_batch_size = std::max<std::size_t>(batch / world, 1);
   if (!args.bf16.empty()) known.bf16 = args.bf16 == "true";
   auto const text = tool::read_frontend(args.config, known).value();
-  return flatshard::resolve(text, flatshard::profile_of(args.profile).value_or(flatshard::profile::llamafactory), known);
+  return flatshard::resolve(text, flatshard::profile_of(args.profile).value_or(flatshard::profile::llamafactory),
+                            known);
 }
 
 /// What this trainer has no code for, as a problem of the configuration file.
@@ -102,7 +103,7 @@ inline void refuse_unsupported(flatshard::resolution const& r, setup_arguments c
   s.resolved = detail::resolve_file(args, world, batch, model_config).value();
   detail::refuse_unsupported(s.resolved, args, world);
   auto const& p = s.resolved.policies;
-  s.layout = !args.layout.empty()                                ? args.layout
+  s.layout = !args.layout.empty()                            ? args.layout
              : p.sharding == flatshard::sharding_kind::zero3 ? "zero3"
              : p.sharding == flatshard::sharding_kind::fsdp2 ? "fsdp2"
                                                              : "native";
@@ -197,7 +198,8 @@ void with_policies(training_setup const& setup, Use use) {
   std::sort(files.begin(), files.end());
   if (auto const readme = fs::path{FLATSHARD_PROJECT} / "README.md"; fs::exists(readme, none))
     files.push_back(readme.string());
-  if (files.empty()) refuse(flatshard::errc::file_missing, FLATSHARD_PROJECT, "no docs/*.md and README.md; give --data");
+  if (files.empty())
+    refuse(flatshard::errc::file_missing, FLATSHARD_PROJECT, "no docs/*.md and README.md; give --data");
   return files;
 }
 
