@@ -43,20 +43,13 @@ struct model_shape {
 // ---- tensors -------------------------------------------------------------------------------------------------------
 
 /// The tensors of a decoder layer, in the order of the checkpoints' modules.
+// clang-format off
 enum layer_tensor : std::size_t {
-  q_weight,
-  q_bias,
-  k_weight,
-  k_bias,
-  v_weight,
-  v_bias,
-  o_weight,
-  o_bias,
-  q_norm,
-  k_norm,  // clang-format off
+  q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, o_weight, o_bias, q_norm, k_norm,
   gate_weight, gate_bias, up_weight, up_bias, down_weight, down_bias, input_norm, post_norm,
-  layer_tensor_count  // clang-format on
+  layer_tensor_count
 };
+// clang-format on
 /// The tensors of the root unit; a tied model has no `head_weight` of its own.
 enum root_tensor : std::size_t { embed_weight, final_norm, head_weight, root_tensor_count };
 

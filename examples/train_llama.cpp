@@ -202,20 +202,23 @@ template <class A, class Precision, class Sharding, class C>
 void train_rank(training const& job, Precision precision, Sharding sharding, C& comm) {
   using trainer_type = sharded_trainer<A, Precision, Sharding, C>;
   bool const speaks = index(comm.self()) == 0;
-  auto const& [args, setup, model, tokens, options, backend, report, logits] = job;
+  auto const& args = job.args;
+  auto const& options = job.options;
+  auto const& model = job.model;
+  auto& report = job.report;
   auto const world = flatshard::world{args.world};
 
   unit_tables const tables{model};
   ledger activations;
-  matrix_products products{backend};
+  matrix_products products{job.backend};
   flatshard::kernels::page_buffer const memory{trainer_type::arena_bytes(tables, world, precision, sharding)};
   flatshard::memory_arena arena{memory.span()};
   trainer_type trainer{model, tables, options, precision, sharding, comm, arena, products, activations};
   auto& units = trainer.units();
-  agree(comm, setup.resolved, units);
-  load_units(units, args.model, setup, comm);
+  agree(comm, job.setup.resolved, units);
+  load_units(units, args.model, job.setup, comm);
 
-  auto const lines = precision_lines(setup.dist(), units.front().storage().type, trainer_type::logits_type());
+  auto const lines = precision_lines(job.setup.dist(), units.front().storage().type, trainer_type::logits_type());
   if (speaks)
     for (auto const& line : lines) report.line(line);
 
@@ -232,7 +235,7 @@ void train_rank(training const& job, Precision precision, Sharding sharding, C& 
   std::vector<std::int64_t> ids(trainer.local_sequences() * (options.tokens + 1));
   auto const read_batch = [&](std::size_t step) {
     for (std::size_t s = 0; s < trainer.local_sequences(); ++s)
-      tokens.read(std::span{ids}.subspan(s * (options.tokens + 1), options.tokens + 1),
+      job.tokens.read(std::span{ids}.subspan(s * (options.tokens + 1), options.tokens + 1),
                   step * options.batch + trainer.first_sequence() + s);
   };
   auto const keep_logits = [&](std::size_t sequence, std::span<A const> z) {

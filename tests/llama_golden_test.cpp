@@ -140,7 +140,8 @@ void for_every_model(Check check) {
 }
 
 void check_moments(tensor_file const& got, tensor_file const& steps, std::string const& prefix) {
-  for (auto const& [name, want] : steps) {
+  for (auto const& [key, want] : steps) {
+    auto const& name = key;
     if (!name.starts_with(prefix + "m.") && !name.starts_with(prefix + "v.")) continue;
     CAPTURE(name);
     auto const& have = got.at(name.substr(prefix.size())).values;
@@ -170,7 +171,8 @@ TEST_CASE("fp32: logits, loss and gradients of the first step, five steps of Ada
     auto const got = train(model, w, ds ? deepspeed(false, "0") : fsdp2(false, "1e30"), folder);
     CHECK(largest_difference(got.at("logits").values, expect.at("logits.fp64").values) <= 2e-5);
     CHECK(std::abs(got.at("losses").values.at(0) - expect.at("loss.fp32").values.at(0)) <= 2e-6);
-    for (auto const& [name, want] : expect) {
+    for (auto const& [key, want] : expect) {
+      auto const& name = key;
       if (!name.starts_with("grad.")) continue;
       CAPTURE(name);
       CHECK(largest_difference(got.at(name).values, want.values) <= 1e-5 * largest(want.values));
@@ -200,7 +202,8 @@ TEST_CASE("bf16: logits, gradients and five mixed steps, as DeepSpeed and as FSD
     CHECK(largest_difference(ours, exact) <= 2 * largest_difference(theirs, exact));
     CHECK(std::abs(got.at("losses").values.at(0) - expect.at("loss.bf16").values.at(0)) <= 0.02);
     double far = 0, all = 0;
-    for (auto const& [name, want] : expect) {
+    for (auto const& [key, want] : expect) {
+      auto const& name = key;
       if (!name.starts_with("grad.") || !kept(name)) continue;
       CAPTURE(name);
       auto const& have = got.at(name).values;
@@ -233,7 +236,8 @@ TEST_CASE("loading: the fp32 master is the widened file, the compute copy has th
     INFO(done.err);
     REQUIRE(done.exit_code == 0);
     auto const got = read_all(folder / "dump");
-    for (auto const& [name, want] : read_checkpoint(model)) {
+    for (auto const& [key, want] : read_checkpoint(model)) {
+      auto const& name = key;
       CAPTURE(name);
       CHECK(got.at("weights." + name).type == flatshard::dtype::f32);
       CHECK(got.at("weights." + name).values == want.values);
@@ -249,7 +253,8 @@ TEST_CASE("AdamW alone: one step on the stored gradients") {
     auto const expect = read_all(model / "expect.safetensors"), steps = read_all(model / "steps.safetensors");
     auto const weights = read_checkpoint(model);
     std::size_t tensors = 0;
-    for (auto const& [name, want] : steps) {
+    for (auto const& [key, want] : steps) {
+      auto const& name = key;
       if (!name.starts_with("adamw.1.") || !expect.contains("grad." + name.substr(8))) continue;
       CAPTURE(name);
       ++tensors;
@@ -287,7 +292,8 @@ TEST_CASE("AdamW alone: plain, loosely clipped, clipped, and with tiny gradients
       {"loose", {"--max-grad-norm", "1e3"}},
       {"clip", {"--max-grad-norm", "0.5"}},
       {"tiny", {"--max-grad-norm", "1e-3", "--grad-scale", "1e-4"}}};
-  for (auto const& [name, options] : runs) {
+  for (auto const& [key, options] : runs) {
+    auto const& name = key;
     CAPTURE(name);
     scratch_folder const folder;
     std::vector<std::string> arguments{"--adamw", path.string(), "--dump", folder / "out"};

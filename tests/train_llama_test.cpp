@@ -118,7 +118,7 @@ TEST_CASE("any number of ranks stays close to one rank, clipped or not, in eithe
   for (std::string const config : {"plain.json", "clip.json"})
     for (auto const& options : {twenty, pairwise(twenty)}) {
       auto const one = folder.trained(config, 1, options);
-      for (std::size_t const world : {2, 3, 5, 7}) {
+      for (std::size_t const world : {2u, 3u, 5u, 7u}) {
         CAPTURE(config);
         CAPTURE(world);
         auto const many = folder.trained(config, world, options);
@@ -232,7 +232,8 @@ TEST_CASE("what is saved loads again, with the same bits") {
     auto const original = read_checkpoint(folder.path() / "model");
     CHECK(saved.size() == original.size());
     bool const narrow = config == "mixed.json";
-    for (auto const& [name, t] : saved) {
+    for (auto const& [key, t] : saved) {
+      auto const& name = key;
       CAPTURE(name);
       CHECK(t.dims == original.at(name).dims);
       CHECK(t.type == (narrow ? flatshard::dtype::bf16 : flatshard::dtype::f32));
