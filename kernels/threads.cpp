@@ -61,6 +61,8 @@ struct rank_record {
   std::array<call_record, kept> recent{};
   std::vector<void const*> pointers;  // one a rank: sources of a sum
   std::vector<double> values;
+  // The counts of an exchange, for as long as others may compare them; the caller's are gone once it has thrown.
+  std::array<std::vector<elements>, 2> send{}, receive{};
 };
 
 class thread_meeting {
@@ -111,6 +113,12 @@ class thread_meeting {
         own.calls, name(notice.operation), elements{notice.count}, notice.out, notice.in, call_record::state::waiting};
     auto const all = std::span{notices_}.subspan(parity * size(), size());
     all[rank] = notice;
+    if (notice.operation == thread_call::all_to_all_v) {
+      own.send[parity].assign(notice.send, notice.send + size());
+      own.receive[parity].assign(notice.receive, notice.receive + size());
+      all[rank].send = own.send[parity].data();
+      all[rank].receive = own.receive[parity].data();
+    }
     try {
       meet(rank, limit);
       compare(rank, all);
@@ -324,10 +332,11 @@ void thread_communicator::gather_memory(memory full, const_memory shard) {
                         .target = full.data,
                         .source = shard.data};
   auto const all = meeting_->announce(self, own, limit_);
-  auto const equal = std::count_if(all.begin(), all.end(), [&](auto const& n) { return n.target == full.data; });
-  bool const shared = ranks > 1 && count > 0 && equal > 1;
-  require(!shared || static_cast<std::size_t>(equal) == ranks,
-          "an all-gather fills one buffer of all ranks, or one a rank");
+  std::size_t pairs = 0;  // of ranks with one buffer; a verdict that all ranks reach alike
+  for (std::size_t a = 0; a < ranks; ++a)
+    for (std::size_t b = a + 1; b < ranks; ++b) pairs += all[a].target == all[b].target;
+  bool const shared = count > 0 && pairs > 0;
+  require(!shared || pairs == ranks * (ranks - 1) / 2, "an all-gather fills one buffer of all ranks, or one a rank");
   auto const work = [&]() noexcept {
     work_options const how{.output = hint(full_bytes)};
     auto const slot = [&](std::size_t k) { return offset(full.data, k * count, full.type); };

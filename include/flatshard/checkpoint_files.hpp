@@ -154,7 +154,8 @@ inline result<checkpoint_files> checkpoint_files::indexed(std::filesystem::path 
   for (std::uint32_t f = 0; f < index->files.size(); ++f) {
     auto opened = open_safetensors(all.directory / index->files[f], limits);
     if (!opened) {
-      for (auto one : opened.error().problems) {
+      auto const error = opened.error();  // a copy
+      for (auto one : error.problems) {
         if (one.code == errc::file_missing) {
           one.detail += ", needed by ";
           for (std::size_t k = 0; k < needed_by[f].size() && k < 3; ++k)

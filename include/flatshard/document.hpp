@@ -41,7 +41,7 @@ class node {
   /// Where it stands; an absent value stands where its nearest present parent does.
   [[nodiscard]] place where() const;
   /// Of a key of an object: where the key itself stands.
-  [[nodiscard]] place key_place(member const& m) const;
+  [[nodiscard]] place key_place(object_member const& m) const;
 
  private:
   static value const& nothing() {
@@ -198,7 +198,7 @@ inline place node::where() const {
   auto const& at = value_->present() ? value_->at() : parent_;
   return {in_ ? in_->file() : std::string{}, value_->present() ? pointer_ : parent_pointer_, at.line, at.column};
 }
-inline place node::key_place(member const& m) const {
+inline place node::key_place(object_member const& m) const {
   return {in_ ? in_->file() : std::string{}, pointer_ + '/' + pointer_token(m.key), m.key_at.line, m.key_at.column};
 }
 

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <flatshard/communicator.hpp>    // IWYU pragma: export
+#include <flatshard/config/resolve.hpp>  // IWYU pragma: export
+#include <flatshard/document.hpp>        // IWYU pragma: export
 #include <flatshard/dtype.hpp>           // IWYU pragma: export
 #include <flatshard/extent.hpp>          // IWYU pragma: export
 #include <flatshard/layout.hpp>          // IWYU pragma: export
@@ -15,4 +17,5 @@
 #include <flatshard/quantity.hpp>        // IWYU pragma: export
 #include <flatshard/require.hpp>         // IWYU pragma: export
 #include <flatshard/unit.hpp>            // IWYU pragma: export
+#include <flatshard/value.hpp>           // IWYU pragma: export
 #include <flatshard/version.hpp>         // IWYU pragma: export

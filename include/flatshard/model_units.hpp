@@ -61,7 +61,7 @@ struct model_unit {
 
 namespace detail {
 
-constexpr bool is_digit(char c) { return c >= '0' && c <= '9'; }
+constexpr bool is_name_digit(char c) { return c >= '0' && c <= '9'; }
 
 /// Below, at, or above zero as the run of digits `a` is smaller than, equal to, or larger than `b`.
 inline int compare_numbers(std::string_view a, std::string_view b) {
@@ -74,10 +74,10 @@ inline int compare_numbers(std::string_view a, std::string_view b) {
 inline int compare_natural(std::string_view a, std::string_view b) {
   std::size_t i = 0, j = 0;
   while (i < a.size() && j < b.size()) {
-    if (is_digit(a[i]) && is_digit(b[j])) {
+    if (is_name_digit(a[i]) && is_name_digit(b[j])) {
       auto const i0 = i, j0 = j;
-      while (i < a.size() && is_digit(a[i])) ++i;
-      while (j < b.size() && is_digit(b[j])) ++j;
+      while (i < a.size() && is_name_digit(a[i])) ++i;
+      while (j < b.size() && is_name_digit(b[j])) ++j;
       if (auto const order = compare_numbers(a.substr(i0, i - i0), b.substr(j0, j - j0)); order != 0) return order;
     } else {
       if (a[i] != b[j]) return static_cast<unsigned char>(a[i]) < static_cast<unsigned char>(b[j]) ? -1 : 1;
@@ -162,7 +162,7 @@ template <class F>
 void numbered_prefixes(std::string_view name, F f) {
   for (auto dot = name.find('.'); dot != std::string_view::npos; dot = name.find('.', dot + 1)) {
     auto end = dot + 1;
-    while (end < name.size() && is_digit(name[end])) ++end;
+    while (end < name.size() && is_name_digit(name[end])) ++end;
     if (end > dot + 1 && end < name.size() && name[end] == '.' && f(name.substr(0, dot + 1), name.substr(0, end + 1)))
       return;
   }

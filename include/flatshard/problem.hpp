@@ -106,7 +106,40 @@ enum class errc : std::uint8_t {
   ddp_fallback,
   fsdp_skipped,
   no_device_mesh,
-  other
+  other,
+  // added later, in the order of their coming
+  mixed_precision_conflict,
+  bad_communication_dtype,
+  bad_allreduce_op,
+  extra_forbidden,
+  enum_value,
+  bool_parsing,
+  bool_type,
+  int_parsing,
+  int_parsing_size,
+  int_from_float,
+  int_type,
+  finite_number,
+  greater_than_equal,
+  less_than_equal,
+  float_parsing,
+  float_type,
+  model_type,
+  path_type,
+  dict_type,
+  value_error,
+  assertion_error,
+  deprecated_and_new,
+  param_dtype_conflict,
+  accumulation_dtype_mix,
+  needs_zero_stage,
+  needs_bf16_master,
+  deprecated_key,
+  wrong_section,
+  load_train_differ,
+  mpi_starts_nothing,
+  unknown_profile,
+  meta_weights_unfilled
 };
 
 /// The code as it is printed: snake_case for files, kebab-case for configurations.
@@ -266,6 +299,38 @@ inline std::string_view name(errc code) {
     case errc::fsdp_skipped: return "fsdp-skipped";
     case errc::no_device_mesh: return "no-device-mesh";
     case errc::other: return "other";
+    case errc::mixed_precision_conflict: return "mixed-precision-conflict";
+    case errc::bad_communication_dtype: return "bad-communication-dtype";
+    case errc::bad_allreduce_op: return "bad-allreduce-op";
+    case errc::extra_forbidden: return "extra-forbidden";
+    case errc::enum_value: return "enum";
+    case errc::bool_parsing: return "bool-parsing";
+    case errc::bool_type: return "bool-type";
+    case errc::int_parsing: return "int-parsing";
+    case errc::int_parsing_size: return "int-parsing-size";
+    case errc::int_from_float: return "int-from-float";
+    case errc::int_type: return "int-type";
+    case errc::finite_number: return "finite-number";
+    case errc::greater_than_equal: return "greater-than-equal";
+    case errc::less_than_equal: return "less-than-equal";
+    case errc::float_parsing: return "float-parsing";
+    case errc::float_type: return "float-type";
+    case errc::model_type: return "model-type";
+    case errc::path_type: return "path-type";
+    case errc::dict_type: return "dict-type";
+    case errc::value_error: return "value-error";
+    case errc::assertion_error: return "assertion-error";
+    case errc::deprecated_and_new: return "deprecated-and-new";
+    case errc::param_dtype_conflict: return "param-dtype-conflict";
+    case errc::accumulation_dtype_mix: return "accumulation-dtype-mix";
+    case errc::needs_zero_stage: return "needs-zero-stage";
+    case errc::needs_bf16_master: return "needs-bf16-master";
+    case errc::deprecated_key: return "deprecated-key";
+    case errc::wrong_section: return "wrong-section";
+    case errc::load_train_differ: return "load-train-differ";
+    case errc::mpi_starts_nothing: return "mpi-starts-nothing";
+    case errc::unknown_profile: return "unknown-profile";
+    case errc::meta_weights_unfilled: return "meta-weights-unfilled";
   }
   return "other";
 }

@@ -125,7 +125,7 @@ void write_index(std::filesystem::path const& path, std::vector<std::pair<std::s
 namespace detail {
 
 /// Appends `text` as a JSON string; UTF-8 stays as it is.
-inline void append_json_string(std::string& out, std::string_view text) {
+inline void append_quoted(std::string& out, std::string_view text) {
   constexpr char const* hex = "0123456789abcdef";
   out += '"';
   for (char const c : text) {
@@ -185,7 +185,7 @@ inline std::string safetensors_header_text(std::span<tensor_spec const> tensors,
   std::string text = "{";
   auto const key = [&](std::string_view name) {
     if (text.back() != '{') text += ',';
-    detail::append_json_string(text, name);
+    detail::append_quoted(text, name);
     text += ':';
   };
   if (!metadata.empty()) {
@@ -193,7 +193,7 @@ inline std::string safetensors_header_text(std::span<tensor_spec const> tensors,
     text += '{';
     for (auto const& [name, value] : metadata) {
       key(name);
-      detail::append_json_string(text, value);
+      detail::append_quoted(text, value);
     }
     text += '}';
   }
@@ -245,9 +245,9 @@ inline void write_index(std::filesystem::path const& path, std::vector<std::pair
   for (std::size_t i = 0; i < weight_map.size(); ++i) {
     require(i == 0 || weight_map[i].first != weight_map[i - 1].first, "an index lists each tensor once");
     text += i == 0 ? "\n    " : ",\n    ";
-    detail::append_json_string(text, weight_map[i].first);
+    detail::append_quoted(text, weight_map[i].first);
     text += ": ";
-    detail::append_json_string(text, weight_map[i].second);
+    detail::append_quoted(text, weight_map[i].second);
   }
   text += weight_map.empty() ? "}\n}\n" : "\n  }\n}\n";
   replacing_file file{path, {text.size()}};

@@ -62,7 +62,7 @@ struct member_of {
   std::vector<shadowed_value<Value>> shadowed;
 };
 class value;
-using member = member_of<value>;
+using object_member = member_of<value>;
 
 /// Values may be nested this deep, an array in an array counting as two; a reader reports a deeper text as an error,
 /// and a deeper value built in code is a broken rule. So no walk over a value can exhaust the stack.
@@ -95,7 +95,7 @@ class value {
   value(std::string_view text) : value{std::string{text}} {}
   value(char const* text) : value{std::string{text}} {}
 
-  [[nodiscard]] static value array(std::initializer_list<value> elements = {});
+  [[nodiscard]] static value array(std::initializer_list<value> items = {});
   /// An object from keys and values; a repeated key shadows the earlier one, as a reader does it.
   [[nodiscard]] static value object(std::initializer_list<std::pair<std::string_view, value>> members = {});
   /// An int or float from its spelling as JSON writes it (also NaN, Infinity, -Infinity); beyond the range of a double:
@@ -121,15 +121,16 @@ class value {
   /// The text of a string (UTF-8; a lone surrogate stands as its three bytes), the spelling of a number; else empty.
   [[nodiscard]] std::string_view text() const { return text_; }
 
-  [[nodiscard]] std::span<value const> elements() const { return elements_; }  ///< of an array; else empty
-  [[nodiscard]] std::span<member const> members() const { return members_; }   ///< of an object; else empty
+  [[nodiscard]] std::span<value const> elements() const { return elements_; }        ///< of an array; else empty
+  [[nodiscard]] std::span<object_member const> members() const { return members_; }  ///< of an object; else empty
   /// The value of a key (the last occurrence), or an absent value. Complexity: O(members).
   [[nodiscard]] value const& operator[](std::string_view key) const;
   [[nodiscard]] bool has(std::string_view key) const { return (*this)[key].present(); }
 
   /// Adds an element to an array.
   value& push_back(value element);
-  /// Sets a key of an object; a new key goes to the end, a known one keeps its position and its occurrences.
+  /// Sets a key of an object; a new key goes to the end, a known one keeps its position, its occurrences and, unless
+  /// the new value has one, its place.
   value& set(std::string_view key, value to);
   /// Sets a key deep inside: every key but the last must name an object or be absent (then an object is made).
   value& set(std::span<std::string_view const> path, value to);
@@ -167,7 +168,7 @@ class value {
   std::size_t height_{};
   std::string text_;
   std::vector<value> elements_;
-  std::vector<member> members_;
+  std::vector<object_member> members_;
   text_place at_;
 };
 
@@ -183,11 +184,11 @@ class value {
 
 // ---- definitions
 
-inline value value::array(std::initializer_list<value> elements) {
+inline value value::array(std::initializer_list<value> items) {
   value v;
   v.kind_ = value_kind::array;
   v.height_ = 1;
-  for (auto const& e : elements) v.push_back(e);
+  for (auto const& e : items) v.push_back(e);
   return v;
 }
 inline value value::object(std::initializer_list<std::pair<std::string_view, value>> members) {
@@ -262,6 +263,7 @@ inline value& value::set(std::string_view key, value to) {
   rise(to.height_);
   for (auto& m : members_)
     if (m.key == key) {
+      if (to.at_ == text_place{}) to.at_ = m.held.at_;
       m.held = std::move(to);
       return *this;
     }
@@ -283,11 +285,12 @@ inline value& value::set(std::span<std::string_view const> path, value to) {
   return set(path.front(), std::move(below));
 }
 inline value& value::erase(std::string_view key) {
-  std::erase_if(members_, [key](member const& m) { return m.key == key; });
+  std::erase_if(members_, [key](object_member const& m) { return m.key == key; });
   return *this;
 }
 inline value& value::add(std::string_view key, text_place key_at, value another) {
-  auto const at = std::find_if(members_.begin(), members_.end(), [key](member const& m) { return m.key == key; });
+  auto const at =
+      std::find_if(members_.begin(), members_.end(), [key](object_member const& m) { return m.key == key; });
   return add_at(static_cast<std::size_t>(at - members_.begin()), key, key_at, std::move(another));
 }
 inline value& value::add_at(std::size_t position, std::string_view key, text_place key_at, value another) {
@@ -316,8 +319,9 @@ inline bool operator==(value const& a, value const& b) {
     case value_kind::string: return a.text_ == b.text_;
     case value_kind::array: return a.elements_ == b.elements_;
     case value_kind::object:
-      return std::equal(a.members_.begin(), a.members_.end(), b.members_.begin(), b.members_.end(),
-                        [](member const& x, member const& y) { return x.key == y.key && x.held == y.held; });
+      return std::equal(
+          a.members_.begin(), a.members_.end(), b.members_.begin(), b.members_.end(),
+          [](object_member const& x, object_member const& y) { return x.key == y.key && x.held == y.held; });
   }
   return false;
 }

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Which front end reads a configuration, and what has to be known beside its text.
+#pragma once
+
+#include <flatshard/document.hpp>
+#include <flatshard/dtype.hpp>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace flatshard {
+inline namespace v0 {
+
+/// A front end whose rules decide. Source: docs/config.md, profiles.
+enum class profile : std::uint8_t {
+  llamafactory,         ///< LLaMA-Factory v1 after pull request 10300
+  llamafactory_review,  ///< the first revision of that pull request (truthiness rule)
+  accelerate,
+  transformers_v4,
+  transformers_v5,
+  deepspeed,
+  torch
+};
+inline constexpr std::array<std::string_view, 7> profile_names{
+    "llamafactory", "llamafactory-review", "accelerate", "transformers-v4", "transformers-v5", "deepspeed", "torch"};
+[[nodiscard]] constexpr std::string_view name(profile p) { return profile_names[static_cast<std::size_t>(p)]; }
+/// The profile of a name, or none.
+[[nodiscard]] constexpr std::optional<profile> profile_of(std::string_view text) {
+  for (std::size_t i = 0; i < profile_names.size(); ++i)
+    if (profile_names[i] == text) return static_cast<profile>(i);
+  return std::nullopt;
+}
+/// Whether `resolve` has the rules of a profile.
+[[nodiscard]] constexpr bool available(profile p) {
+  return p == profile::llamafactory || p == profile::llamafactory_review;
+}
+
+/// Versions that defaults come from, as decisions name them.
+inline constexpr std::string_view llamafactory_version = "LLaMA-Factory v1 (28a6ea1cd to ff6d4d12e)";
+inline constexpr std::string_view deepspeed_version = "DeepSpeed 0.19.6";
+inline constexpr std::string_view accelerate_version = "accelerate 1.15.0";
+
+/// What a document is: a DeepSpeed configuration, or a LLaMA-Factory file or dict that may name one.
+enum class config_form : std::uint8_t {
+  automatic,          ///< by the file's name, then by its keys
+  deepspeed,          ///< a DeepSpeed configuration
+  llamafactory_file,  ///< LLaMA-Factory's YAML file
+  llamafactory_dict   ///< the same as an object in code: no file, so `.json` is no error
+};
+
+enum class device_kind : std::uint8_t { cuda, npu, cpu, other };
+
+/// Where the bucket formulas take the hidden size from.
+enum class bucket_source : std::uint8_t {
+  text_config,  ///< LLaMA-Factory since 62ae36245: the text configuration first
+  accelerate    ///< before that, and release 0.9.5
+};
+
+/// A process group that exists before the front end starts.
+struct existing_group {
+  std::string backend;
+  std::int64_t timeout_seconds{};
+};
+
+/// A file that a configuration names, read by the caller: the core does no I/O. A folder is one without content.
+struct named_file {
+  std::string path;               ///< as the configuration spells it
+  document content;               ///< a DeepSpeed configuration
+  std::vector<problem> problems;  ///< why it could not be read or parsed
+};
+
+/// What is known beside the text. An unknown fact leaves the decisions that need it open; nothing is guessed.
+struct facts {
+  std::optional<std::size_t> world{};         ///< ranks of the launcher; absent: no launcher, one process
+  std::optional<std::int64_t> hidden_size{};  ///< of the model; instead of `model_config`
+  value micro_batch_size = 1;                 ///< per rank; the LLaMA-Factory file's own value wins
+  value num_micro_batch = 1;                  ///< micro batches per step; the same
+  std::optional<bool> bf16{};                 ///< the front end's argument over the file's `bf16`
+  std::optional<value> model_config{};        ///< attributes of the model's configuration; null: the model has none
+  bucket_source buckets = bucket_source::text_config;
+  device_kind device = device_kind::cuda;
+  std::optional<existing_group> group{};
+  std::vector<std::pair<std::string, std::string>> environment{};
+  std::vector<named_file> files{};             ///< see config_file_of
+  std::optional<std::size_t> world_at_load{};  ///< if DeepSpeed's communicator is up while the model is built; else 1
+  bool client_optimizer = true;                ///< the training program brings its own optimizer, as LLaMA-Factory does
+  bool full_tuning = true;                     ///< no adapters
+  std::optional<dtype> checkpoint{};           ///< of the model's weights
+  config_form form = config_form::automatic;
+
+  /// The value of an environment variable, or none.
+  [[nodiscard]] std::optional<std::string_view> variable(std::string_view key) const {
+    for (auto const& [k, v] : environment)
+      if (k == key) return v;
+    return std::nullopt;
+  }
+  [[nodiscard]] named_file const* file(std::string_view path) const {
+    for (auto const& f : files)
+      if (f.path == path) return &f;
+    return nullptr;
+  }
+};
+
+}  // namespace v0
+}  // namespace flatshard

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What `resolve` returns: decisions, problems, and the same as typed policies.
+#pragma once
+
+#include <flatshard/config/batch.hpp>
+#include <flatshard/config/findings.hpp>
+#include <flatshard/config/profiles.hpp>
+#include <flatshard/config/roles.hpp>
+#include <flatshard/config/schema.hpp>
+#include <flatshard/policy.hpp>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace flatshard {
+inline namespace v0 {
+
+/// Who runs the sharded training.
+enum class backend_kind : std::uint8_t { none, ddp, fsdp2, deepspeed };
+[[nodiscard]] constexpr std::string_view name(backend_kind b) {
+  constexpr std::array<std::string_view, 4> names{"none", "ddp", "fsdp2", "deepspeed"};
+  return names[static_cast<std::size_t>(b)];
+}
+
+/// How parameters are cut over ranks. `none` and `zero12` keep them whole on every rank (`zero12` cuts gradients and
+/// optimizer states only).
+enum class sharding_kind : std::uint8_t { none, zero12, zero3, fsdp2, native };
+[[nodiscard]] constexpr std::string_view name(sharding_kind s) {
+  constexpr std::array<std::string_view, 5> names{"none", "zero12", "zero3", "fsdp2", "native"};
+  return names[static_cast<std::size_t>(s)];
+}
+
+/// How the weights come into the model.
+enum class load_way : std::uint8_t { from_pretrained, zero_init, broadcast_from_rank0, safetensors_per_rank, dcp };
+[[nodiscard]] constexpr std::string_view name(load_way w) {
+  constexpr std::array<std::string_view, 5> names{"from-pretrained", "zero-init", "broadcast-from-rank0",
+                                                  "safetensors-per-rank", "dcp"};
+  return names[static_cast<std::size_t>(w)];
+}
+
+/// Loading the model. `partitioned`: each rank loads its own shard (ZeRO-3 low-memory loading).
+struct load_policy {
+  bool partitioned = false;
+  dtype type = dtype::none;  ///< of the partitioned parameters
+  std::string reason;        ///< why it is on or off, naming the input
+  place where;               ///< of that input
+  load_way way = load_way::from_pretrained;
+  std::string device = "accelerator";  ///< accelerator, cpu or meta
+};
+
+/// The process group: its backend by device, and who makes it.
+struct process_group_policy {
+  enum class origin : std::uint8_t { none, created, adopted } how = origin::none;
+  std::string backend;
+  std::int64_t timeout_seconds = 0;  ///< 0: the backend's own default
+};
+
+/// Optimizer settings of a DeepSpeed file; what it does not say is absent.
+struct optimizer_policy {
+  std::string type;
+  std::optional<double> learning_rate{}, eps{}, weight_decay{};
+  std::optional<std::array<double, 2>> betas{};
+};
+
+/// `fully_shard` as LLaMA-Factory calls it.
+struct fsdp2_policy {
+  dtype param_type = dtype::none, reduce_type = dtype::none, output_type = dtype::none;
+  bool cast_forward_inputs = true;
+  value reshard_after_forward;  ///< true, false, null (layers true, root false), or a group size
+  std::int64_t replicate = 1, shard = 1;
+  bool offload_params = false;
+  value pin_memory;
+};
+
+/// LLaMA-Factory's four mesh sizes and its batch; values as upstream keeps them.
+struct llamafactory_policy {
+  value mp_replicate_size, mp_shard_size, dp_size, cp_size;
+  value micro_batch_size, global_batch_size, num_micro_batch;
+};
+
+/// ZeRO's settings that a trainer or an estimate needs.
+struct zero_policy {
+  std::int64_t stage = 0;
+  std::int64_t reduce_bucket_size = 0, prefetch_bucket_size = 0, param_persistence_threshold = 0;
+  bool buckets_known = true;  ///< false: a bucket is "auto" and the hidden size is not known
+  offload_device offload_param = offload_device::none, offload_optimizer = offload_device::none;
+};
+
+/// Everything decided, as types: programs read this and never parse the printed decisions.
+struct resolved_policies {
+  backend_kind backend = backend_kind::none;
+  sharding_kind sharding = sharding_kind::none;
+  precision_mode mode = precision_mode::refused;  ///< of a DeepSpeed file
+  precision dtypes;                               ///< the seven roles; a master of `none` updates the storage
+  engine_wrapper wrapper = engine_wrapper::none;
+  std::optional<zero_policy> zero;
+  load_policy load;
+  std::optional<batch_sizes> batch_at_load, batch;  ///< of a DeepSpeed file; at load only with partitioned loading
+  std::optional<fsdp2_policy> fsdp2;
+  std::optional<llamafactory_policy> front_end;
+  std::optional<optimizer_policy> optimizer;
+  bool activation_checkpointing = true;
+  value gradient_clipping;  ///< the norm that gradients are clipped to: DeepSpeed's key, else max_grad_norm
+  process_group_policy process_group;
+  std::string config_file;           ///< of DeepSpeed, as the front end's file names it
+  std::vector<std::string> printed;  ///< the lines that LLaMA-Factory prints about precision
+  [[nodiscard]] std::optional<double> clip_norm() const { return gradient_clipping.number(); }
+};
+
+/// Whole also for a bad configuration: an explainer shows its decisions too.
+struct resolution {
+  profile front_end = profile::llamafactory;
+  std::vector<decision> decisions;
+  std::vector<problem> problems;
+  resolved_policies policies;
+
+  [[nodiscard]] bool has_errors() const {
+    for (auto const& p : problems)
+      if (p.level == severity::error) return true;
+    return false;
+  }
+  /// This resolution, or bad_input with every problem if one of them is an error.
+  [[nodiscard]] resolution const& value() const& {
+    if (has_errors()) throw_bad_input(config_error{problems});
+    return *this;
+  }
+  [[nodiscard]] resolution value() && {
+    if (has_errors()) throw_bad_input(config_error{std::move(problems)});
+    return std::move(*this);
+  }
+  /// The decision of a key, or null.
+  [[nodiscard]] decision const* find(std::string_view key) const {
+    for (auto const& d : decisions)
+      if (d.key == key) return &d;
+    return nullptr;
+  }
+};
+
+/// Every warning becomes an error; notes stay.
+[[nodiscard]] inline resolution strict(resolution r) {
+  for (auto& p : r.problems)
+    if (p.level == severity::warning) p.level = severity::error;
+  return r;
+}
+
+}  // namespace v0
+}  // namespace flatshard

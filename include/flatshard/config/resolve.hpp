@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+/// resolve: a configuration and what is known beside it -> decisions, problems, policies.
+///
+///     auto const text = parse_file("ds_z3.json").value();                       // a document, or bad_input
+///     auto const r = resolve(text, profile::llamafactory, {.world = 8, .hidden_size = 4096});
+///     for (decision const& d : r.decisions)                                     // whole also for a bad configuration
+///       print(d.key, d.value, d.load_value, d.reason, d.rule, d.source, d.upstream);
+///     for (problem const& p : r.problems)                                       // errors, warnings, notes
+///       print(name(p.level), name(p.code), p.where, p.detail, p.when, p.upstream);
+///     r.policies.load.partitioned;                                              // typed: programs parse no strings
+///     auto const good = r.value();                                              // throws bad_input if there is an
+///     error with_static(good, [&](auto prec, auto shard) { ... });                    // run time becomes compile time
+///     here
+///
+/// A LLaMA-Factory file may name a DeepSpeed file; the core does no I/O, so the caller reads it first:
+///
+///     facts f{.world = 8};
+///     if (auto const path = config_file_of(text, f); !path.empty())
+///       if (auto read = parse_file(path)) f.files.push_back({path, *read, {}});
+///       else f.files.push_back({path, {}, read.error().problems});              // a missing file is reported by
+///       resolve
+#pragma once
+
+#include <flatshard/config/deepspeed_file.hpp>
+#include <flatshard/config/process_group.hpp>
+#include <flatshard/config/resolution.hpp>
+#include <flatshard/layouts/fsdp2.hpp>
+#include <flatshard/layouts/native.hpp>
+#include <flatshard/layouts/zero3.hpp>
+#include <flatshard/policy.hpp>
+#include <flatshard/require.hpp>
+
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace flatshard {
+inline namespace v0 {
+
+/// Resolves a document under a front end's rules. Nothing is thrown for a bad document: its problems are in the result.
+/// Complexity: O(size of the document).
+[[nodiscard]] inline resolution resolve(document const& config, profile front_end, facts const& f = {}) {
+  findings out;
+  resolution r;
+  r.front_end = front_end;
+  place const whole{config.file(), {}, 0, 0};
+  if (!available(front_end)) {
+    out.error(errc::unknown_profile, whole, at_read,
+              "the profile " + std::string{name(front_end)} +
+                  " is not available yet; use llamafactory or llamafactory-review",
+              {});
+  } else {
+    if (f.bf16)
+      out.warn(errc::ignored_key, whole, at_train,
+               std::string{"the argument bf16 "} + (*f.bf16 ? "true" : "false") +
+                   " is ignored: with DeepSpeed only the file's sections bf16 and fp16 count");
+    resolve_deepspeed(config, front_end, f, f.micro_batch_size, f.num_micro_batch, out, r.policies);
+    out.decide("activation_checkpointing", "true",
+               "enable_activation_checkpointing is absent, default of " + std::string{llamafactory_version},
+               std::string{name(front_end)} + ".enable_activation_checkpointing", whole);
+    decide_process_group(f, 18000, whole, out, r.policies);
+  }
+  r.decisions = std::move(out.decisions);
+  r.problems = std::move(out.problems);
+  return r;
+}
+
+/// Calls `f(precision policy, sharding policy)` with types where the configuration's precision is one of the named
+/// ones, so that buffers and kernels are chosen when compiled; else with the run-time `precision`. All calls return one
+/// type. A broken rule if nothing is sharded: look at `r.policies.sharding` first.
+template <class F>
+decltype(auto) with_static(resolution const& r, F&& f) {
+  auto const& p = r.policies;
+  require(p.sharding != sharding_kind::none && p.sharding != sharding_kind::zero12,
+          "this configuration keeps parameters whole on every rank, so there is no sharding policy for them");
+  if (p.sharding == sharding_kind::zero3) {
+    if (p.dtypes == deepspeed_bf16) return f(static_precision<deepspeed_bf16>{}, zero3{});
+    if (p.dtypes == deepspeed_fp32) return f(static_precision<deepspeed_fp32>{}, zero3{});
+    return f(p.dtypes, zero3{});
+  }
+  if (p.sharding == sharding_kind::fsdp2) {
+    if (p.dtypes == fsdp2_bf16) return f(static_precision<fsdp2_bf16>{}, fsdp2{});
+    if (p.dtypes == fsdp2_fp32) return f(static_precision<fsdp2_fp32>{}, fsdp2{});
+    return f(p.dtypes, fsdp2{});
+  }
+  return f(p.dtypes, native{});
+}
+
+}  // namespace v0
+}  // namespace flatshard

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The sections `zero_optimization`, `bf16` and `fp16` of a DeepSpeed configuration: tables, defaults, reading.
+#pragma once
+
+#include <flatshard/config/schema.hpp>
+
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
+
+namespace flatshard {
+inline namespace v0 {
+
+inline constexpr range not_negative{.least = 0};
+inline constexpr range share{.least = 0, .most = 1};
+
+/// `zero_optimization.offload_param`. Defaults are those of DeepSpeed 0.19.6.
+struct offload_param_section {
+  offload_device device = offload_device::none;
+  std::optional<std::string> nvme_path{};
+  std::int64_t buffer_count = 5, buffer_size = 100'000'000, max_in_cpu = 1'000'000'000;
+  bool pin_memory = true;
+};
+constexpr auto fields(offload_param_section const*) {
+  using s = offload_param_section;
+  return std::tuple{entry("device", &s::device, "where parameters are kept: none, cpu or nvme"),
+                    entry("nvme_path", &s::nvme_path, "folder on a local NVMe drive"),
+                    entry("buffer_count", &s::buffer_count, "buffers for swapping", not_negative),
+                    entry("buffer_size", &s::buffer_size, "elements of one buffer", not_negative),
+                    entry("max_in_cpu", &s::max_in_cpu, "elements kept in host memory when on NVMe", not_negative),
+                    entry("pin_memory", &s::pin_memory, "page-locked host memory")};
+}
+
+/// `zero_optimization.offload_optimizer`.
+struct offload_optimizer_section {
+  offload_device device = offload_device::none;
+  std::optional<std::string> nvme_path{};
+  std::int64_t buffer_count = 4;
+  bool pin_memory = true, pipeline_read = false, pipeline_write = false, fast_init = false;
+  double ratio = 1.0;
+  bool super_offload = false;
+  double cpuadam_cores_perc = 0.8;
+};
+constexpr auto fields(offload_optimizer_section const*) {
+  using s = offload_optimizer_section;
+  return std::tuple{
+      entry("device", &s::device, "where optimizer states are kept: none, cpu or nvme"),
+      entry("nvme_path", &s::nvme_path, "folder on a local NVMe drive"),
+      entry("buffer_count", &s::buffer_count, "buffers for swapping", not_negative),
+      entry("pin_memory", &s::pin_memory, "page-locked host memory"),
+      entry("pipeline_read", &s::pipeline_read, "read the next part while computing"),
+      entry("pipeline_write", &s::pipeline_write, "write the last part while computing"),
+      entry("fast_init", &s::fast_init, "fast initialisation on NVMe"),
+      entry("ratio", &s::ratio, "share of the states that is offloaded; below 1 on stage 3 only", share),
+      entry("super_offload", &s::super_offload, "overlap the host's optimizer with backward"),
+      entry("cpuadam_cores_perc", &s::cpuadam_cores_perc, "share of the cores for the host optimizer", share)};
+}
+
+/// `zero_optimization`. Members in DeepSpeed's order of declaration; defaults of DeepSpeed 0.19.6.
+struct zero_section {
+  zero_stage stage;
+  bool contiguous_gradients = true, reduce_scatter = true;
+  std::int64_t reduce_bucket_size = 500'000'000;
+  bool use_multi_rank_bucket_allreduce = true, allgather_partitions = true;
+  std::int64_t allgather_bucket_size = 500'000'000;
+  std::optional<bool> overlap_comm;
+  bool load_from_fp32_weights = true, elastic_checkpoint = false;
+  std::optional<offload_param_section> offload_param;
+  std::optional<offload_optimizer_section> offload_optimizer;
+  std::optional<any_object> zenflow;
+  std::int64_t sub_group_size = 1'000'000'000;
+  std::optional<bool> cpu_offload_param, cpu_offload_use_pin_memory, cpu_offload;
+  std::int64_t prefetch_bucket_size = 50'000'000, param_persistence_threshold = 100'000,
+               model_persistence_threshold = std::numeric_limits<std::int64_t>::max(),
+               max_live_parameters = 1'000'000'000, max_reuse_distance = 1'000'000'000;
+  bool gather_16bit_weights_on_model_save = false;
+  std::int64_t module_granularity_threshold = 0;
+  bool use_all_reduce_for_fetch_params = false, allgather_sequential = false,
+       stage3_gather_fp16_weights_on_model_save = false, ignore_unused_parameters = true, legacy_stage1 = false,
+       round_robin_gradients = false;
+  std::int64_t zero_hpz_partition_size = 1;
+  bool zero_quantized_weights = false, zero_quantized_nontrainable_weights = false, zero_quantized_gradients = false;
+  std::optional<any_object> zeropp_loco_param;
+  std::int64_t mics_shard_size = -1;
+  bool mics_hierarchical_params_gather = false, memory_efficient_linear = true, pipeline_loading_checkpoint = false,
+       override_module_apply = true, log_trace_cache_warnings = false, enable_sanity_checks = false,
+       save_muon_momentum_buffer_in_memory = false;
+  std::optional<any_object> leaf_module;
+};
+constexpr auto fields(zero_section const*) {
+  using s = zero_section;
+  constexpr auto old = key_state::deprecated;
+  return std::tuple{
+      entry("stage", &s::stage, "0: off, 1: optimizer states, 2: and gradients, 3: and parameters are partitioned"),
+      entry("contiguous_gradients", &s::contiguous_gradients, "copy gradients to a contiguous buffer"),
+      entry("reduce_scatter", &s::reduce_scatter, "reduce-scatter instead of all-reduce"),
+      entry("reduce_bucket_size", &s::reduce_bucket_size, "elements reduced at once", not_negative),
+      entry("use_multi_rank_bucket_allreduce", &s::use_multi_rank_bucket_allreduce, "one bucket for several ranks"),
+      entry("allgather_partitions", &s::allgather_partitions, "all-gather instead of broadcasts"),
+      entry("allgather_bucket_size", &s::allgather_bucket_size, "elements gathered at once", not_negative),
+      entry("overlap_comm", &s::overlap_comm, "overlap reduction with backward; null: on stage 3 only"),
+      entry("load_from_fp32_weights", &s::load_from_fp32_weights, "restore master weights from fp32"),
+      entry("elastic_checkpoint", &s::elastic_checkpoint, "checkpoints for other world sizes"),
+      entry("offload_param", &s::offload_param, "parameters outside device memory, stage 3"),
+      entry("offload_optimizer", &s::offload_optimizer, "optimizer states outside device memory"),
+      entry("zenflow", &s::zenflow, "asynchronous offloaded updates"),
+      entry("sub_group_size", &s::sub_group_size, "elements updated at once", not_negative),
+      entry("cpu_offload_param", &s::cpu_offload_param, "offload_param to the host", {}, {}, old),
+      entry("cpu_offload_use_pin_memory", &s::cpu_offload_use_pin_memory, "unused", {}, {}, old),
+      entry("cpu_offload", &s::cpu_offload, "offload_optimizer to the host", {}, {}, old),
+      entry("stage3_prefetch_bucket_size", &s::prefetch_bucket_size, "elements fetched ahead", not_negative,
+            "prefetch_bucket_size"),
+      entry("stage3_param_persistence_threshold", &s::param_persistence_threshold,
+            "parameters with fewer elements stay whole", not_negative, "param_persistence_threshold"),
+      entry("stage3_model_persistence_threshold", &s::model_persistence_threshold, "elements that may stay whole",
+            not_negative, "model_persistence_threshold"),
+      entry("stage3_max_live_parameters", &s::max_live_parameters, "gathered elements at a time", not_negative,
+            "max_live_parameters"),
+      entry("stage3_max_reuse_distance", &s::max_reuse_distance, "keep parameters used again within", not_negative,
+            "max_reuse_distance"),
+      entry("stage3_gather_16bit_weights_on_model_save", &s::gather_16bit_weights_on_model_save,
+            "gather the 16-bit weights when saving", {}, "gather_16bit_weights_on_model_save"),
+      entry("stage3_module_granularity_threshold", &s::module_granularity_threshold, "fetch small modules whole", {},
+            "module_granularity_threshold"),
+      entry("stage3_use_all_reduce_for_fetch_params", &s::use_all_reduce_for_fetch_params,
+            "fetch parameters by all-reduce", {}, "use_all_reduce_for_fetch_params"),
+      entry("stage3_allgather_sequential", &s::allgather_sequential, "one gather at a time", {},
+            "allgather_sequential"),
+      entry("stage3_gather_fp16_weights_on_model_save", &s::stage3_gather_fp16_weights_on_model_save,
+            "stage3_gather_16bit_weights_on_model_save", {}, {}, old),
+      entry("ignore_unused_parameters", &s::ignore_unused_parameters, "unused parameters are no error"),
+      entry("legacy_stage1", &s::legacy_stage1, "removed implementation"),
+      entry("round_robin_gradients", &s::round_robin_gradients, "spread gradient copies over ranks"),
+      entry("zero_hpz_partition_size", &s::zero_hpz_partition_size, "secondary partition within a node", not_negative),
+      entry("zero_quantized_weights", &s::zero_quantized_weights, "quantised gathers"),
+      entry("zero_quantized_nontrainable_weights", &s::zero_quantized_nontrainable_weights, "quantised frozen weights"),
+      entry("zero_quantized_gradients", &s::zero_quantized_gradients, "quantised reduction"),
+      entry("zeropp_loco_param", &s::zeropp_loco_param, "error feedback of the quantised reduction"),
+      entry("mics_shard_size", &s::mics_shard_size, "ranks of a MiCS group"),
+      entry("mics_hierarchical_params_gather", &s::mics_hierarchical_params_gather, "gather in two levels"),
+      entry("memory_efficient_linear", &s::memory_efficient_linear, "recompute gathered weights in linear layers"),
+      entry("pipeline_loading_checkpoint", &s::pipeline_loading_checkpoint, "load while converting"),
+      entry("override_module_apply", &s::override_module_apply, "gather in Module.apply"),
+      entry("log_trace_cache_warnings", &s::log_trace_cache_warnings, "report changed fetch orders"),
+      entry("enable_sanity_checks", &s::enable_sanity_checks, "check partitions"),
+      entry("save_muon_momentum_buffer_in_memory", &s::save_muon_momentum_buffer_in_memory,
+            "Muon's momentum in memory"),
+      entry("leaf_module", &s::leaf_module, "modules fetched as one")};
+}
+
+/// `bf16`.
+struct bf16_section {
+  bool enabled = false, immediate_grad_update = false, check_grad_overflow = true,
+       bf16_master_weights_and_grads = false, bf16_optimizer_states = false;
+};
+constexpr auto fields(bf16_section const*) {
+  using s = bf16_section;
+  return std::tuple{entry("enabled", &s::enabled, "train in bf16"),
+                    entry("immediate_grad_update", &s::immediate_grad_update, "add gradients as they come"),
+                    entry("check_grad_overflow", &s::check_grad_overflow, "skip steps with infinite gradients"),
+                    entry("bf16_master_weights_and_grads", &s::bf16_master_weights_and_grads, "master weights in bf16"),
+                    entry("bf16_optimizer_states", &s::bf16_optimizer_states, "moments in bf16")};
+}
+
+/// `fp16`. The loss-scale keys are read as they are; their own rules are DeepSpeed's.
+struct fp16_section {
+  bool enabled = false, auto_cast = false;
+  double loss_scale = 0;
+  std::int64_t initial_scale_power = 16;
+  double loss_scale_window = 1000;
+  std::int64_t hysteresis = 2;
+  bool consecutive_hysteresis = false;
+  double min_loss_scale = 1;
+  bool fp16_master_weights_and_grads = false;
+};
+constexpr auto fields(fp16_section const*) {
+  using s = fp16_section;
+  return std::tuple{
+      entry("enabled", &s::enabled, "train in fp16"),
+      entry("auto_cast", &s::auto_cast, "cast inputs"),
+      entry("loss_scale", &s::loss_scale, "0: dynamic", not_negative),
+      entry("initial_scale_power", &s::initial_scale_power, "first dynamic scale, a power of 2", not_negative),
+      entry("loss_scale_window", &s::loss_scale_window, "steps before the scale grows", not_negative),
+      entry("hysteresis", &s::hysteresis, "overflows before the scale shrinks", not_negative),
+      entry("consecutive_hysteresis", &s::consecutive_hysteresis, "only consecutive overflows count"),
+      entry("min_loss_scale", &s::min_loss_scale, "least dynamic scale", not_negative),
+      entry("fp16_master_weights_and_grads", &s::fp16_master_weights_and_grads, "master weights in fp16")};
+}
+
+/// Reads `zero_optimization` as DeepSpeed does: absent gives the defaults, true and false the old form (stage 1 and 0),
+/// another kind than an object is an error. Deprecated keys are carried over.
+inline void read_zero_section(node const& at, zero_section& into, std::string_view when, findings& out) {
+  if (!at.present()) return;
+  if (at->is(value_kind::boolean)) {
+    into.stage.number = at->is_true();
+    out.warn(errc::deprecated_key, at.where(), when,
+             "found " + to_json(*at) + ", the old form; DeepSpeed reads it as stage " +
+                 std::to_string(into.stage.number) + "; write an object with a stage");
+    return;
+  }
+  if (!at->is(value_kind::object)) {
+    out.error(
+        errc::section_not_object, at.where(), when, "found " + std::string{name(at->kind())} + ", allowed: an object",
+        {"TypeError", "deepspeed",
+         "DeepSpeedZeroConfig() argument after ** must be a mapping, not " + std::string{python_name(at->kind())}});
+    return;
+  }
+  auto const before = out.problems.size();
+  read_section(at, into, "DeepSpeedZeroConfig", when, out);
+  for (std::size_t i = before; i < out.problems.size(); ++i)
+    if (out.problems[i].level == severity::error) return;
+  if (into.offload_optimizer && into.offload_optimizer->ratio < 1 && into.stage.number != 3)
+    out.error(errc::assertion_error, at["offload_optimizer"]["ratio"].where(), when,
+              "a ratio below 1 needs stage 3, found stage " + std::to_string(into.stage.number),
+              {"ValidationError", "deepspeed", "Partial offloading only supported for ZeRO Stage 3."});
+  struct replacement {
+    std::string_view old_key, new_key;
+  };
+  for (auto const& [old_key, new_key] :
+       {replacement{"cpu_offload_param", "offload_param"}, replacement{"cpu_offload_use_pin_memory", ""},
+        replacement{"cpu_offload", "offload_optimizer"},
+        replacement{"stage3_gather_fp16_weights_on_model_save", "stage3_gather_16bit_weights_on_model_save"}}) {
+    auto const& v = (*at)[old_key];
+    if (!v.present() || v.is_text("auto")) continue;
+    auto const given = [&](std::string_view key) { return at->has(key) && !(*at)[key].is_text("auto"); };
+    if (!new_key.empty() && (given(new_key) || (new_key.starts_with("stage3_") && given(new_key.substr(7))))) {
+      out.error(errc::deprecated_and_new, at[old_key].where(), when,
+                "the deprecated key \"" + std::string{old_key} + "\" stands beside \"" + std::string{new_key} +
+                    "\"; remove it",
+                {"AssertionError", "deepspeed",
+                 "Cannot provide deprecated parameter '" + std::string{old_key} + "' and replacing parameter '" +
+                     std::string{new_key} + "' together"});
+      return;
+    }
+    out.warn(errc::deprecated_key, at[old_key].where(), when,
+             "the key \"" + std::string{old_key} + "\" is deprecated" +
+                 (new_key.empty() ? "; its value is not used" : "; write \"" + std::string{new_key} + "\""));
+  }
+  if (into.cpu_offload_param.value_or(false)) into.offload_param = offload_param_section{.device = offload_device::cpu};
+  if (into.cpu_offload.value_or(false))
+    into.offload_optimizer = offload_optimizer_section{.device = offload_device::cpu};
+  if (into.stage3_gather_fp16_weights_on_model_save) into.gather_16bit_weights_on_model_save = true;
+}
+
+}  // namespace v0
+}  // namespace flatshard

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+# Compiles each of HEADERS alone with COMPILER, which must say nothing.
+cmake_minimum_required(VERSION 3.25)
+if(NOT COMPILER)
+  message(STATUS "skipped: no clang++ here")
+  return()
+endif()
+string(REPLACE "," ";" HEADERS "${HEADERS}")
+set(bad 0)
+foreach(header IN LISTS HEADERS)
+  execute_process(COMMAND ${COMPILER} -std=c++20 -fsyntax-only -Wall -Wextra -Wconversion -Wshadow -Werror -I ${ROOT}/include
+    -I ${ROOT}/kernels/include -include ${header} -x c++ /dev/null RESULT_VARIABLE status)
+  if(NOT status EQUAL 0)
+    math(EXPR bad "${bad} + 1")
+    message(NOTICE "does not compile alone: ${header}")
+  endif()
+endforeach()
+if(bad)
+  message(FATAL_ERROR "${bad} headers do not compile alone under ${COMPILER}")
+endif()
+list(LENGTH HEADERS count)
+message(STATUS "${count} headers compile alone under ${COMPILER}")

@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: Apache-2.0
+// Breaks the include rules on purpose.
+#include "../tests/main.hpp"

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+# cmake -DROOT=... -P include_test.cmake: every #include line below ROOT against include_table.cmake (docs/design.md, the picture).
+cmake_minimum_required(VERSION 3.25)
+include(${CMAKE_CURRENT_LIST_DIR}/include_table.cmake)
+set(found 0)
+file(GLOB_RECURSE files RELATIVE ${ROOT} ${ROOT}/include/*.hpp ${ROOT}/kernels/*.[hc]* ${ROOT}/tools/*.[hc]pp ${ROOT}/examples/*.[hc]pp
+  ${ROOT}/tests/*.[hc]pp ${ROOT}/bench/*.[hc]pp)
+list(FILTER files EXCLUDE REGEX "include_test_planted")
+include(${CMAKE_CURRENT_LIST_DIR}/include_rules.cmake)
+file(READ ${ROOT}/include/flatshard/flatshard.hpp umbrella)
+foreach(file IN LISTS files)
+  if(file MATCHES "^include/flatshard/(config/resolve|layouts/.*|[^/]*)\\.hpp$" AND NOT CMAKE_MATCH_1 IN_LIST outside_umbrella)
+    string(REGEX REPLACE "^include/" "" own ${file})
+    if(NOT umbrella MATCHES "#include <${own}>")
+      complain("the umbrella flatshard.hpp lacks it")
+    endif()
+  endif()
+endforeach()
+list(LENGTH files count)
+if(found OR NOT files)
+  message(FATAL_ERROR "${found} broken include rules in ${count} files")
+endif()
+message(STATUS "${count} files keep the include rules")

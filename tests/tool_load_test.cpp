@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+/// `flatshard load`: bytes, memory and errors of ranks as processes, as threads, and alone.
+#include "tool_run.hpp"
+
+#include <flatshard/json.hpp>
+
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <doctest/doctest.h>
+#include <sys/stat.h>
+
+using namespace tool_test;
+
+namespace {
+
+std::uint64_t number(flatshard::value const& v, std::string_view key) {
+  auto const n = v[key].integer();
+  REQUIRE_MESSAGE(n.has_value(), key);
+  return static_cast<std::uint64_t>(*n);
+}
+
+/// Runs `load --json` and checks that the object has exactly the documented keys.
+flatshard::document load(std::vector<std::string> words, std::string const& expect_warning = {}) {
+  words.insert(words.begin(), "load");
+  words.push_back("--json");
+  auto const r = run(words);
+  CAPTURE(r.signal);
+  REQUIRE_MESSAGE(r.code == 0, r.err);
+  if (expect_warning.empty()) {
+    CHECK_MESSAGE(r.err.empty(), r.err);
+  } else {
+    CHECK_MESSAGE(r.says(expect_warning), r.err);
+  }
+  auto d = flatshard::parse_json(r.out).value();
+  std::set<std::string> keys, rank_keys;
+  for (auto const& m : d.value_of_root().members()) keys.insert(m.key);
+  CHECK(keys == std::set<std::string>{"trigger", "reason", "source", "layout", "world", "storage", "file_bytes",
+                                      "tensor_bytes", "seconds", "ranks"});
+  for (auto const& rank : d["ranks"]->elements()) {
+    for (auto const& m : rank.members()) rank_keys.insert(m.key);
+    CHECK(rank["seconds"].number().value() >= 0);
+    CHECK(number(rank, "peak_rss") >= number(rank, "baseline_rss"));
+  }
+  CHECK(rank_keys ==
+        std::set<std::string>{"rank", "bytes_read", "shard_bytes", "baseline_rss", "peak_rss", "requests", "seconds"});
+  return d;
+}
+std::uint64_t sum(flatshard::document const& d, std::string_view key) {
+  std::uint64_t all = 0;
+  for (auto const& rank : d["ranks"]->elements()) all += number(rank, key);
+  return all;
+}
+std::string make(folder const& dir, std::string const& name, std::vector<std::string> more) {
+  std::vector<std::string> words{"make-model", dir / name};
+  words.insert(words.end(), more.begin(), more.end());
+  auto const r = run(words);
+  REQUIRE_MESSAGE(r.code == 0, r.err);
+  return dir / name;
+}
+std::vector<pid_t> children_of(pid_t process) {
+  auto const id = std::to_string(process);
+  std::istringstream list{slurp("/proc/" + id + "/task/" + id + "/children")};
+  std::vector<pid_t> all;
+  for (pid_t one = 0; list >> one;) all.push_back(one);
+  return all;
+}
+/// Starts a load of 4 ranks that takes a while and returns when all of them run.
+struct slow_load {
+  explicit slow_load(std::string const& model, std::vector<std::string> more = {}) : program{words(model, more), {}} {
+    auto const until = std::chrono::steady_clock::now() + std::chrono::seconds{20};
+    while (ranks.size() < 4 && std::chrono::steady_clock::now() < until) {
+      ranks = children_of(program.process());
+      std::this_thread::sleep_for(std::chrono::milliseconds{1});
+    }
+    REQUIRE(ranks.size() == 4);
+  }
+  static std::vector<std::string> words(std::string const& model, std::vector<std::string> const& more) {
+    std::vector<std::string> all{"load", model, "--world", "4", "--json"};
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }
+  /// Whether a rank is still there (not even as a zombie that nobody reaps).
+  [[nodiscard]] bool any_left() const {
+    auto const until = std::chrono::steady_clock::now() + std::chrono::seconds{5};
+    bool left = true;
+    while (left && std::chrono::steady_clock::now() < until) {
+      left = false;
+      for (auto const r : ranks)
+        left = left ||
+               (::kill(r, 0) == 0 && slurp("/proc/" + std::to_string(r) + "/stat").find(") Z") == std::string::npos);
+      std::this_thread::sleep_for(std::chrono::milliseconds{5});
+    }
+    return left;
+  }
+  running program;
+  std::vector<pid_t> ranks;
+};
+
+}  // namespace
+
+TEST_CASE("every layout and world reads each byte of the checkpoint once") {
+  folder const dir;
+  for (auto const& [name, more] : std::vector<std::pair<std::string, std::vector<std::string>>>{
+           {"one", {"--arch", "llama", "--size", "700K"}},
+           {"three", {"--arch", "qwen3", "--size", "1M", "--files", "3"}}}) {
+    auto const model = make(dir, name, more);
+    auto const tensors = 2 * elements_of(read_checkpoint(model, false));
+    for (std::string const layout : {"native", "zero3", "fsdp2"})
+      for (std::string const world : {"1", "2", "3", "5", "8"})
+        for (bool const threads : {false, true}) {
+          CAPTURE(layout);
+          CAPTURE(world);
+          std::vector<std::string> words{model, "--world", world, "--layout", layout};
+          if (threads) words.push_back("--threads");
+          auto const d = load(words);
+          CHECK(d["trigger"]->is_true());
+          CHECK(d["layout"]->text() == layout);
+          CHECK(d["source"]->is(flatshard::value_kind::null));
+          CHECK(d["storage"]->is(flatshard::value_kind::null));
+          CHECK(number(*d.root(), "tensor_bytes") == tensors);
+          CHECK(number(*d.root(), "world") == std::stoull(world));
+          CHECK(number(*d.root(), "file_bytes") > tensors);
+          CHECK(sum(d, "bytes_read") == tensors);
+          CHECK(sum(d, "shard_bytes") >= tensors);
+          REQUIRE(d["ranks"]->elements().size() == std::stoull(world));
+          for (std::size_t r = 0; r < d["ranks"]->elements().size(); ++r)
+            CHECK(number(d["ranks"]->elements()[r], "rank") == r);
+        }
+    // One rank alone reads what it reads among the others.
+    auto const all = load({model, "--world", "5"});
+    for (std::uint64_t r = 0; r < 5; ++r) {
+      auto const alone = load({model, "--world", "5", "--rank", std::to_string(r)});
+      REQUIRE(alone["ranks"]->elements().size() == 1);
+      for (std::string const key : {"rank", "bytes_read", "shard_bytes"})
+        CHECK(number(alone["ranks"]->elements()[0], key) == number(all["ranks"]->elements()[r], key));
+    }
+  }
+}
+
+TEST_CASE("a rank's memory is its shard and little more") {
+  folder const dir;
+  auto const model = make(dir, "model", {"--arch", "llama", "--size", "100M"});
+  for (std::string const layout : {"native", "zero3", "fsdp2"}) {
+    auto const d = load({model, "--world", "4", "--layout", layout});
+    auto const tensors = number(*d.root(), "tensor_bytes");
+    for (auto const& rank : d["ranks"]->elements()) {
+      CHECK(number(rank, "shard_bytes") <= tensors / 4 + (1u << 20));
+      CHECK(number(rank, "peak_rss") >= number(rank, "shard_bytes"));
+      CHECK(number(rank, "peak_rss") <= number(rank, "shard_bytes") + number(rank, "baseline_rss") + (64u << 20));
+      CHECK(number(rank, "baseline_rss") < 16u << 20);
+      CHECK(number(rank, "requests") > 0);
+    }
+  }
+}
+
+TEST_CASE("for a person it is a table") {
+  folder const dir;
+  auto const model = make(dir, "model", {"--arch", "llama", "--size", "300K"});
+  auto const r = run({"load", model, "--world", "2"});
+  CHECK(r.code == 0);
+  CHECK(r.err.empty());
+  CHECK(r.out.find("2 ranks (processes), layout native, storage as in the file") != std::string::npos);
+  CHECK(r.out.find("partitioned loading is on") != std::string::npos);
+  CHECK(r.out.find('\x1b') == std::string::npos);
+  CHECK(r.out.find('\r') == std::string::npos);
+}
+
+TEST_CASE("wrong numbers of ranks are wrong usage") {
+  struct wrong {
+    std::vector<std::string> words;
+    std::string_view says;
+  };
+  for (auto const& [words, says] : std::vector<wrong>{
+           {{"load"}, "DIR is required"},
+           {{"load", "x"}, "--world is required"},
+           {{"load", "x", "--world", "0"}, "--world: must be a whole number from 1"},
+           {{"load", "x", "--world", "-2"}, "found '-2'"},
+           {{"load", "x", "--world", "two"}, "found 'two'"},
+           {{"load", "x", "--world", "2", "--rank", "2"}, "--rank 2 is not below --world 2"},
+           {{"load", "x", "--world", "2", "--rank", "-1"}, "--rank: must be a whole number from 0"},
+           {{"load", "x", "--world", "2", "--rank", "0", "--threads"}, "--rank excludes --threads"},
+           {{"load", "x", "--world", "2", "--layout", "zero4"}, "must be one of zero3, fsdp2, native, found 'zero4'"},
+           {{"load", "x", "--world", "2", "--layout", "zero3", "--config", "c"}, "--config excludes --layout"},
+           {{"load", "x", "--world", "2", "--deadline", "0"}, "--deadline"},
+       }) {
+    CAPTURE(words);
+    auto const r = run(words);
+    CHECK(r.code == 2);
+    CHECK(r.out.empty());
+    CHECK_MESSAGE(r.says(says), r.err);
+  }
+}
+
+TEST_CASE("a damaged checkpoint is an error with file and reason, once for all ranks, and no output") {
+  folder const dir;
+  auto const model = make(dir, "model", {"--arch", "llama", "--size", "300K", "--files", "2"});
+  auto const second = model + "/model-00002-of-00002.safetensors";
+  auto const whole = slurp(second), index = slurp(model + "/model.safetensors.index.json"),
+             config = slurp(model + "/config.json");
+  auto const fails = [&](std::string const& where, std::string const& code) {
+    for (auto const& how : {std::vector<std::string>{}, {"--threads"}, {"--rank", "1"}}) {
+      std::vector<std::string> words{"load", where, "--world", "2", "--json"};
+      words.insert(words.end(), how.begin(), how.end());
+      auto const r = run(words);
+      CAPTURE(how.size());
+      CHECK(r.code == 1);
+      CHECK(r.signal == 0);
+      CHECK(r.out.empty());
+      CHECK_MESSAGE(r.says(code), r.err);
+      CHECK_MESSAGE(r.says(where), r.err);
+      if (how.empty()) CHECK_MESSAGE(r.says("ranks 0, 1: "), r.err);
+    }
+  };
+  fails(dir / "nowhere", "[file_missing]");
+  files::create_directory(dir / "empty");
+  fails(dir / "empty", "[file_missing]");
+  spill(second, whole.substr(0, whole.size() - 1));
+  fails(model, "[data_size]");
+  spill(second, whole.substr(0, 100));
+  fails(model, "[header_length]");
+  spill(second, "");
+  fails(model, "[header_too_small]");
+  auto lying = whole;
+  lying.replace(lying.find("BF16"), 4, "F128");
+  spill(second, lying);
+  fails(model, "[dtype_unknown]");
+  files::remove(second);
+  fails(model, "[file_missing]");
+  files::create_directory(second);
+  fails(model, "[file_type]");
+  files::remove(second);
+  REQUIRE(::mkfifo(second.c_str(), 0600) == 0);
+  fails(model, "[file_type]");
+  files::remove(second);
+  spill(second, whole);
+  auto moved = index;
+  moved.replace(moved.find("model-00001-of"), 14, "../../elsewher");
+  spill(model + "/model.safetensors.index.json", moved);
+  fails(model, "[path]");
+  spill(model + "/model.safetensors.index.json", index.substr(0, index.size() / 2));
+  fails(model, "model.safetensors.index.json");
+  spill(model + "/model.safetensors.index.json", index);
+  spill(model + "/config.json", "{");
+  fails(model, "[model_config]");
+  spill(model + "/config.json", config);
+  load({model, "--world", "2"});
+  auto wrong_size = index;
+  wrong_size.replace(wrong_size.find("\"total_size\": ") + 14, 1, "9");
+  spill(model + "/model.safetensors.index.json", wrong_size);
+  load({model, "--world", "2"}, "total_size");
+}
+
+TEST_CASE("a rank that dies is named, the others are ended, nothing hangs") {
+  folder const dir;
+  auto const model = make(dir, "model", {"--arch", "llama", "--size", "6G", "--sparse"});
+  slow_load one{model};
+  ::kill(one.ranks[2], SIGKILL);
+  auto const [code, signal] = one.program.wait(std::chrono::seconds{20});
+  CHECK(code == 1);
+  CHECK(signal == 0);
+  CHECK(one.program.out().empty());
+  auto const said = one.program.err();
+  CHECK_MESSAGE(said.find("rank 2: process " + std::to_string(one.ranks[2]) + " was ended by signal 9 (Killed)") !=
+                    std::string::npos,
+                said);
+  CHECK_MESSAGE(said.find("before it reported") != std::string::npos, said);
+  CHECK(!one.any_left());
+
+  // A stopped rank shows no sign of life.
+  slow_load two{model, {"--deadline", "1"}};
+  ::kill(two.ranks[1], SIGSTOP);
+  auto const [stopped_code, stopped_signal] = two.program.wait(std::chrono::seconds{20});
+  CHECK(stopped_code == 1);
+  CHECK_MESSAGE(two.program.err().find("rank 1: no sign of life for 1 s") != std::string::npos, two.program.err());
+  CHECK(two.program.out().empty());
+  CHECK(!two.any_left());
+
+  // The ranks do not outlive the command, however it ends.
+  for (auto const how : {SIGKILL, SIGINT, SIGTERM}) {
+    slow_load three{model};
+    ::kill(three.program.process(), how);
+    CHECK(three.program.wait(std::chrono::seconds{20}).second == how);
+    CHECK(!three.any_left());
+    CHECK(three.program.out().empty());
+  }
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The program as a whole: help, version, usage errors, exit codes.
+#include "tool_run.hpp"
+
+#include <flatshard/version.hpp>
+
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+using namespace tool_test;
+
+TEST_CASE("help and version go to stdout and are no error") {
+  for (auto const& words : {std::vector<std::string>{"--help"}, {"-h"}, {"make-model", "--help"}}) {
+    auto const r = run(words);
+    CHECK(r.code == 0);
+    CHECK(r.out.find("Usage: flatshard") != std::string::npos);
+    CHECK(r.err.empty());
+  }
+  auto const r = run({"--version"});
+  CHECK(r.code == 0);
+  CHECK(r.out == "flatshard " + std::to_string(FLATSHARD_VERSION_MAJOR) + '.' +
+                     std::to_string(FLATSHARD_VERSION_MINOR) + '.' + std::to_string(FLATSHARD_VERSION_PATCH) + '\n');
+}
+
+TEST_CASE("wrong usage is exit code 2 with a sentence on stderr") {
+  struct wrong {
+    std::vector<std::string> words;
+    std::string_view says;
+  };
+  for (auto const& [words, says] : std::vector<wrong>{
+           {{}, "subcommand is required"},
+           {{"frob"}, "no such command or option: 'frob'"},
+           {{"--frob"}, "no such command or option: '--frob'"},
+           {{"make-model"}, "DIR is required"},
+           {{"make-model", "x"}, "--arch is required"},
+           {{"make-model", "x", "--arch", "lama"}, "no such architecture: 'lama'; known: llama-3-8b, qwen3-0.6b"},
+           {{"make-model", "x", "--arch", "llama", "--size", "abc"}, "'abc' is no size"},
+           {{"make-model", "x", "--arch", "llama", "--size", "-1"}, "'-1' is no size"},
+           {{"make-model", "x", "--arch", "llama", "--size", "2X"}, "'2X' is no size"},
+           {{"make-model", "x", "--arch", "llama", "--size", "0"}, "'0' is no size"},
+           {{"make-model", "x", "--arch", "llama", "--size", "17T"}, "'17T' is more than 16T"},
+           {{"make-model", "x", "--arch", "llama", "--size", "1e9"}, "'1e9' is no size"},
+           {{"make-model", "x", "--arch", "llama", "--size", "10K"}, "--size 10240 is too small"},
+           {{"make-model", "x", "--arch", "llama-3-8b", "--size", "1G"}, "shapes are fixed"},
+           {{"make-model", "x", "--arch", "llama", "--files", "0"}, "--files: must be a whole number from 1"},
+           {{"make-model", "x", "--arch", "llama", "--files", "2.5"}, "found '2.5'"},
+           {{"make-model", "x", "--arch", "llama", "--size", "1M", "--files", "22"}, "more than the 21 tensors"},
+           {{"make-model", "x", "--arch", "llama", "--seed", "-1"}, "--seed: must be a whole number"},
+           {{"make-model", "x", "y", "--arch", "llama"}, "not expected: y"},
+       }) {
+    CAPTURE(words);
+    auto const r = run(words);
+    CHECK(r.code == 2);
+    CHECK(r.out.empty());
+    CHECK_MESSAGE(r.says(says), r.err);
+    CHECK(r.err.find('\x1b') == std::string::npos);  // colour on terminals only
+  }
+  CHECK(!files::exists("x"));
+}

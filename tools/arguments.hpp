@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What the tool's options accept, with messages that say so.
+#pragma once
+
+#include "report.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <CLI/Validators.hpp>
+#include <fmt/format.h>
+
+namespace tool {
+
+/// Bytes of `100`, `64K`, `1.5G`, `2GiB` (powers of 1024) or `2GB` (powers of 1000); nothing for any other text.
+[[nodiscard]] inline std::optional<std::uint64_t> parse_size(std::string_view text) {
+  constexpr std::string_view units = "KMGT";
+  double number{};
+  auto const [end, error] = std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
+  if (error != std::errc{} || number < 0 || !std::isfinite(number)) return {};
+  auto rest = text.substr(static_cast<std::size_t>(end - text.data()));
+  double unit = 1;
+  if (!rest.empty() && rest != "B") {
+    auto const power = units.find(rest.front() >= 'a' ? static_cast<char>(rest.front() - 'a' + 'A') : rest.front());
+    if (power == std::string_view::npos) return {};
+    rest.remove_prefix(1);
+    if (!rest.empty() && rest != "B" && rest != "iB") return {};
+    unit = std::pow(rest == "B" ? 1000.0 : 1024.0, static_cast<double>(power + 1));
+  }
+  if (number * unit > 1e18) return {};
+  return static_cast<std::uint64_t>(std::llround(number * unit));
+}
+
+/// A validator that reads an integer of [least, most].
+[[nodiscard]] inline CLI::Validator whole_number(std::uint64_t least, std::uint64_t most) {
+  return {[=](std::string& text) -> std::string {
+            std::uint64_t n{};
+            auto const [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
+            if (error == std::errc{} && end == text.data() + text.size() && n >= least && n <= most) return {};
+            if (most == UINT64_MAX)
+              return fmt::format("must be a whole number of at least {}, found '{}'", least, text);
+            return fmt::format("must be a whole number from {} to {}, found '{}'", least, most, text);
+          },
+          "", "whole number"};
+}
+
+/// A validator that accepts the words of a list and names them all otherwise.
+[[nodiscard]] inline CLI::Validator one_of(std::vector<std::string> words) {
+  return {[words = std::move(words)](std::string& text) -> std::string {
+            if (std::find(words.begin(), words.end(), text) != words.end()) return {};
+            return fmt::format("must be one of {}, found '{}'", fmt::join(words, ", "), text);
+          },
+          "", "word"};
+}
+
+/// The largest world that the tool forks or describes.
+inline constexpr std::uint64_t largest_world = 1u << 20;
+
+}  // namespace tool

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "explain.hpp"
+
+#include "arguments.hpp"
+#include "configuration.hpp"
+#include "findings_text.hpp"
+#include "report.hpp"
+
+#include <flatshard/config/resolution.hpp>
+#include <flatshard/problem.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+namespace tool {
+namespace {
+
+struct request {
+  configuration_request configuration;
+  std::uint64_t world = 0;
+  bool as_json = false;
+};
+
+/// Decisions under a heading, by the beginning of their keys; what fits nowhere comes last.
+struct section {
+  std::string_view title;
+  std::vector<std::string_view> keys;
+};
+std::vector<section> const& sections() {
+  static std::vector<section> const all{
+      {"Precision",
+       {"precision", "parameter_storage", "compute", "output", "reduce", "grad_accum", "master", "optimizer_state",
+        "policy", "wrapper"}},
+      {"Sharding and loading",
+       {"backend", "config_file", "zero_optimization", "load", "mesh", "sharding", "strategy", "offload", "reshard"}},
+      {"Batch",
+       {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "batch",
+        "micro_batch_size", "global_batch_size", "num_micro_batch"}},
+      {"Process group", {"process_group"}},
+  };
+  return all;
+}
+/// Whether `key` is `stem` or lies below it.
+bool below(std::string_view key, std::string_view stem) {
+  return key.starts_with(stem) && (key.size() == stem.size() || key[stem.size()] == '.' || key[stem.size()] == '_');
+}
+std::size_t section_of(std::string_view key) {
+  for (std::size_t i = 0; i < sections().size(); ++i)
+    for (auto const stem : sections()[i].keys)
+      if (below(key, stem)) return i;
+  return sections().size();
+}
+
+void print_text(request const& r, flatshard::resolution const& resolved) {
+  auto const file = r.configuration.file == "-" ? std::string{"standard input"} : r.configuration.file;
+  fmt::print("{}: profile {}, {}\n", paint(one_line(file), colour::bold, stdout), name(resolved.front_end),
+             r.configuration.world
+                 ? fmt::format("{} rank{}", *r.configuration.world, *r.configuration.world == 1 ? "" : "s")
+                 : std::string{"world size not given"});
+  std::vector<std::vector<flatshard::decision>> groups(sections().size() + 1);
+  for (auto const& d : resolved.decisions) groups[section_of(d.key)].push_back(d);
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (groups[i].empty()) continue;
+    fmt::print("{}\n{}", paint(i < sections().size() ? sections()[i].title : "Other", colour::bold, stdout),
+               decisions_text(groups[i], r.configuration.file));
+  }
+  auto const quiet = [](auto const& p) { return p.level != flatshard::severity::error; };
+  if (std::any_of(resolved.problems.begin(), resolved.problems.end(), quiet)) {
+    fmt::print("{}\n", paint("What upstream accepts in silence", colour::bold, stdout));
+    for (auto const& p : resolved.problems)
+      if (quiet(p)) fmt::print("  {}\n", problem_text(p, stdout));
+  }
+  for (auto const& line : resolved.policies.printed) fmt::print("{}\n", line);
+}
+
+int explain(request const& r) {
+  auto const resolved = resolve_configuration(r.configuration);
+  if (r.as_json) {
+    fmt::print("{}\n", explanation_json(name(resolved.front_end), resolved.decisions, resolved.problems).text(2));
+  } else {
+    print_text(r, resolved);
+  }
+  std::fflush(stdout);  // before what goes to stderr
+  std::size_t errors = 0;
+  for (auto const& p : resolved.problems) {
+    if (p.level != flatshard::severity::error) continue;
+    ++errors;
+    fmt::print(stderr, "{}\n", problem_text(p, stderr));
+  }
+  if (errors != 0)
+    fmt::print(stderr, "{} {} error{}: upstream would not run this{}\n", paint("flatshard:", colour::red, stderr),
+               errors, errors == 1 ? "" : "s", r.configuration.strict ? ", or --strict refuses it" : "");
+  return errors == 0 ? exit_fine : exit_input;
+}
+
+}  // namespace
+
+void add_explain(CLI::App& app, int& code) {
+  auto const r = std::make_shared<request>();
+  auto* const command =
+      app.add_subcommand("explain", "Say what a configuration means: values, reasons, places, problems");
+  command
+      ->add_option("CONFIG", r->configuration.file, "DeepSpeed JSON, LLaMA-Factory YAML or the same as JSON; - = stdin")
+      ->required()
+      ->type_name("");
+  add_configuration_options(*command, r->configuration);
+  auto* const world = command->add_option("--world", r->world, "Number of ranks; without it nothing is guessed")
+                          ->check(whole_number(1, largest_world))
+                          ->type_name("N");
+  command
+      ->add_option("--model", r->configuration.model,
+                   "Directory with the model's config.json, for bucket sizes from \"auto\"")
+      ->type_name("DIR");
+  command->add_flag("--json", r->as_json, "One JSON object on stdout (docs/config.md has the schema)");
+  command->callback([r, world, &code] {
+    if (world->count() != 0) r->configuration.world = r->world;
+    code = explain(*r);
+  });
+}
+
+}  // namespace tool

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Decisions and problems as text for a person and as JSON for a program. The schema stands in docs/config.md.
+#pragma once
+
+#include "report.hpp"
+
+#include <flatshard/config/findings.hpp>
+#include <flatshard/problem.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdio>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+namespace tool {
+
+/// `{"file", "pointer", "line", "column"}`; line and column null where they are not known.
+[[nodiscard]] inline json place_json(flatshard::place const& p) {
+  auto const number = [](std::size_t n) { return n == 0 ? json{} : json{n}; };
+  return json::object{{"file", p.file}, {"pointer", p.pointer}, {"line", number(p.line)}, {"column", number(p.column)}};
+}
+[[nodiscard]] inline json decision_json(flatshard::decision const& d) {
+  return json::object{
+      {"key", d.key},          {"value", d.value}, {"load_value", d.load_value.empty() ? json{} : json{d.load_value}},
+      {"reason", d.reason},    {"rule", d.rule},   {"source", place_json(d.source)},
+      {"upstream", d.upstream}};
+}
+[[nodiscard]] inline json problem_json(flatshard::problem const& p) {
+  return json::object{{"code", flatshard::name(p.code)},
+                      {"severity", flatshard::name(p.level)},
+                      {"where", place_json(p.where)},
+                      {"detail", p.detail},
+                      {"when", p.when.empty() ? json{} : json{p.when}},
+                      {"upstream", p.upstream.empty() ? json{} : json{p.upstream}}};
+}
+[[nodiscard]] inline json explanation_json(std::string_view profile, std::span<flatshard::decision const> decisions,
+                                           std::span<flatshard::problem const> problems) {
+  json::array d, p;
+  for (auto const& one : decisions) d.push_back(decision_json(one));
+  for (auto const& one : problems) p.push_back(problem_json(one));
+  return json::object{{"schema", 1}, {"profile", profile}, {"decisions", std::move(d)}, {"problems", std::move(p)}};
+}
+
+/// `file:line:column: /pointer: error: detail [code]`, then when upstream acts and what it says, for one stream.
+[[nodiscard]] inline std::string problem_text(flatshard::problem const& p, std::FILE* stream) {
+  auto const hue = p.level == flatshard::severity::error     ? colour::red
+                   : p.level == flatshard::severity::warning ? colour::yellow
+                                                             : colour::dim;
+  auto text = one_line(to_string(p.where));
+  if (!text.empty()) text += ": ";
+  text += fmt::format("{} {} [{}]", paint(fmt::format("{}:", flatshard::name(p.level)), hue, stream),
+                      one_line(p.detail), flatshard::name(p.code));
+  if (!p.upstream.empty())
+    text += fmt::format("\n    upstream{}: {}", p.when.empty() ? "" : ", at " + p.when, one_line(p.upstream));
+  else if (!p.when.empty())
+    text += fmt::format("\n    at {}", p.when);
+  return text;
+}
+
+/// One decision in a line, without the file's name, which stands above: key, value, why, where.
+[[nodiscard]] inline std::string decisions_text(std::span<flatshard::decision const> decisions, std::string_view file) {
+  table lines{{{}, {}, {}}};
+  for (auto const& d : decisions) {
+    auto value = d.value;
+    if (!d.load_value.empty()) value += fmt::format(" (at load: {})", d.load_value);
+    auto at = d.source;
+    if (at.file == file) at.file.clear();
+    auto const where = to_string(at);
+    lines.row({one_line(d.key), one_line(value),
+               fmt::format("{} [{}{}{}]", one_line(d.reason), d.rule, where.empty() ? "" : "; ", one_line(where))});
+  }
+  return lines.text();
+}
+
+}  // namespace tool

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The command-line tool. Exit codes: 0 done, 1 bad input or environment, 2 wrong usage; errors go to stderr.
+#include "explain.hpp"
+#include "load.hpp"
+#include "make_model.hpp"
+#include "report.hpp"
+
+#include <flatshard/problem.hpp>
+#include <flatshard/version.hpp>
+
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <string>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+namespace {
+
+void report_error(std::string const& text) {
+  fmt::print(stderr, "{} {}\n", tool::paint("flatshard:", tool::colour::red, stderr), text);
+}
+
+int run(int count, char** arguments) {
+  int code = tool::exit_fine;
+  CLI::App app{"Training configurations to precision and sharding policies, checkpoints to shards", "flatshard"};
+  app.set_version_flag("--version", fmt::format("flatshard {}.{}.{}", FLATSHARD_VERSION_MAJOR, FLATSHARD_VERSION_MINOR,
+                                                FLATSHARD_VERSION_PATCH));
+  app.require_subcommand(1);
+  app.footer("Exit codes: 0 done, 1 bad input or environment, 2 wrong usage.");
+  tool::add_explain(app, code);
+  tool::add_load(app, code);
+  tool::add_make_model(app, code);
+  try {
+    app.parse(count, arguments);
+  } catch (CLI::CallForHelp const&) {
+    fmt::print("{}", app.help());
+    return tool::exit_fine;
+  } catch (CLI::CallForVersion const& e) {
+    fmt::print("{}\n", e.what());
+    return tool::exit_fine;
+  } catch (CLI::ParseError const& e) {
+    auto const chosen = app.get_subcommands();
+    auto const words = app.remaining();
+    report_error(chosen.empty() && !words.empty()
+                     ? fmt::format("no such command or option: '{}'", tool::one_line(words.front()))
+                     : std::string{e.what()});
+    fmt::print(stderr, "Run `flatshard {}--help` for the options.\n",
+               chosen.empty() ? "" : chosen.front()->get_name() + ' ');
+    return tool::exit_usage;
+  }
+  return code;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) try {
+  auto const code = run(count, arguments);
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    report_error("cannot write to standard output");
+    return tool::exit_input;
+  }
+  return code;
+} catch (tool::wrong_usage const& e) {
+  report_error(e.what());
+  return tool::exit_usage;
+} catch (flatshard::bad_input const& e) {
+  for (auto const& p : e.error.problems) report_error(to_string(p));
+  return tool::exit_input;
+} catch (std::bad_alloc const&) {
+  report_error("out of memory");
+  return tool::exit_input;
+} catch (std::exception const& e) {
+  report_error(e.what());
+  return tool::exit_input;
+}

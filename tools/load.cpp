@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "load.hpp"
+
+#include "arguments.hpp"
+#include "configuration.hpp"
+#include "findings_text.hpp"
+#include "process_ranks.hpp"
+#include "report.hpp"
+
+#include <flatshard/checkpoint_files.hpp>
+#include <flatshard/dtype.hpp>
+#include <flatshard/extent.hpp>
+#include <flatshard/kernels/cpu.hpp>
+#include <flatshard/kernels/threads.hpp>
+#include <flatshard/layout.hpp>
+#include <flatshard/layouts/fsdp2.hpp>
+#include <flatshard/layouts/native.hpp>
+#include <flatshard/layouts/zero3.hpp>
+#include <flatshard/loader.hpp>
+#include <flatshard/model_units.hpp>
+#include <flatshard/quantity.hpp>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+namespace tool {
+namespace {
+
+namespace fs = flatshard;
+using steady = std::chrono::steady_clock;
+
+struct request {
+  std::string directory, layout;
+  configuration_request configuration;
+  std::uint64_t world = 0, rank = 0, deadline_seconds = 600;
+  bool one_rank = false, threads = false, as_json = false;
+};
+
+/// How the ranks load, and why.
+struct load_plan {
+  std::string layout = "native";  ///< `native`, `zero3`, `fsdp2`; `whole` where the trigger is off
+  bool trigger = true;
+  std::uint64_t shards = 1;          ///< ranks that share one copy of the model
+  std::optional<fs::dtype> storage;  ///< none: as in the file
+  std::string reason;
+  fs::place source;
+};
+
+double seconds_since(steady::time_point start) { return std::chrono::duration<double>(steady::now() - start).count(); }
+
+/// The vectorised casts in the form that the loader takes.
+struct fast_cast {
+  template <fs::CastElement To, fs::CastElement From>
+  void operator()(std::span<To> out, std::span<From const> in) const requires requires {
+    fs::kernels::cast(out, in);
+  }
+  { fs::kernels::cast(out, in); }
+};
+
+/// Loads the part of `rank` under `policy` into fresh memory on large pages, which it leaves in `memory`.
+template <class Policy>
+rank_report load_part(Policy policy, fs::world<> world, fs::rank_id rank, fs::checkpoint_files const& checkpoint,
+                      std::optional<fs::dtype> storage, progress_sink const& progress,
+                      fs::kernels::page_buffer& memory) {
+  using unit_layout = fs::listed_layout<Policy>;
+  // One segment holds one type: what cannot become the storage dtype (integers, fp8) keeps its own segment.
+  std::vector<unit_layout> layouts;
+  std::vector<fs::dtype> types;
+  auto const units = fs::model_units(checkpoint).value();
+  for (auto const& unit : units) {
+    std::vector<std::pair<fs::dtype, std::vector<fs::parameter>>> by_type;
+    for (std::size_t i = 0; i < unit.parameters.size(); ++i) {
+      auto const type = storage && fs::loadable(unit.types[i], *storage) ? *storage : unit.types[i];
+      auto const same = std::find_if(by_type.begin(), by_type.end(), [&](auto const& b) { return b.first == type; });
+      (same == by_type.end() ? by_type.emplace_back(type, std::vector<fs::parameter>{}) : *same)
+          .second.push_back(unit.parameters[i]);
+    }
+    for (auto const& [type, parameters] : by_type) {
+      layouts.emplace_back(policy, std::span<fs::parameter const>{parameters}, world);
+      types.push_back(type);
+    }
+  }
+
+  constexpr std::size_t alignment = 256;
+  rank_report report;
+  std::size_t total = 0;
+  for (std::size_t i = 0; i < layouts.size(); ++i) {
+    auto const bytes = fs::size_of(layouts[i].segment(), types[i]).value;
+    report.shard_bytes += bytes;
+    total = fs::checked_add(total, fs::round_up(bytes, alignment));
+  }
+  memory = fs::kernels::page_buffer{fs::bytes{total}};
+  std::vector<fs::segment_job<unit_layout>> jobs;
+  auto left = memory.span();
+  for (std::size_t i = 0; i < layouts.size(); ++i) {
+    auto const bytes = fs::size_of(layouts[i].segment(), types[i]).value;
+    jobs.push_back({&layouts[i], rank, {left.first(bytes), types[i]}});
+    left = left.subspan(fs::round_up(bytes, alignment));
+  }
+  fs::load_options options;
+  if (progress) options.progress = [&](fs::bytes done) { progress(done.value); };
+  auto const done = fs::load_segments(checkpoint, jobs, options, fast_cast{}).value();
+  report.bytes_read = done.bytes_read.value;
+  report.requests = done.requests;
+  report.header_hash = done.header_hash;
+  report.file_bytes = checkpoint.file_size().value;
+  report.tensor_bytes = checkpoint.data_size().value;
+  return report;
+}
+
+rank_report load_rank(load_plan const& plan, request const& r, std::uint64_t rank, progress_sink const& progress,
+                      fs::kernels::page_buffer& memory) {
+  auto const baseline = peak_resident();
+  auto const started = steady::now();
+  auto const checkpoint = fs::open_checkpoint(r.directory).value();
+  auto const part = [&](auto policy, std::uint64_t world, std::uint64_t self) {
+    return load_part(policy, fs::world{world}, fs::rank_at(self), checkpoint, plan.storage, progress, memory);
+  };
+  auto const shard = rank % plan.shards;
+  auto report = !plan.trigger             ? part(fs::zero3{}, 1, 0)  // one rank's zero3 is the whole model, unpadded
+                : plan.layout == "native" ? part(fs::native{}, plan.shards, shard)
+                : plan.layout == "zero3"  ? part(fs::zero3{}, plan.shards, shard)
+                                          : part(fs::fsdp2{}, plan.shards, shard);
+  report.rank = rank;
+  report.baseline_rss = baseline;
+  report.seconds = seconds_since(started);
+  report.peak_rss = std::max(baseline, peak_resident());  // the counters of threads are summed late
+  return report;
+}
+
+std::vector<rank_report> in_processes(load_plan const& plan, request const& r, progress_sink const& seen) {
+  auto const work = [&](std::uint64_t rank, progress_sink const& progress) {
+    reset_peak_resident();  // the parent's is inherited
+    fs::kernels::page_buffer memory;
+    return load_rank(plan, r, rank, progress, memory);
+  };
+  return run_processes(r.world, work, std::chrono::seconds{r.deadline_seconds}, seen);
+}
+
+std::vector<rank_report> in_threads(load_plan const& plan, request const& r, progress_sink const& seen) {
+  std::vector<rank_report> reports(r.world);
+  std::vector<std::uint64_t> done(r.world);
+  std::mutex guard;
+  fs::kernels::thread_group const group{fs::world{r.world}, {std::chrono::seconds{r.deadline_seconds}}};
+  group.run([&](fs::kernels::thread_communicator& communicator) {
+    auto const rank = fs::index(communicator.self());
+    fs::kernels::page_buffer memory;
+    reports[rank] = load_rank(
+        plan, r, rank,
+        [&](std::uint64_t bytes) {
+          std::scoped_lock const lock{guard};
+          done[rank] = bytes;
+          std::uint64_t all = 0;
+          for (auto const d : done) all += d;
+          seen(all);
+        },
+        memory);
+    communicator.barrier({});  // a rank that failed fails the others here; all shards are there at once
+    reports[rank].peak_rss = std::max(reports[rank].baseline_rss, peak_resident());
+  });
+  return reports;
+}
+
+/// What the ranks will read, for the progress bar alone: the sizes of the files, unopened.
+std::uint64_t expected_bytes(load_plan const& plan, request const& r) {
+  std::uint64_t bytes = 0;
+  std::error_code error;
+  for (auto const& entry : std::filesystem::directory_iterator{r.directory, error})
+    if (entry.path().extension() == ".safetensors") bytes += entry.file_size(error);
+  return plan.trigger ? (r.one_rank ? bytes / r.world : bytes) : bytes * (r.one_rank ? 1 : r.world);
+}
+
+load_plan plan_of(request const& r) {
+  load_plan plan;
+  plan.shards = r.world;
+  if (r.configuration.file.empty()) {
+    plan.layout = r.layout.empty() ? "native" : r.layout;
+    plan.reason = r.layout.empty() ? "no configuration: every rank loads its part" : "--layout " + r.layout;
+    return plan;
+  }
+  auto wanted = r.configuration;
+  if (std::filesystem::exists(std::filesystem::path{r.directory} / "config.json")) wanted.model = r.directory;
+  auto const resolved = resolve_configuration(wanted);
+  for (auto const& p : resolved.problems)
+    if (p.level != fs::severity::note) fmt::print(stderr, "{}\n", problem_text(p, stderr));
+  if (resolved.has_errors()) throw failure{"the configuration is refused; `flatshard explain` shows all of it"};
+  auto const& policies = resolved.policies;
+  auto const stored = policies.load.partitioned ? policies.load.type : policies.dtypes.parameter_storage;
+  if (stored != fs::dtype::none) plan.storage = stored;
+  plan.reason = policies.load.reason;
+  plan.source = policies.load.where;
+  if (policies.sharding == fs::sharding_kind::fsdp2) {
+    // Upstream's trigger is about ZeRO-3; FSDP2 shards every parameter, and ours are read where they belong.
+    plan.layout = "fsdp2";
+    plan.reason = "FSDP2 shards every parameter";
+    if (auto const* const d = resolved.find("backend"); d != nullptr) plan.source = d->source;
+    if (policies.fsdp2 && policies.fsdp2->shard > 0) plan.shards = static_cast<std::uint64_t>(policies.fsdp2->shard);
+  } else {
+    plan.trigger = policies.load.partitioned;
+    plan.layout = plan.trigger ? "zero3" : "whole";
+  }
+  return plan;
+}
+
+std::string storage_name(load_plan const& plan) {
+  return plan.storage ? std::string{fs::name(*plan.storage)} : "as in the file";
+}
+
+void print_json(load_plan const& plan, request const& r, std::vector<rank_report> const& reports, double seconds) {
+  json::array ranks;
+  for (auto const& one : reports)
+    ranks.push_back(json::object{{"rank", one.rank},
+                                 {"bytes_read", one.bytes_read},
+                                 {"shard_bytes", one.shard_bytes},
+                                 {"baseline_rss", one.baseline_rss},
+                                 {"peak_rss", one.peak_rss},
+                                 {"requests", one.requests},
+                                 {"seconds", one.seconds}});
+  json const whole{json::object{{"trigger", plan.trigger},
+                                {"reason", plan.reason},
+                                {"source", r.configuration.file.empty() ? json{} : place_json(plan.source)},
+                                {"layout", plan.layout},
+                                {"world", r.world},
+                                {"storage", plan.storage ? json{fs::name(*plan.storage)} : json{}},
+                                {"file_bytes", reports.front().file_bytes},
+                                {"tensor_bytes", reports.front().tensor_bytes},
+                                {"seconds", seconds},
+                                {"ranks", std::move(ranks)}}};
+  fmt::print("{}\n", whole.text(2));
+}
+
+void print_table(load_plan const& plan, request const& r, std::vector<rank_report> const& reports, double seconds) {
+  auto const& first = reports.front();
+  fmt::print("{}: {} of tensors, {} rank{}{}, layout {}, storage {}\n", one_line(r.directory),
+             human(first.tensor_bytes), r.world, r.world == 1 ? "" : "s",
+             r.one_rank  ? fmt::format(" (rank {} alone)", r.rank)
+             : r.threads ? " (threads)"
+                         : " (processes)",
+             plan.layout, storage_name(plan));
+  auto const where = to_string(plan.source);
+  fmt::print("partitioned loading is {}: {}{}\n", plan.trigger ? "on" : paint("off", colour::yellow, stdout),
+             one_line(plan.reason), where.empty() ? "" : " (" + one_line(where) + ')');
+  constexpr auto right = table::side::right;
+  table t{
+      {{"rank", right}, {"read", right}, {"shard", right}, {"baseline", right}, {"peak", right}, {"seconds", right}}};
+  constexpr std::size_t most = 16;
+  std::uint64_t read = 0, peak = 0;
+  for (std::size_t i = 0; i < reports.size(); ++i) {
+    auto const& one = reports[i];
+    read += one.bytes_read;
+    peak = std::max(peak, one.peak_rss);
+    if (i < most)
+      t.row({std::to_string(one.rank), human(one.bytes_read), human(one.shard_bytes), human(one.baseline_rss),
+             human(one.peak_rss), fmt::format("{:.3f}", one.seconds)});
+  }
+  if (reports.size() > most) t.row({"..."});
+  fmt::print("{}", t.text());
+  fmt::print("read {} in all, {:.4g} x the tensors; largest peak {}; {:.3f} s\n", human(read),
+             static_cast<double>(read) / static_cast<double>(std::max<std::uint64_t>(first.tensor_bytes, 1)),
+             human(peak), seconds);
+}
+
+void load(request const& r) {
+  if (r.one_rank && r.rank >= r.world)
+    throw wrong_usage{fmt::format("--rank {} is not below --world {}", r.rank, r.world)};
+  auto const plan = plan_of(r);
+  std::vector<rank_report> reports;
+  auto const started = steady::now();
+  {
+    progress bar{"loading", on_terminal(stderr) ? expected_bytes(plan, r) : 0};
+    progress_sink const seen = [&](std::uint64_t bytes) { bar.at(bytes); };
+    if (r.one_rank) {
+      fs::kernels::page_buffer memory;
+      reports.push_back(load_rank(plan, r, r.rank, seen, memory));
+    } else {
+      reports = r.threads ? in_threads(plan, r, seen) : in_processes(plan, r, seen);
+    }
+  }
+  auto const seconds = seconds_since(started);
+  for (auto const& one : reports)
+    if (one.header_hash != reports.front().header_hash)
+      throw failure{fmt::format("ranks {} and {} saw different checkpoints: header hashes {:016x} and {:016x}",
+                                reports.front().rank, one.rank, reports.front().header_hash, one.header_hash)};
+  auto const checkpoint = fs::open_checkpoint(r.directory).value();
+  for (auto const& p : checkpoint.warnings()) fmt::print(stderr, "{}\n", problem_text(p, stderr));
+  if (r.as_json) {
+    print_json(plan, r, reports, seconds);
+  } else {
+    print_table(plan, r, reports, seconds);
+  }
+}
+
+}  // namespace
+
+void add_load(CLI::App& app, int& code) {
+  auto const r = std::make_shared<request>();
+  auto* const command =
+      app.add_subcommand("load", "Load a checkpoint into the shards of ranks and report what it cost");
+  command->add_option("DIR", r->directory, "Directory with safetensors files")->required()->type_name("");
+  command->add_option("--world", r->world, "Number of ranks")
+      ->required()
+      ->check(whole_number(1, largest_world))
+      ->type_name("N");
+  auto* const config =
+      command->add_option("--config", r->configuration.file, "Configuration that decides layout, storage and trigger")
+          ->type_name("FILE");
+  command->add_option("--layout", r->layout, "zero3, fsdp2 or native (default), in the dtype of the file")
+      ->check(one_of({"zero3", "fsdp2", "native"}))
+      ->excludes(config)
+      ->type_name("NAME");
+  add_configuration_options(*command, r->configuration);
+  auto* const rank = command->add_option("--rank", r->rank, "Load the part of this rank alone, in this process")
+                         ->check(whole_number(0, largest_world - 1))
+                         ->type_name("R");
+  command->add_flag("--threads", r->threads, "Ranks as threads of one process")->excludes(rank);
+  command
+      ->add_option("--deadline", r->deadline_seconds,
+                   "Seconds without a sign of life after which a rank is lost (default 600)")
+      ->check(whole_number(1, 1000000))
+      ->type_name("S");
+  command->add_flag("--json", r->as_json, "One JSON object on stdout");
+  command->callback([r, rank, &code] {
+    r->one_rank = rank->count() != 0;
+    r->configuration.world = r->world;
+    load(*r);
+    code = exit_fine;
+  });
+}
+
+}  // namespace tool
