@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "../tools/frontend.hpp"
 #include "golden_config.hpp"
 
 #include <flatshard/config/resolve.hpp>
@@ -174,4 +175,157 @@ TEST_CASE("auto: bucket sizes, and the file that reaches DeepSpeed") {
                                       {"stage3_param_persistence_threshold", zero.param_persistence_threshold}}),
                        expect);
       });
+}
+
+TEST_CASE("roles: the seven dtypes, wrapper, policy and printed lines") {
+  golden::run(
+      "roles.json", {"llamafactory", "llamafactory-review"}, [](auto front_end, value const& in, value const& expect) {
+        bool const deepspeed = in["framework"].text() == "deepspeed";
+        auto f = facts_of(in);
+        f.full_tuning = in["tuning"].text() == "full";
+        for (auto const t : {dtype::f32, dtype::bf16, dtype::f16})
+          if (in["loaded"].is_text(name(t))) f.checkpoint = t;
+        if (!deepspeed && !in["framework"].is_text("fsdp2")) return verdict{"skip: another framework"};
+        if (!deepspeed) f.form = config_form::llamafactory_dict;
+        auto const fsdp2 = value::object({{"dist_config", value::object({{"name", "fsdp2"}})}, {"bf16", in["bf16"]}});
+        auto const r =
+            resolve(document{deepspeed ? in["config"] : fsdp2, "case.json"}, profile_of(front_end).value(), f);
+        auto const* error = first_error(r);
+        if (expect.has("error")) return compare_error(error, expect["error"]);
+        if (error) return to_string(*error);
+        auto made = value::object();
+        for (auto const role : roles) made.set(name(role), r.find(name(role))->value);
+        if (deepspeed) made.set("wrapper", name(r.policies.wrapper));
+        if (r.policies.fsdp2)
+          made.set("policy", value::object({{"param_dtype", text(r.policies.fsdp2->param_type)},
+                                            {"reduce_dtype", text(r.policies.fsdp2->reduce_type)},
+                                            {"output_dtype", nullptr},
+                                            {"cast_forward_inputs", r.policies.fsdp2->cast_forward_inputs}}));
+        auto lines = value::array();
+        for (auto const& line : r.policies.printed) lines.push_back(line);
+        made.set("printed", lines);
+        // The printed master of FSDP2 is fp32; the typed policy says that the optimizer updates the storage itself.
+        if (!deepspeed && r.policies.dtypes.master != dtype::none) return verdict{"FSDP2 has no master copy"};
+        if (deepspeed)
+          for (auto const role : roles)
+            if (name(r.policies.dtypes(role)) != r.find(name(role))->value) return "typed " + std::string{name(role)};
+        return compare(made, expect);
+      });
+}
+
+namespace {
+
+value or_null(dtype t) { return t == dtype::none ? value{nullptr} : value{name(t)}; }
+
+/// The fields of a front-end case that the resolution decides.
+value front_end_result(resolution const& r, value const& in) {
+  auto const& p = r.policies;
+  auto made = value::object({{"backend", name(p.backend)}});
+  bool const launcher = in.has("world_size");
+  if (launcher) made.set("timeout", p.process_group.timeout_seconds);
+  auto const& lf = p.front_end.value();
+  made.set("strategy", value::object({{"mp_replicate_size", lf.mp_replicate_size},
+                                      {"mp_shard_size", lf.mp_shard_size},
+                                      {"dp_size", lf.dp_size},
+                                      {"cp_size", lf.cp_size}}));
+  auto load = value::object({{"way", name(p.load.way)}, {"device", p.load.device}});
+  if (p.load.partitioned) load.set("dtype", name(p.load.type));
+  made.set("load", load);
+  made.set("batch", value::object({{"micro_batch_size", lf.micro_batch_size},
+                                   {"global_batch_size", lf.global_batch_size},
+                                   {"dp_size", lf.dp_size},
+                                   {"num_micro_batch", lf.num_micro_batch}}));
+  made.set("max_grad_norm", lf.max_grad_norm);
+  made.set("activation_checkpointing", p.activation_checkpointing);
+  if (p.fsdp2) {
+    auto const& f = *p.fsdp2;
+    made.set("policy", value::object({{"param_dtype", or_null(f.param_type)},
+                                      {"reduce_dtype", or_null(f.reduce_type)},
+                                      {"output_dtype", or_null(f.output_type)},
+                                      {"cast_forward_inputs", f.cast_forward_inputs}}));
+    made.set("mesh", value::object({{"replicate", f.replicate}, {"shard", f.shard}, {"dims", 2}}));
+    auto offload = value::object({{"params", f.offload_params}});
+    if (f.offload_params) offload.set("pin_memory", f.pin_memory);
+    made.set("offload", offload);
+    auto units = value::object();  // of the model that all cases share
+    if (f.embedding_unit) units.set("Embedding", 1);
+    units.set("LlamaDecoderLayer", 2).set("LlamaForCausalLM", 1);
+    made.set("units", units);
+    bool const open = f.reshard_after_forward.is(value_kind::null);
+    made.set("reshard_after_forward", value::object({{"layers", open ? value{true} : f.reshard_after_forward},
+                                                     {"root", open ? value{false} : f.reshard_after_forward}}));
+  }
+  auto all_roles = value::object();
+  for (auto const role : roles)
+    if (auto const* d = r.find(name(role))) all_roles.set(name(role), d->value);
+  if (p.backend != backend_kind::deepspeed && !all_roles.members().empty()) made.set("roles", all_roles);
+  if (p.backend == backend_kind::deepspeed && p.batch)
+    made.set("deepspeed", value::object({{"precision", text(dtype_of_mode(p.mode))},
+                                         {"stage", p.zero->stage},
+                                         {"train_batch_size", p.batch->train},
+                                         {"train_micro_batch_size_per_gpu", p.batch->micro},
+                                         {"gradient_accumulation_steps", p.batch->steps},
+                                         {"gradient_clipping", p.gradient_clipping},
+                                         {"offload_optimizer", name(p.zero->offload_optimizer)},
+                                         {"offload_param", name(p.zero->offload_param)}}));
+  std::set<std::string> codes;
+  for (auto const& one : r.problems)
+    for (auto const code : {errc::accumulation_mismatch, errc::dcp_path_missing, errc::ddp_fallback, errc::fsdp_skipped,
+                            errc::no_device_mesh})
+      if (one.code == code) codes.emplace(name(code));
+  if (!codes.empty()) {
+    auto warnings = value::array();
+    for (auto const& c : codes) warnings.push_back(c);
+    made.set("warnings", warnings);
+  }
+  return made;
+}
+
+/// A file of upstream's readers; PyYAML's exception types are not told apart.
+verdict compare_front_end_error(problem const* found, value const& expected) {
+  if (!found || !expected["raised_by"].is_text("yaml")) return compare_error(found, expected);
+  if (name(found->code) != expected["code"].text()) return to_string(*found);
+  return found->upstream.find("(yaml)") == std::string::npos ? "upstream " + found->upstream : verdict{};
+}
+
+}  // namespace
+
+TEST_CASE("front_ends: LLaMA-Factory's YAML files and dicts") {
+  golden::run("front_ends.json", {"llamafactory", "llamafactory-review"},
+              [](auto front_end, value const& in, value const& expect) {
+                auto const file = in.has("file_name") ? std::string{in["file_name"].text()}
+                                  : in.has("text")    ? std::string{"train.yaml"}
+                                                      : std::string{};
+                facts f;
+                f.form = file.empty() ? config_form::llamafactory_dict : config_form::llamafactory_file;
+                if (in.has("world_size")) f.world = as_count(in["world_size"]);
+                if (in.has("rank")) f.rank = as_count(in["rank"]).value();
+                f.model_config = value::object({{"hidden_size", 64}});
+                if (in["checkpoint"].has("tie_word_embeddings"))
+                  f.model_config->set("tie_word_embeddings", in["checkpoint"]["tie_word_embeddings"]);
+                for (auto const& m : in["env"].members()) f.environment.emplace_back(m.key, m.held.text());
+                for (auto const& m : in["files"].members())
+                  f.files.push_back({m.key, m.held.is(value_kind::null) ? document{} : document{m.held, m.key}, {}});
+                auto read = result<document>{document{in["config"], file}};
+                if (in.has("text")) {
+#if defined(FLATSHARD_YAML)
+                  std::vector<std::string> overrides;
+                  for (auto const& o : in["overrides"].elements()) overrides.emplace_back(o.text());
+                  read = frontend::parse_llamafactory(in["text"].text(), file, overrides);
+#else
+      return verdict{"skip: built without yaml-cpp"};
+#endif
+                }
+                auto const& wanted = expect["error"];
+                if (!read)
+                  return expect.has("error") ? compare_front_end_error(&read.error().problems.at(0), wanted)
+                                             : to_string(read.error());
+                auto const r = resolve(*read, profile_of(front_end).value(), f);
+                auto const* error = first_error(r);
+                if (expect.has("error")) return compare_front_end_error(error, wanted);
+                if (error) return to_string(*error);
+                auto made = front_end_result(r, in);
+                if (!expect.has("roles")) made.erase("roles");  // low-memory loads report fewer fields
+                return compare(made, expect);
+              });
 }

@@ -234,8 +234,8 @@ class json_to_document {
                      "; comments, trailing commas, unquoted keys and single quotes are not allowed");
 }
 
-/// Reads a file and parses it. A file that is missing, unreadable or larger than 16 MiB is an error with its path.
-[[nodiscard]] inline result<document> parse_file(std::string const& path) {
+/// The text of a file. One that is missing, unreadable or larger than 16 MiB is an error with its path.
+[[nodiscard]] inline result<std::string> read_text(std::string const& path) {
   auto const refused = [&](errc code, std::string detail) {
     return config_error{problem{code, {path, {}, 0, 0}, std::move(detail), severity::error, "read", {}}};
   };
@@ -253,7 +253,15 @@ class json_to_document {
     text.append(block.data(), static_cast<std::size_t>(in.gcount()));
   }
   if (in.bad() || (text.empty() && !in.eof())) return refused(errc::file_unreadable, "the file cannot be read");
-  return parse_json(text, path);
+  if (text.size() > max_text_bytes) return refused(errc::file_unreadable, "the file is larger than 16 MiB");
+  return text;
+}
+
+/// Reads a file and parses it.
+[[nodiscard]] inline result<document> parse_file(std::string const& path) {
+  auto const text = read_text(path);
+  if (!text) return text.error();
+  return parse_json(*text, path);
 }
 
 }  // namespace v0

@@ -106,7 +106,8 @@ class deepspeed_under_llamafactory {
                                resolved_policies& policies)
       : root_{config.root()}, profile_{front_end}, facts_{f}, out_{out}, policies_{policies} {}
 
-  void resolve(value const& micro, value const& steps) {
+  /// While the model is built. Returns whether anything can follow: the root is an object.
+  bool load() {
     policies_.backend = backend_kind::deepspeed;
     report_duplicates(root_, out_);
     if (!root_->is(value_kind::object)) {
@@ -114,19 +115,28 @@ class deepspeed_under_llamafactory {
                  "the file holds " + std::string{name(root_->kind())} + ", an object is needed",
                  {"AttributeError", "llamafactory",
                   "'" + std::string{python_name(root_->kind())} + "' object has no attribute 'get'"});
-      return;
+      return false;
     }
-    report_top_keys();
     auto const trigger = llamafactory_load_trigger(root_);
     if (trigger.refused)
       out_.error(
           errc::section_not_object, trigger.where, at_load, trigger.reason,
           {"AttributeError", "llamafactory",
            "'" + std::string{python_name(root_["zero_optimization"]->kind())} + "' object has no attribute 'get'"});
-    auto const mode = choose_mode(trigger.active);
-    if (trigger.active && mode) load(*mode);
-    decide_load(trigger, mode);
-    train(mode, micro, steps);
+    if (trigger.active) {
+      chosen_ = true;
+      mode_ = choose_mode(at_load);
+      if (mode_) read_at_load(*mode_);
+    }
+    decide_load(trigger);
+    return true;
+  }
+
+  /// The start of training. `micro` and `steps` are the front end's own batch numbers.
+  void train(value const& micro, value const& steps) {
+    report_top_keys();
+    if (!chosen_) mode_ = choose_mode(at_train);
+    train_with(mode_, micro, steps);
   }
 
  private:
@@ -170,8 +180,9 @@ class deepspeed_under_llamafactory {
   }
 
   /// The precision mode with its decision; none if the front end refuses the configuration.
-  std::optional<precision_mode> choose_mode(bool at_model_building) {
-    auto const when = at_model_building ? at_load : at_train;
+  std::optional<precision_mode> choose_mode(std::string_view moment) {
+    // what fails at load fails at train too: the same look at the same file
+    auto const when = moment == at_load ? both_moments : at_train;
     auto const first = profile_ == profile::llamafactory ? "fp16" : "bf16";
     auto const second = profile_ == profile::llamafactory ? "bf16" : "fp16";
     for (auto const key : {first, second}) {
@@ -181,7 +192,6 @@ class deepspeed_under_llamafactory {
                  "found " + std::string{name(section->kind())} + ", allowed: an object such as {\"enabled\": true}",
                  {"AttributeError", "llamafactory",
                   "'" + std::string{python_name(section->kind())} + "' object has no attribute 'get'"});
-      mark_both(at_model_building);
       return std::nullopt;
     }
     auto const bf16 = root_["bf16"]["enabled"], fp16 = root_["fp16"]["enabled"];
@@ -199,7 +209,6 @@ class deepspeed_under_llamafactory {
                      "fp16.enabled to false or remove it, and bf16.enabled to true",
                  {"ValueError", "llamafactory",
                   "DeepSpeed only supports bf16 mixed precision for now, fp16 is not supported."});
-      mark_both(at_model_building);
       out_.decide("precision", "refused", inputs, std::string{choice.rule}, fp16.where());
       return std::nullopt;
     }
@@ -212,10 +221,6 @@ class deepspeed_under_llamafactory {
     warn_odd_word(bf16, choice.mode);
     warn_odd_word(fp16, choice.mode);
     return choice.mode;
-  }
-  // An error of the mode at load is one at train too: the same look at the same file.
-  void mark_both(bool at_model_building) {
-    if (at_model_building) out_.problems.back().when = both_moments;
   }
   void warn_odd_word(node const& enabled, precision_mode mode) {
     if (!enabled.present() || enabled->is(value_kind::boolean) || enabled->is_text("auto")) return;
@@ -231,7 +236,7 @@ class deepspeed_under_llamafactory {
   }
 
   /// While the model is built: pins, native checks, triangle with the communicator still down.
-  void load(precision_mode mode) {
+  void read_at_load(precision_mode mode) {
     auto copy = config_with_mode(mode);
     pin(copy, "gradient_accumulation_steps");
     pin(copy, "train_micro_batch_size_per_gpu");
@@ -240,7 +245,6 @@ class deepspeed_under_llamafactory {
     auto const result = native(copy, facts_.world_at_load, at_load, zero);
     if (!result) return;
     policies_.batch_at_load = result->sizes;
-    load_trace_ = result->trace;
   }
   static void pin(value& copy, std::string_view key) {
     if (!copy.has(key) || copy[key].is_text("auto")) copy.set(key, 1);
@@ -253,9 +257,9 @@ class deepspeed_under_llamafactory {
     return copy;
   }
 
-  void decide_load(trigger_answer const& trigger, std::optional<precision_mode> mode) {
+  void decide_load(trigger_answer const& trigger) {
     auto& load = policies_.load;
-    load.partitioned = trigger.active && mode;
+    load.partitioned = trigger.active && mode_.has_value();
     load.reason = trigger.reason;
     load.where = trigger.where;
     auto& d = out_.decide("zero3_loading", load.partitioned ? "true" : "false", trigger.reason, rule("zero3_loading"),
@@ -263,7 +267,7 @@ class deepspeed_under_llamafactory {
     if (trigger.refused) d.upstream = out_.problems.empty() ? d.upstream : "AttributeError (llamafactory), at load";
     if (load.partitioned) {
       load.way = load_way::zero_init;
-      load.type = dtype_of_mode(*mode);
+      load.type = dtype_of_mode(*mode_);
       out_.decide("zero3_loading.dtype", std::string{name(load.type)},
                   "the precision mode of the file, not a requested load dtype", rule("zero3_loading.dtype"),
                   trigger.where);
@@ -279,7 +283,7 @@ class deepspeed_under_llamafactory {
   }
 
   /// The start of training: what the front end and accelerate write into the file, then DeepSpeed's own reading.
-  void train(std::optional<precision_mode> mode, value const& micro, value const& steps) {
+  void train_with(std::optional<precision_mode> mode, value const& micro, value const& steps) {
     auto const world = facts_.world.value_or(1);
     auto copy = mode ? config_with_mode(*mode) : *root_;
     if (mode) check_environment(*mode);
@@ -769,7 +773,9 @@ class deepspeed_under_llamafactory {
   facts const& facts_;
   findings& out_;
   resolved_policies& policies_;
-  std::string load_trace_, hidden_size_source_;
+  bool chosen_ = false;
+  std::optional<precision_mode> mode_;
+  std::string hidden_size_source_;
   std::int64_t hidden_size_ = 0;
   std::array<bool, 3> unknown_bucket_{};
   dtype communication_ = dtype::none;
@@ -780,7 +786,8 @@ class deepspeed_under_llamafactory {
 
 inline void resolve_deepspeed(document const& config, profile front_end, facts const& f, value const& micro,
                               value const& steps, findings& out, resolved_policies& policies) {
-  detail::deepspeed_under_llamafactory{config, front_end, f, out, policies}.resolve(micro, steps);
+  detail::deepspeed_under_llamafactory file{config, front_end, f, out, policies};
+  if (file.load()) file.train(micro, steps);
 }
 
 }  // namespace v0

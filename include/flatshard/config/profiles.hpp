@@ -93,6 +93,7 @@ struct facts {
   bool full_tuning = true;                     ///< no adapters
   std::optional<dtype> checkpoint{};           ///< of the model's weights
   config_form form = config_form::automatic;
+  std::size_t rank = 0;  ///< of this process
 
   /// The value of an environment variable, or none.
   [[nodiscard]] std::optional<std::string_view> variable(std::string_view key) const {

@@ -75,12 +75,14 @@ struct fsdp2_policy {
   std::int64_t replicate = 1, shard = 1;
   bool offload_params = false;
   value pin_memory;
+  bool embedding_unit = true;  ///< the embedding is a unit of its own: it is not tied to the head
 };
 
 /// LLaMA-Factory's four mesh sizes and its batch; values as upstream keeps them.
 struct llamafactory_policy {
   value mp_replicate_size, mp_shard_size, dp_size, cp_size;
   value micro_batch_size, global_batch_size, num_micro_batch;
+  value max_grad_norm;
 };
 
 /// ZeRO's settings that a trainer or an estimate needs.

@@ -15,13 +15,14 @@
 /// A LLaMA-Factory file may name a DeepSpeed file; the core does no I/O, so the caller reads it first:
 ///
 ///     facts f{.world = 8};
-///     if (auto const path = config_file_of(text, f); !path.empty())
+///     if (auto const path = config_file_of(text); !path.empty())
 ///       if (auto read = parse_file(path)) f.files.push_back({path, *read, {}});
 ///       else f.files.push_back({path, {}, read.error().problems});              // a missing file is reported by
 ///       resolve
 #pragma once
 
 #include <flatshard/config/deepspeed_file.hpp>
+#include <flatshard/config/llamafactory_file.hpp>
 #include <flatshard/config/process_group.hpp>
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
@@ -30,12 +31,26 @@
 #include <flatshard/policy.hpp>
 #include <flatshard/require.hpp>
 
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <utility>
 
 namespace flatshard {
 inline namespace v0 {
+
+/// What a document is: by the file's name (.yaml and .yml are LLaMA-Factory's), then by a key that only LLaMA-Factory's
+/// files have; else a DeepSpeed configuration.
+[[nodiscard]] inline config_form form_of(document const& config, facts const& f) {
+  if (f.form != config_form::automatic) return f.form;
+  auto const& file = config.file();
+  if (file.ends_with(".yaml") || file.ends_with(".yml")) return config_form::llamafactory_file;
+  for (auto const& m : config.value_of_root().members())
+    if (m.key != "bf16" && m.key != "seed" &&
+        std::find(llamafactory_keys.begin(), llamafactory_keys.end(), m.key) != llamafactory_keys.end())
+      return config_form::llamafactory_dict;
+  return config_form::deepspeed;
+}
 
 /// Resolves a document under a front end's rules. Nothing is thrown for a bad document: its problems are in the result.
 /// Complexity: O(size of the document).
@@ -44,21 +59,37 @@ inline namespace v0 {
   resolution r;
   r.front_end = front_end;
   place const whole{config.file(), {}, 0, 0};
+  auto const form = form_of(config, f);
+  bool const json_file = config.file().ends_with(".json");
+  constexpr std::string_view refusal =
+      "LLaMA-Factory cannot read a .json file (it passes a path where text is needed); "
+      "save it as .yaml, which may hold the same text, or pass it as a dict in code";
   if (!available(front_end)) {
     out.error(errc::unknown_profile, whole, at_read,
               "the profile " + std::string{name(front_end)} +
                   " is not available yet; use llamafactory or llamafactory-review",
               {});
-  } else {
+  } else if (form == config_form::deepspeed) {
     if (f.bf16)
       out.warn(errc::ignored_key, whole, at_train,
                std::string{"the argument bf16 "} + (*f.bf16 ? "true" : "false") +
                    " is ignored: with DeepSpeed only the file's sections bf16 and fp16 count");
+    out.decide("backend", "deepspeed", "the file is a DeepSpeed configuration",
+               std::string{name(front_end)} + ".backend", whole);
+    r.policies.config_file = config.file();
     resolve_deepspeed(config, front_end, f, f.micro_batch_size, f.num_micro_batch, out, r.policies);
     out.decide("activation_checkpointing", "true",
                "enable_activation_checkpointing is absent, default of " + std::string{llamafactory_version},
                std::string{name(front_end)} + ".enable_activation_checkpointing", whole);
     decide_process_group(f, 18000, whole, out, r.policies);
+  } else {
+    if (json_file && form == config_form::llamafactory_file)
+      out.error(errc::json_file_unreadable, whole, at_read, std::string{refusal},
+                {"AttributeError", "llamafactory", "'PosixPath' object has no attribute 'read'"});
+    else if (json_file)
+      out.warn(errc::json_file_unreadable, whole, at_read, "read as a dict in code: " + std::string{refusal},
+               "AttributeError (llamafactory): 'PosixPath' object has no attribute 'read', if given as a file");
+    resolve_llamafactory(config, front_end, f, out, r.policies);
   }
   r.decisions = std::move(out.decisions);
   r.problems = std::move(out.problems);

@@ -1,0 +1,527 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Front-end files: YAML through yaml-cpp -> document, by the YAML 1.1 rules of omegaconf and PyYAML; the file that a
+/// configuration names. Without yaml-cpp (FLATSHARD_YAML is not defined) a YAML file is an error that says so.
+#pragma once
+
+#include <flatshard/config/resolve.hpp>
+#include <flatshard/json.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <optional>
+#include <set>
+#include <span>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#if defined(FLATSHARD_YAML)
+#include <yaml-cpp/eventhandler.h>
+#include <yaml-cpp/exceptions.h>
+#include <yaml-cpp/parser.h>
+#endif
+
+namespace flatshard::frontend {
+
+/// A plain scalar as omegaconf reads it: YAML 1.1 as PyYAML has it, with `1e3` a float and dates left as text.
+[[nodiscard]] inline value yaml_scalar(std::string_view text);
+
+/// One YAML text as a document. Duplicate keys, tabs between tokens, unknown aliases and other faults of the text are
+/// errors with their place.
+[[nodiscard]] inline result<document> parse_yaml(std::string_view text, std::string_view file = {});
+
+/// A LLaMA-Factory file: YAML for every name (JSON text is YAML too), sections given as JSON text expanded, then the
+/// overrides `a.b=value` applied in order.
+[[nodiscard]] inline result<document> parse_llamafactory(std::string_view text, std::string_view file,
+                                                         std::span<std::string const> overrides = {});
+
+/// A configuration file by its name: .yaml and .yml as LLaMA-Factory's, all else as JSON.
+[[nodiscard]] inline result<document> read_configuration(std::string const& path,
+                                                         std::span<std::string const> overrides = {});
+
+/// Adds to `f.files` what the document names: its DeepSpeed file, and its checkpoint folder if that exists. A path that
+/// is not found is also looked for beside the document.
+inline void read_named_files(document const& config, facts& f);
+
+// ---- definitions
+
+namespace detail {
+
+[[nodiscard]] inline bool all_of(std::string_view text, std::string_view allowed) {
+  return !text.empty() && text.find_first_not_of(allowed) == std::string_view::npos;
+}
+inline constexpr std::string_view digits = "0123456789";
+inline constexpr std::string_view digits_ = "0123456789_";
+
+/// `[0-5]?[0-9]` parts after colons: the groups of a base-60 number.
+[[nodiscard]] inline bool sixties(std::string_view text) {
+  while (!text.empty()) {
+    if (text.front() != ':') return false;
+    text.remove_prefix(1);
+    auto const part = text.substr(0, text.find(':'));
+    if (part.empty() || part.size() > 2 || !all_of(part, digits) || (part.size() == 2 && part[0] > '5')) return false;
+    text.remove_prefix(part.size());
+  }
+  return true;
+}
+
+[[nodiscard]] inline std::string without_underscores(std::string_view text) {
+  std::string out;
+  for (auto const c : text)
+    if (c != '_') out += c;
+  return out;
+}
+
+/// Digits of a base as a decimal integer value; above 64 bits as a double would have it.
+[[nodiscard]] inline value integer_of(std::string_view written, std::uint64_t base, bool negative) {
+  std::uint64_t n = 0;
+  bool wide = false;
+  for (auto const c : written) {
+    auto const digit = static_cast<std::uint64_t>(flatshard::detail::hex_digit(c));
+    wide |= __builtin_mul_overflow(n, base, &n) || __builtin_add_overflow(n, digit, &n);
+  }
+  auto const text = (negative ? "-" : "") + (base == 10 || wide ? std::string{written} : std::to_string(n));
+  return value::number(text);
+}
+
+[[nodiscard]] inline value sexagesimal(std::string_view text, bool floating, bool negative) {
+  double total = 0;
+  std::size_t from = 0;
+  auto const clean = without_underscores(text);
+  for (;;) {
+    auto const next = std::min(clean.find(':', from), clean.size());
+    total = total * 60 + value::number(std::string_view{clean}.substr(from, next - from)).number().value_or(0);
+    if (next == clean.size()) break;
+    from = next + 1;
+  }
+  if (negative) total = -total;
+  if (floating || std::abs(total) > 9e15) return value{total};
+  return value{static_cast<std::int64_t>(total)};
+}
+
+[[nodiscard]] inline std::optional<value> yaml_integer(std::string_view text) {
+  bool const negative = text.starts_with('-');
+  auto const body = text.substr(negative || text.starts_with('+') ? 1 : 0);
+  if (body.starts_with("0b") && all_of(body.substr(2), "01_"))
+    return integer_of(without_underscores(body.substr(2)), 2, negative);
+  if (body.starts_with("0x") && all_of(body.substr(2), "0123456789abcdefABCDEF_"))
+    return integer_of(without_underscores(body.substr(2)), 16, negative);
+  if (body == "0") return value{0};
+  if (body.starts_with('0') && all_of(body.substr(1), "01234567_"))
+    return integer_of(without_underscores(body.substr(1)), 8, negative);
+  if (body.empty() || body.front() < '1' || body.front() > '9') return std::nullopt;
+  if (all_of(body, digits_)) return integer_of(without_underscores(body), 10, negative);
+  auto const colon = body.find(':');
+  if (colon == std::string_view::npos || !all_of(body.substr(0, colon), digits_) || !sixties(body.substr(colon)))
+    return std::nullopt;
+  return sexagesimal(body, false, negative);
+}
+
+/// An exponent: `e`, an optional or a required sign, digits.
+[[nodiscard]] inline bool exponent(std::string_view text, bool sign_required) {
+  if (text.empty() || (text[0] != 'e' && text[0] != 'E')) return false;
+  text.remove_prefix(1);
+  bool const sign = text.starts_with('+') || text.starts_with('-');
+  return (sign || !sign_required) && all_of(text.substr(sign ? 1 : 0), digits);
+}
+
+/// `digits(_digits)*`.
+[[nodiscard]] inline bool grouped(std::string_view text) {
+  return all_of(text, digits_) && text.front() != '_' && text.back() != '_' &&
+         text.find("__") == std::string_view::npos;
+}
+
+[[nodiscard]] inline std::optional<value> yaml_float(std::string_view text) {
+  bool const negative = text.starts_with('-'), sign = negative || text.starts_with('+');
+  auto const body = text.substr(sign ? 1 : 0);
+  auto const infinity = std::numeric_limits<double>::infinity();
+  if (body == ".inf" || body == ".Inf" || body == ".INF") return value{negative ? -infinity : infinity};
+  if (!sign && (text == ".nan" || text == ".NaN" || text == ".NAN"))
+    return value{std::numeric_limits<double>::quiet_NaN()};
+  auto const mark = std::min(body.find_first_of("eE"), body.size());
+  auto const mantissa = body.substr(0, mark), tail = body.substr(mark);
+  auto const point = mantissa.find('.');
+  bool floating = false;
+  if (point == std::string_view::npos) {
+    floating = !tail.empty() && grouped(mantissa) && exponent(tail, false);  // omegaconf's own: 1e3
+  } else {
+    auto const whole = mantissa.substr(0, point), fraction = mantissa.substr(point + 1);
+    bool const fraction_fits = fraction.empty() || all_of(fraction, digits_);
+    if (whole.empty())
+      floating = !sign && !fraction.empty() && fraction_fits && fraction.front() != '_' &&
+                 (tail.empty() || exponent(tail, true));
+    else if (auto const colon = whole.find(':'); colon != std::string_view::npos)
+      return tail.empty() && fraction_fits && whole.front() != '_' && all_of(whole.substr(0, colon), digits_) &&
+                     sixties(whole.substr(colon))
+                 ? std::optional{sexagesimal(body, true, negative)}
+                 : std::nullopt;
+    else
+      floating = all_of(whole, digits_) && whole.front() != '_' && fraction_fits &&
+                 (tail.empty() || (grouped(whole) && exponent(tail, false)) || exponent(tail, true));
+  }
+  if (!floating) return std::nullopt;
+  double x = 0;
+  if (!flatshard::detail::parse_python_float(without_underscores(text), x)) return std::nullopt;
+  return value{x};
+}
+
+}  // namespace detail
+
+inline value yaml_scalar(std::string_view text) {
+  constexpr std::string_view empty{};
+  if (text == empty || text == "~" || text == "null" || text == "Null" || text == "NULL") return nullptr;
+  for (auto const yes : {"yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"})
+    if (text == yes) return true;
+  for (auto const no : {"no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"})
+    if (text == no) return false;
+  if (auto const f = detail::yaml_float(text)) return *f;
+  if (auto const i = detail::yaml_integer(text)) return *i;
+  return value{text};
+}
+
+namespace detail {
+
+[[nodiscard]] inline problem yaml_problem(errc code, place where, std::string text, std::string upstream) {
+  return {code, std::move(where), std::move(text), severity::error, std::string{at_read}, std::move(upstream)};
+}
+
+/// The first tab that stands where a token could begin: outside quotes, comments and block texts. PyYAML refuses it.
+[[nodiscard]] inline std::optional<std::size_t> tab_between_tokens(std::string_view text) {
+  char quote = 0;
+  bool comment = false, token_start = true, block = false, block_open = false;
+  std::size_t indent = 0, block_indent = 0, line_start = 0;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    auto const c = text[i];
+    if (c == '\n') {
+      comment = false;
+      if (!quote) token_start = true;
+      if (block_open) {
+        block = true;
+        block_open = false;
+      }
+      line_start = i + 1;
+      auto const first = text.find_first_not_of(' ', line_start);
+      if (!quote && first != std::string_view::npos && text[first] != '\n' && text[first] != '\r') {
+        indent = first - line_start;
+        if (block && indent <= block_indent) block = false;
+      }
+      continue;
+    }
+    if (comment || block) continue;
+    if (quote) {
+      if (quote == '"' && c == '\\')
+        ++i;
+      else if (c == quote) {
+        if (quote == '\'' && i + 1 < text.size() && text[i + 1] == '\'')
+          ++i;
+        else
+          quote = 0;
+      }
+      continue;
+    }
+    bool const after_blank = i == line_start || text[i - 1] == ' ' || text[i - 1] == '\t';
+    if (c == '\t') return i;
+    if (c == '#' && after_blank)
+      comment = true;
+    else if ((c == '"' || c == '\'') && token_start)
+      quote = c;
+    else if ((c == '|' || c == '>') && token_start) {
+      block_open = true;
+      block_indent = indent;
+    }
+    if (c != ' ') token_start = c == ':' || c == '-' || c == ',' || c == '[' || c == '{' || c == '?';
+  }
+  return std::nullopt;
+}
+
+#if defined(FLATSHARD_YAML)
+
+/// yaml-cpp's events, kept so that an alias can be played again.
+struct yaml_event {
+  enum class kind { scalar, alias, array, object, end } what;
+  std::size_t at{};       // byte offset in the text that yaml-cpp reads
+  std::string text, tag;  // of a scalar
+  std::size_t anchor{};   // of a value with an anchor, or an alias
+};
+
+class event_recorder : public YAML::EventHandler {
+ public:
+  std::vector<yaml_event> events;
+  void OnDocumentStart(YAML::Mark const&) override {}
+  void OnDocumentEnd() override {}
+  void OnNull(YAML::Mark const& m, YAML::anchor_t a) override { add(yaml_event::kind::scalar, m, "", "?", a); }
+  void OnAlias(YAML::Mark const& m, YAML::anchor_t a) override { add(yaml_event::kind::alias, m, "", "", a); }
+  void OnScalar(YAML::Mark const& m, std::string const& tag, YAML::anchor_t a, std::string const& text) override {
+    add(yaml_event::kind::scalar, m, text, tag, a);
+  }
+  void OnSequenceStart(YAML::Mark const& m, std::string const& tag, YAML::anchor_t a,
+                       YAML::EmitterStyle::value) override {
+    add(yaml_event::kind::array, m, "", tag, a);
+  }
+  void OnSequenceEnd() override { add(yaml_event::kind::end, YAML::Mark::null_mark(), "", "", 0); }
+  void OnMapStart(YAML::Mark const& m, std::string const& tag, YAML::anchor_t a, YAML::EmitterStyle::value) override {
+    add(yaml_event::kind::object, m, "", tag, a);
+  }
+  void OnMapEnd() override { add(yaml_event::kind::end, YAML::Mark::null_mark(), "", "", 0); }
+
+ private:
+  void add(yaml_event::kind what, YAML::Mark const& m, std::string text, std::string tag, YAML::anchor_t anchor) {
+    if (events.size() > 2 * max_text_values) throw YAML::ParserException(m, "the text has too many values");
+    if (what == yaml_event::kind::array || what == yaml_event::kind::object) ++depth_;
+    if (what == yaml_event::kind::end) --depth_;
+    if (depth_ > max_nesting) throw YAML::ParserException(m, "the text is nested more than 256 deep");
+    events.push_back({what, m.pos < 0 ? 0 : static_cast<std::size_t>(m.pos), std::move(text), std::move(tag),
+                      static_cast<std::size_t>(anchor)});
+  }
+  std::size_t depth_ = 0;
+};
+
+/// Builds values from recorded events: aliases played again, merge keys applied, duplicate keys refused.
+class yaml_builder {
+ public:
+  yaml_builder(std::vector<yaml_event> const& events, std::string_view text, std::size_t skipped, std::string_view file)
+      : events_{events}, text_{text}, skipped_{skipped}, file_{file}, lines_{text} {}
+
+  [[nodiscard]] std::optional<value> build() {
+    std::size_t at = 0;
+    auto v = read(at, 0);
+    return fault_ ? std::nullopt : std::optional{std::move(v)};
+  }
+  [[nodiscard]] problem const& fault() const { return *fault_; }
+
+ private:
+  value fail(errc code, std::size_t event, std::string detail, std::string upstream) {
+    if (!fault_) {
+      auto const p = place_of(event);
+      fault_ = yaml_problem(code, {std::string{file_}, {}, p.line, p.column}, std::move(detail), std::move(upstream));
+    }
+    return {};
+  }
+  [[nodiscard]] text_place place_of(std::size_t event) const {
+    auto const begin = std::min(events_[event].at + skipped_, text_.size());
+    auto const& e = events_[event];
+    bool const plain = e.what == yaml_event::kind::scalar && text_.substr(begin, e.text.size()) == e.text;
+    return lines_(begin, begin + (plain ? e.text.size() : 0));
+  }
+  value read(std::size_t& at, std::size_t depth) {
+    auto const here = at++;
+    auto const& e = events_[here];
+    if (fault_) return {};
+    if (++values_ > max_text_values) return fail(errc::yaml_syntax, here, "the text has more than 1000000 values", "");
+    if (depth >= max_nesting) return fail(errc::yaml_syntax, here, "the text is nested more than 256 deep", "");
+    if (e.anchor != 0 && e.what != yaml_event::kind::alias) remember(e.anchor, here, false);
+    value v;
+    switch (e.what) {
+      case yaml_event::kind::scalar: v = scalar(here); break;
+      case yaml_event::kind::array: v = array(at, here, depth); break;
+      case yaml_event::kind::object: v = object(at, here, depth); break;
+      case yaml_event::kind::alias: {
+        if (e.anchor >= anchors_.size() || !anchors_[e.anchor].done)
+          return fail(errc::yaml_syntax, here, "an alias stands inside the value that it names",
+                      "ComposerError (yaml)");
+        auto from = anchors_[e.anchor].event;
+        return read(from, depth);
+      }
+      case yaml_event::kind::end: return {};
+    }
+    if (e.anchor != 0) remember(e.anchor, here, true);
+    if (!fault_) v.place_at(place_of(here));
+    return v;
+  }
+  void remember(std::size_t anchor, std::size_t event, bool done) {
+    if (anchor >= anchors_.size()) anchors_.resize(anchor + 1);
+    anchors_[anchor] = {event, done};
+  }
+  value scalar(std::size_t here) {
+    auto const& e = events_[here];
+    if (e.tag == "?" || e.tag.empty()) return yaml_scalar(e.text);
+    constexpr std::string_view prefix = "tag:yaml.org,2002:";
+    if (e.tag == "!") return value{e.text};
+    auto const type = e.tag.starts_with(prefix) ? std::string_view{e.tag}.substr(prefix.size()) : std::string_view{};
+    if (type == "str") return value{e.text};
+    auto const plain = yaml_scalar(e.text);
+    if (type == "null") return nullptr;
+    if (type == "bool" && plain.is(value_kind::boolean)) return plain;
+    if (type == "int" && plain.is(value_kind::integer)) return plain;
+    if (type == "float" && plain.is_number()) return value{*plain.number()};
+    return fail(errc::yaml_syntax, here, "the tag " + e.tag + " is not understood here", "ConstructorError (yaml)");
+  }
+  value array(std::size_t& at, std::size_t, std::size_t depth) {
+    auto v = value::array();
+    while (!fault_ && events_[at].what != yaml_event::kind::end) {
+      auto element = read(at, depth + 1);
+      if (fault_) return {};
+      v.push_back(std::move(element));
+    }
+    ++at;
+    return v;
+  }
+  value object(std::size_t& at, std::size_t here, std::size_t depth) {
+    auto own = value::object();
+    std::vector<value> merged;
+    std::set<std::string> texts;
+    while (!fault_ && events_[at].what != yaml_event::kind::end) {
+      auto const key_event = at;
+      auto const key = read(at, depth + 1);
+      if (fault_) return {};
+      if (key.is(value_kind::array) || key.is(value_kind::object))
+        return fail(errc::yaml_syntax, key_event, "a key must be a scalar", "ConstructorError (yaml)");
+      bool const plain = events_[key_event].tag == "?";
+      auto v = read(at, depth + 1);
+      if (fault_) return {};
+      if (plain && key.is_text("<<")) {
+        if (v.is(value_kind::object))
+          merged.push_back(std::move(v));
+        else if (v.is(value_kind::array))
+          for (auto const& one : v.elements()) merged.push_back(one);
+        else
+          return fail(errc::yaml_syntax, key_event, "a merge key needs an object", "ConstructorError (yaml)");
+        continue;
+      }
+      auto const name = key.is(value_kind::string) ? std::string{key.text()} : to_json(key);
+      if (key.is(value_kind::string) && !texts.insert(name).second)
+        return fail(errc::duplicate_keys, key_event, "the key \"" + name + "\" stands twice in one mapping; remove one",
+                    "ConstructorError (omegaconf): found duplicate key " + name);
+      own.add(name, place_of(key_event), std::move(v));
+    }
+    ++at;
+    if (merged.empty()) return own;
+    auto whole = value::object();  // merged keys first, the first mapping before later ones, own keys over all
+    for (auto m = merged.rbegin(); m != merged.rend(); ++m) {
+      if (!m->is(value_kind::object))
+        return fail(errc::yaml_syntax, here, "a merge key needs objects", "ConstructorError (yaml)");
+      for (auto const& k : m->members()) put(whole, k);
+    }
+    for (auto const& k : own.members()) put(whole, k);
+    return whole;
+  }
+  static void put(value& into, object_member const& m) {
+    if (into.has(m.key))
+      into.set(m.key, m.held);
+    else
+      into.add(m.key, m.key_at, m.held);
+  }
+
+  struct anchored {
+    std::size_t event = 0;
+    bool done = false;
+  };
+  std::vector<yaml_event> const& events_;
+  std::string_view text_;
+  std::size_t skipped_;
+  std::string_view file_;
+  line_table lines_;
+  std::vector<anchored> anchors_;
+  std::size_t values_ = 0;
+  std::optional<problem> fault_;
+};
+
+#endif
+
+}  // namespace detail
+
+inline result<document> parse_yaml(std::string_view text, std::string_view file) {
+  auto const refused = [&](errc code, std::size_t at, std::string detail, std::string upstream) {
+    auto const p = line_table{text}(std::min(at, text.size()), at);
+    return config_error{
+        detail::yaml_problem(code, {std::string{file}, {}, p.line, p.column}, std::move(detail), std::move(upstream))};
+  };
+  if (text.size() > max_text_bytes) return refused(errc::yaml_syntax, 0, "the text is larger than 16 MiB", "");
+#if defined(FLATSHARD_YAML)
+  std::size_t const skipped = text.starts_with("\xEF\xBB\xBF") ? 3 : 0;
+  auto const body = text.substr(skipped);
+  if (auto const tab = detail::tab_between_tokens(body))
+    return refused(errc::yaml_syntax, *tab + skipped, "a tab stands where a token begins; use spaces",
+                   "ScannerError (yaml): found character '\\t' that cannot start any token");
+  std::istringstream in{std::string{body}};
+  detail::event_recorder recorder;
+  try {
+    YAML::Parser parser{in};
+    parser.HandleNextDocument(recorder);
+    auto const first = recorder.events.size();
+    if (parser.HandleNextDocument(recorder))
+      return refused(errc::yaml_syntax, first < recorder.events.size() ? recorder.events[first].at + skipped : 0,
+                     "the text holds more than one document",
+                     "ComposerError (yaml): expected a single document in the stream");
+  } catch (YAML::Exception const& e) {
+    return refused(errc::yaml_syntax, e.mark.pos < 0 ? 0 : static_cast<std::size_t>(e.mark.pos) + skipped,
+                   "not YAML: " + e.msg, "ParserError (yaml): " + e.msg);
+  }
+  if (recorder.events.empty()) return document{value::object(), std::string{file}, std::string{text}};
+  detail::yaml_builder builder{recorder.events, text, skipped, file};
+  auto root = builder.build();
+  if (!root) return config_error{builder.fault()};
+  if (root->is(value_kind::null)) root = value::object();
+  return document{std::move(*root), std::string{file}, std::string{text}};
+#else
+  return refused(errc::yaml_syntax, 0,
+                 "this program was built without yaml-cpp and cannot read YAML; install libyaml-cpp-dev and rebuild",
+                 "");
+#endif
+}
+
+inline result<document> parse_llamafactory(std::string_view text, std::string_view file,
+                                           std::span<std::string const> overrides) {
+  auto read = parse_yaml(text, file);
+  if (!read) return read;
+  auto config = *std::move(read);
+  if (config.value_of_root().is(value_kind::string)) {  // omegaconf takes a lone word for a key
+    auto keys = value::object();
+    keys.set(config.value_of_root().text(), nullptr);
+    config.edit() = std::move(keys);
+  }
+  for (auto const& one : overrides) {
+    auto const equals_at = one.find('=');
+    auto to = value{nullptr};
+    if (equals_at != std::string::npos) {
+      auto const parsed = parse_yaml(std::string_view{one}.substr(equals_at + 1), "override " + one);
+      if (!parsed) return parsed.error();
+      bool const nothing = one.find_first_not_of(' ', equals_at + 1) == std::string::npos;
+      to = nothing ? value{nullptr} : parsed->value_of_root();
+    }
+    if (auto const refusal = apply_override(config, std::string_view{one}.substr(0, equals_at), std::move(to)))
+      return config_error{*refusal};
+  }
+  expand_json_sections(config, [](std::string_view json) -> std::optional<value> {
+    auto const parsed = parse_json(json);
+    return parsed ? std::optional{parsed->value_of_root()} : std::nullopt;
+  });
+  return config;
+}
+
+inline result<document> read_configuration(std::string const& path, std::span<std::string const> overrides) {
+  if (!path.ends_with(".yaml") && !path.ends_with(".yml")) return parse_file(path);
+  auto text = read_text(path);
+  if (!text) return text.error();
+  return parse_llamafactory(*text, path, overrides);
+}
+
+inline void read_named_files(document const& config, facts& f) {
+  auto const beside = [&](std::string const& path) {
+    std::error_code ignored;
+    if (std::filesystem::exists(path, ignored)) return path;
+    auto const other = std::filesystem::path{config.file()}.parent_path() / path;
+    return std::filesystem::exists(other, ignored) ? other.string() : path;
+  };
+  if (auto const path = config_file_of(config); !path.empty() && !f.file(path)) {
+    auto read = parse_file(beside(path));
+    if (read)
+      f.files.push_back({path, *std::move(read), {}});
+    else
+      f.files.push_back({path, {}, read.error().problems});
+  }
+  if (auto const folder = checkpoint_folder_of(config); !folder.empty() && !f.file(folder)) {
+    std::error_code ignored;
+    if (std::filesystem::exists(folder, ignored)) f.files.push_back({folder, {}, {}});
+  }
+}
+
+}  // namespace flatshard::frontend
