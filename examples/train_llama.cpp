@@ -215,7 +215,7 @@ void train_rank(training const& job, Precision precision, Sharding sharding, C& 
   flatshard::memory_arena arena{memory.span()};
   trainer_type trainer{model, tables, options, precision, sharding, comm, arena, products, activations};
   auto& units = trainer.units();
-  agree(comm, job.setup.resolved, units);
+  agree(comm, job.setup, units);
   load_units(units, args.model, job.setup, comm);
 
   auto const lines = precision_lines(job.setup.dist(), units.front().storage().type, trainer_type::logits_type());

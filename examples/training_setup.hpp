@@ -29,6 +29,8 @@
 #include <utility>
 #include <vector>
 
+#include <fmt/core.h>
+
 namespace llama {
 
 /// What the command line says about the configuration.
@@ -47,12 +49,30 @@ struct training_setup {
   std::vector<std::string> lines;  ///< for people
   flatshard::value report = flatshard::value::object();
   [[nodiscard]] std::string_view dist() const { return name(resolved.policies.backend); }
+  /// What ranks compare before the first collective: every decision, and the layout. FNV-1a, 64 bits.
+  [[nodiscard]] std::uint64_t hash() const {
+    std::uint64_t h = 0xcbf29ce484222325u;
+    auto const add = [&h](std::string_view text) {
+      for (char const c : text) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+      h = (h ^ 0xFFu) * 0x100000001b3u;
+    };
+    add(layout);
+    for (auto const& d : resolved.decisions) {
+      add(d.key);
+      add(d.value);
+    }
+    return h;
+  }
 };
 
 namespace detail {
 
-[[nodiscard]] inline flatshard::resolution resolve_file(setup_arguments const& args, std::size_t world,
-                                                        std::size_t batch, flatshard::value const& model_config) {
+struct resolved_file {
+  flatshard::resolution decisions;
+  std::optional<double> learning_rate;  ///< LLaMA-Factory's own key
+};
+[[nodiscard]] inline resolved_file resolve_file(setup_arguments const& args, std::size_t world, std::size_t batch,
+                                                flatshard::value const& model_config) {
   flatshard::facts known;
   known.world = world;
   known.model_config = model_config;
@@ -60,9 +80,14 @@ namespace detail {
   known.client_optimizer = false;  // this trainer builds the optimizer that the configuration describes
   known.micro_batch_size = std::max<std::size_t>(batch / world, 1);
   if (!args.bf16.empty()) known.bf16 = args.bf16 == "true";
-  auto const text = tool::read_frontend(args.config, known).value();
-  return flatshard::resolve(text, flatshard::profile_of(args.profile).value_or(flatshard::profile::llamafactory),
-                            known);
+  auto const text = flatshard::frontend::read_configuration(args.config).value();
+  flatshard::frontend::read_named_files(text, known);
+  auto const front_end = flatshard::profile_of(args.profile).value_or(flatshard::profile::llamafactory);
+  resolved_file out{flatshard::resolve(text, front_end, known).value(), {}};
+  auto const rate = text["learning_rate"];
+  if (flatshard::form_of(text, known) != flatshard::config_form::deepspeed && rate->is_number())
+    out.learning_rate = rate->number();
+  return out;
 }
 
 /// What this trainer has no code for, as a problem of the configuration file.
@@ -100,7 +125,8 @@ inline void refuse_unsupported(flatshard::resolution const& r, setup_arguments c
                                                flatshard::value const& model_config) {
   using flatshard::value;
   training_setup s;
-  s.resolved = detail::resolve_file(args, world, batch, model_config).value();
+  auto const file = detail::resolve_file(args, world, batch, model_config);
+  s.resolved = file.decisions;
   detail::refuse_unsupported(s.resolved, args, world);
   auto const& p = s.resolved.policies;
   s.layout = !args.layout.empty()                            ? args.layout
@@ -111,7 +137,7 @@ inline void refuse_unsupported(flatshard::resolution const& r, setup_arguments c
   // DeepSpeed: 0 is off. LLaMA-Factory's own loop always calls clip_grad_norm_, whatever the limit.
   if (auto const norm = p.clip_norm(); norm && (*norm > 0 || p.backend != flatshard::backend_kind::deepspeed))
     s.clip = norm;
-  s.optimizer.lr = args.lr;
+  s.optimizer.lr = file.learning_rate.value_or(args.lr);
   if (p.optimizer) {
     s.optimizer.lr = p.optimizer->learning_rate.value_or(s.optimizer.lr);
     s.optimizer.epsilon = p.optimizer->eps.value_or(s.optimizer.epsilon);
@@ -134,9 +160,13 @@ inline void refuse_unsupported(flatshard::resolution const& r, setup_arguments c
   s.lines.push_back(std::string{"loading "} + (whole ? "whole on every rank" : "each rank's own ranges") +
                     (p.load.reason.empty() ? "" : ": " + p.load.reason) +
                     (to_string(p.load.where).empty() ? "" : " (" + to_string(p.load.where) + ")"));
-  s.lines.push_back(std::string{"activation checkpointing "} + (s.activation_checkpointing ? "on" : "off") +
-                    ", clipping " + (s.clip ? "to norm " + flatshard::to_json(*s.clip) : "off") + ", AdamW lr " +
-                    flatshard::to_json(s.optimizer.lr) + " decay " + flatshard::to_json(s.optimizer.decay));
+  s.lines.push_back(fmt::format("activation checkpointing {}, clipping {}, AdamW lr {} betas {} {} eps {} decay {}",
+                                s.activation_checkpointing ? "on" : "off",
+                                s.clip ? fmt::format("to norm {}", *s.clip) : "off", s.optimizer.lr, s.optimizer.beta1,
+                                s.optimizer.beta2, s.optimizer.epsilon, s.optimizer.decay));
+  if (p.batch && p.batch->train.integer() && static_cast<std::size_t>(*p.batch->train.integer()) != batch)
+    s.lines.push_back(fmt::format("the configuration asks for {} sequences a step; --batch says {}, which is what runs",
+                                  *p.batch->train.integer(), batch));
   auto problems = value::array();
   for (auto const& problem : s.resolved.problems) {
     s.lines.push_back(to_string(problem));

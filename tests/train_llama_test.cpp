@@ -271,8 +271,47 @@ TEST_CASE("the configuration's optimizer wins over --lr") {
   CHECK(differences(own, same, "weights.").empty());
   auto const other = folder.trained("plain.json", 1, {"--steps", "2", "--lr", "0.0001"});
   CHECK(!differences(own, other, "weights.").empty());
-  CHECK(has(run(folder.options("own.json", 1, {"--steps", "1", "--lr", "1"})).out, "AdamW lr 0.0001 decay 0.5"));
+  CHECK(has(run(folder.options("own.json", 1, {"--steps", "1", "--lr", "1"})).out,
+            "AdamW lr 0.0001 betas 0.8 0.9 eps 1e-06 decay 0.5"));
 }
+
+TEST_CASE("mixes of dtypes that have no name: fp32 on the wire, fp32 gradient shards") {
+  model_folder const folder;
+  folder.text("wire.json", deepspeed(true, "0", R"(, "communication_data_type": "fp32")"));
+  folder.text("kept.json", deepspeed(true, "0", R"(, "data_types": {"grad_accum_dtype": "fp32"})"));
+  std::vector<std::string> const options{"--steps", "2", "--batch", "2"};
+  auto const narrow = folder.trained("mixed.json", 2, options);
+  for (std::string const config : {"wire.json", "kept.json"}) {
+    CAPTURE(config);
+    auto const other = folder.trained(config, 2, options);
+    CHECK(differences(narrow, other, "logits").empty());
+    CHECK(!differences(narrow, other, "weights.").empty());
+    CHECK(std::abs(narrow.at("losses").values.back() - other.at("losses").values.back()) < 0.05);
+    CHECK(other.at("grad.model.norm.weight").type ==
+          (config == "kept.json" ? flatshard::dtype::f32 : flatshard::dtype::bf16));
+  }
+}
+
+#if defined(FLATSHARD_YAML)
+TEST_CASE("LLaMA-Factory's YAML: FSDP2, and a DeepSpeed file that it names") {
+  model_folder const folder;
+  folder.text("fsdp2.yaml", "bf16: false\nmax_grad_norm: 1e30\nlearning_rate: 2e-3\ndist_config:\n  name: fsdp2\n");
+  folder.text("zero3.yaml", "dist_config:\n  name: deepspeed\n  config_file: " + folder / "mixed.json" + "\n");
+  std::vector<std::string> const options{"--steps", "2", "--batch", "2"};
+  auto same = options;
+  same.insert(same.end(), {"--lr", "2e-3"});
+  auto const by_yaml = folder.trained("fsdp2.yaml", 2, options), by_json = folder.trained("fsdp2.json", 2, same);
+  CHECK(differences(by_yaml, by_json, "weights.").empty());
+  CHECK(differences(folder.trained("zero3.yaml", 2, options), folder.trained("mixed.json", 2, options), "weights.")
+            .empty());
+  auto const said = run(folder.options("zero3.yaml", 2, {"--steps", "1"}));
+  CHECK(has(said.out, "dist=deepspeed, parameter_storage_dtype=torch.bfloat16"));
+  folder.text("broken.yaml", "dist_config:\n\tname: fsdp2\n");
+  auto const broken = run(folder.options("broken.yaml", 2));
+  CHECK(broken.exit_code == 1);
+  CHECK(has(broken.err, "broken.yaml:2:"));
+}
+#endif
 
 TEST_CASE("--json is one object and nothing else") {
   model_folder const folder;
