@@ -4,6 +4,7 @@
 
 #include "../tools/frontend.hpp"
 #include "adamw.hpp"
+#include "sharded_trainer.hpp"
 #include "tokens.hpp"
 
 #include <flatshard/config/resolve.hpp>
@@ -19,7 +20,7 @@
 #include <flatshard/value.hpp>
 
 #include <algorithm>
-#include <array>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -193,29 +194,32 @@ void load_units(Units& units, std::string const& model, training_setup const& se
 }
 
 /// Calls `use` with the element type of the compute dtype, the precision and the sharding policy, as types: the one
-/// place where run-time decisions become types.
+/// place where run-time decisions become types. A precision without a name, or another configuration's layout, stays a
+/// value.
 template <class Use>
 void with_policies(training_setup const& setup, Use use) {
   auto const& p = setup.resolved.policies;
-  auto const in_layout = [&](auto precision) {
-    auto const in_dtype = [&](auto sharding) {
-      if (precision(flatshard::role::compute) == flatshard::dtype::bf16) {
-        use(flatshard::bf16{}, precision, sharding);
-      } else {
-        use(float{}, precision, sharding);
-      }
-    };
-    if (setup.layout == "zero3") {
-      in_dtype(flatshard::zero3{});
-    } else if (setup.layout == "fsdp2") {
-      in_dtype(flatshard::fsdp2{});
+  auto const with_element_type = [&]<class Precision>(Precision precision, auto sharding) {
+    if constexpr (std::same_as<Precision, flatshard::precision>) {
+      with_element(precision.compute, [&](auto element) { use(element, precision, sharding); });
+    } else if constexpr (Precision::value.compute == flatshard::dtype::bf16) {
+      use(flatshard::bf16{}, precision, sharding);
     } else {
-      in_dtype(flatshard::native{});
+      use(float{}, precision, sharding);
     }
   };
+  auto const by_value = [&] {
+    if (setup.layout == flatshard::zero3::name) return with_element_type(p.dtypes, flatshard::zero3{});
+    if (setup.layout == flatshard::fsdp2::name) return with_element_type(p.dtypes, flatshard::fsdp2{});
+    with_element_type(p.dtypes, flatshard::native{});
+  };
   if (p.sharding == flatshard::sharding_kind::none || p.sharding == flatshard::sharding_kind::zero12)
-    return in_layout(p.dtypes);  // one rank, nothing to cut
-  with_static(setup.resolved, [&](auto precision, auto) { in_layout(precision); });
+    return by_value();  // one rank, nothing to cut
+  with_static(setup.resolved, [&](auto precision, auto sharding) {
+    if (setup.layout == sharding.name) return with_element_type(precision, sharding);
+    if (setup.layout == flatshard::native::name) return with_element_type(precision, flatshard::native{});
+    by_value();
+  });
 }
 
 /// The project's own documentation, what is trained on by default.
