@@ -52,7 +52,10 @@ void group_rate(benchmark::State& state, std::size_t moved, Make const& make) {
         return time[0];
       };
       for (int i = 0; i < repeats; ++i) {
-        auto const reference = timed([&] { std::memcpy(own_out.data(), own_in.data(), share); });
+        auto const reference = timed([&] {
+          std::memcpy(own_out.data(), own_in.data(), share);
+          c.barrier(s);  // all of it is copied, as all of a collective is done when it returns
+        });
         auto const call = timed([&] { rank.call(c); });
         if (me == 0) theirs.push_back(reference), ours.push_back(call);
       }

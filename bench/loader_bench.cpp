@@ -94,7 +94,7 @@ struct vector_cast {
   template <class To, class From>
   requires requires(std::span<To> out, std::span<From const> in) { kernels::cast(out, in); }
   void operator()(std::span<To> out, std::span<From const> in) const {
-    kernels::cast(out, in, {.output = kernels::reuse::soon});
+    kernels::cast(out, in, {.output = kernels::reuse::later});
   }
 };
 

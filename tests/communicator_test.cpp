@@ -37,7 +37,9 @@ struct recording_communicator {
                     std::to_string(out.size()) + " " + std::string{name(o.order)});
     REQUIRE(grads.size() == out.size() * static_cast<std::size_t>(ranks));
   }
-  void broadcast(std::span<std::byte>, rank_id, inline_stream) { calls.push_back("broadcast"); }
+  void broadcast(std::span<std::byte> buffer, rank_id root, inline_stream) {
+    calls.push_back("broadcast " + std::to_string(buffer.size()) + " " + std::to_string(index(root)));
+  }
   void all_reduce(std::span<double>, reduction how, inline_stream) {
     calls.push_back("all_reduce " + std::string{name(how)});
   }
@@ -115,11 +117,12 @@ TEST_CASE("memory with a dtype reaches the typed member") {
   reduce_scatter(c, buffer(dtype::f32, 2), buffer(dtype::bf16, 4), {.order = sum_order::pairwise}, s);
   reduce_scatter(c, buffer(dtype::f32, 2), buffer(dtype::f32, 4), {}, s);
   reduce_scatter(c, buffer(dtype::f16, 2), buffer(dtype::f16, 4), {}, s);
+  broadcast(c, buffer(dtype::f8_e4m3, 5), rank_at(1), s);
   CHECK(c.calls == std::vector<std::string>{"all_gather fp32 fp32 2", "all_gather bf16 bf16 2",
                                             "all_gather fp16 fp16 2", "all_gather bf16 fp32 2",
                                             "all_gather fp16 fp32 2", "all_gather none none 16",
                                             "reduce_scatter fp32 bf16 2 pairwise", "reduce_scatter fp32 fp32 2 by_rank",
-                                            "reduce_scatter fp16 fp16 2 by_rank"});
+                                            "reduce_scatter fp16 fp16 2 by_rank", "broadcast 5 1"});
   CHECK_THROWS_WITH_AS(all_gather(c, buffer(dtype::f32, 4), buffer(dtype::bf16, 2), s),
                        "an all-gather casts from fp32 to bf16 or fp16 only", broken_rule);
   CHECK_THROWS_WITH_AS(reduce_scatter(c, buffer(dtype::bf16, 2), buffer(dtype::f32, 4), {}, s),

@@ -329,3 +329,31 @@ TEST_CASE("front_ends: LLaMA-Factory's YAML files and dicts") {
                 return compare(made, expect);
               });
 }
+
+TEST_CASE("zero_keys: DeepSpeed's reading of zero_optimization, kinds and ranges") {
+  golden::run("zero_keys.json", {"deepspeed"}, [](auto, value const& in, value const& expect) {
+    document const config{in["config"], "case.json"};
+    findings out;
+    zero_section zero;
+    read_zero_section(config["zero_optimization"], zero, at_train, out, in["config"]["allgather_size"]);
+    problem const* first = nullptr;
+    for (auto const& p : out.problems)
+      if (p.level == severity::error && !first) first = &p;
+    if (expect.has("error")) return compare_error(first, expect["error"]);
+    if (first) return to_string(*first);
+    verdict differs;
+    if (expect["values"].has("stage") && !equals(expect["values"]["stage"], zero.stage.number)) differs = "stage";
+    for_each_row<zero_section>([&](auto const& row) {
+      auto const& wanted = expect["values"][row.also.empty() ? row.key : row.also];
+      auto const& held = zero.*(row.member);
+      using held_type = std::remove_cvref_t<decltype(held)>;
+      if constexpr (std::is_same_v<held_type, bool> || std::is_same_v<held_type, std::int64_t>)
+        if (wanted.present() && !same(value{held}, wanted))
+          differs = std::string{row.key} + " is " + to_json(value{held});
+      if constexpr (requires { held->device; })
+        if (wanted.present() && (held ? !wanted["device"].is_text(name(held->device)) : !wanted.is(value_kind::null)))
+          differs = std::string{row.key} + ".device";
+    });
+    return differs;
+  });
+}

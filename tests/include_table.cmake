@@ -37,11 +37,10 @@ may(safetensors_index safetensors)
 may(checkpoint_files safetensors_index)
 may(model_units checkpoint_files policy)
 may(segment_loader checkpoint_files layout)
-may(loader segment_loader communicator)
+may(loader model_units segment_loader communicator)
 may(checkpoint loader reshard)
 may(flatshard estimate reshard unit laws layouts/ config/resolve)
 may(kernels/ communicator layout quantity dtype policy kernels/)
 # The headers that may use <fcntl.h>, <unistd.h> and the like.
-set(posix file safetensors safetensors_index safetensors_writer checkpoint_files model_units segment_loader loader
-    checkpoint)
+set(posix file safetensors safetensors_index safetensors_writer checkpoint_files model_units segment_loader loader checkpoint)
 set(outside_umbrella flatshard result json ${posix})

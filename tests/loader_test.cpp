@@ -16,6 +16,7 @@
 
 #include <doctest/doctest.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 using namespace flatshard;
 namespace fs = std::filesystem;
@@ -358,4 +359,53 @@ TEST_CASE("an index cut at every byte is a clean error") {
       for (auto const& [name, file] : parsed->tensors) REQUIRE(file < parsed->files.size());
       for (auto const& file : parsed->files) CHECK(file.find('/') == std::string::npos);
     }
+}
+
+namespace {
+
+/// A line of /proc/self/status. Units: bytes.
+std::size_t process_status(std::string const& key) {
+  std::ifstream in{"/proc/self/status"};
+  for (std::string word; in >> word;)
+    if (word == key) {
+      std::size_t kib = 0;
+      in >> kib;
+      return kib << 10;
+    }
+  return 0;
+}
+
+}  // namespace
+
+TEST_CASE("peak memory of a rank of a sparse 16 GB model: its shard, a chunk and little else") {
+  test_folder here{"loader-sparse"};
+  std::vector<tensor_spec> tensors;
+  for (int i = 0; i < 64; ++i) tensors.push_back({"h." + std::to_string(i) + ".w", dtype::bf16, {8192, 16384}});
+  safetensors_options options;
+  options.sparse = true;
+  safetensors_writer{here.path / "model.safetensors", tensors, options}.commit();
+  CHECK(fs::file_size(here.path / "model.safetensors") > 16'000'000'000u);
+  for (auto const type : {dtype::bf16, dtype::f32}) {
+    auto const child = ::fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+      auto const before = process_status("VmHWM:");
+      auto const from = open_checkpoint(here.path).value();
+      layout const l{native{}, parameters_of(tensors), world{256}};
+      std::vector<std::byte> storage(size_of(l.segment(), type).value);
+      auto const done = load_segment(from, l, rank_at(255), {storage, type});
+      auto const peak = process_status("VmHWM:");
+      auto const right =
+          done && done->bytes_read == done->bytes_needed && done->bytes_needed.value == l.segment().value * 2;
+#if defined(__SANITIZE_ADDRESS__)
+      auto const lean = peak > 0;
+#else
+      auto const lean = peak <= before + storage.size() + (8u << 20);  // the promise is 64 MiB
+#endif
+      ::_exit(before > 0 && right && lean ? 0 : 1);
+    }
+    int how = 0;
+    REQUIRE(::waitpid(child, &how, 0) == child);
+    CHECK(how == 0);
+  }
 }

@@ -308,17 +308,17 @@ TEST_CASE("a late rank fails every rank by name, in its own call too") {
   auto const start = std::chrono::steady_clock::now();
   std::string first;
   auto const said = texts(
-      4, {.deadline = 100ms},
+      4, {.deadline = 300ms},
       [](thread_communicator& c) {
         c.barrier(s);
-        if (us(c) == 2) std::this_thread::sleep_for(600ms);
+        if (us(c) == 2) std::this_thread::sleep_for(900ms);
         std::vector<float> full(4), shard(1);
         c.all_gather(full, shard, s);
       },
       &first);
-  CHECK(std::chrono::steady_clock::now() - start < 1600ms);
+  CHECK(std::chrono::steady_clock::now() - start < 10s);
   for (auto const& text : said)
-    CHECK(has(text, "rank 2 did not arrive at all_gather (call 2) before the deadline of 100 ms"));
+    CHECK(has(text, "rank 2 did not arrive at all_gather (call 2) before the deadline of 300 ms"));
   CHECK(has(said[0], "last calls of rank 0:\n  1 barrier 0 none -> none done\n  2 all_gather 1 fp32 -> fp32 "));
   CHECK(has(first, "rank 2 did not arrive"));
 }
@@ -326,25 +326,21 @@ TEST_CASE("a late rank fails every rank by name, in its own call too") {
 TEST_CASE("several missing ranks are all named, and later calls fail as well") {
   std::vector<std::vector<rank_id>> lost(5);
   std::atomic<std::size_t> again = 0;
-  thread_group{world{5}, {.deadline = 50ms}}.run([&](thread_communicator& c) {
-    if (us(c) == 1 || us(c) == 4) std::this_thread::sleep_for(500ms);
+  thread_group{world{5}, {.deadline = 300ms}}.run([&](thread_communicator& c) {
+    if (us(c) == 1 || us(c) == 4) std::this_thread::sleep_for(900ms);
     try {
       c.barrier(s);
     } catch (peer_lost const& e) {
       lost[us(c)] = e.ranks;
     }
-    try {
-      c.wait(s);
-    } catch (peer_lost const&) {
-      ++again;
-    }
+    c.wait(s);  // what returned is whole: nothing is pending
     try {
       c.with_deadline(10s).barrier(s);
     } catch (peer_lost const&) {
       ++again;
     }
   });
-  CHECK(again == 10);
+  CHECK(again == 5);
   for (auto const& ranks : lost) CHECK(ranks == std::vector{rank_at(1), rank_at(4)});
 }
 
@@ -574,11 +570,11 @@ TEST_CASE("with_deadline is a view: it overrides, nests, and shares the calls") 
   std::string text;
   thread_group{world{2}, {.deadline = deadline::max()}}.run([&](thread_communicator& c) {
     c.barrier(s);
-    auto brief = c.with_deadline(60s).with_deadline(50ms);
+    auto brief = c.with_deadline(60s).with_deadline(300ms);
     brief.barrier(s);
     if (brief.self() == c.self() && brief.size() == 2 && brief.recent_calls().size() == 2) ++seen;
     if (us(c) == 1) {
-      std::this_thread::sleep_for(400ms);
+      std::this_thread::sleep_for(900ms);
       return;
     }
     try {
@@ -588,7 +584,7 @@ TEST_CASE("with_deadline is a view: it overrides, nests, and shares the calls") 
     }
   });
   CHECK(seen == 2);
-  CHECK(has(text, "rank 1 did not arrive at barrier (call 3) before the deadline of 50 ms"));
+  CHECK(has(text, "rank 1 did not arrive at barrier (call 3) before the deadline of 300 ms"));
 }
 
 TEST_CASE("the flight recorder keeps the last 64 calls in order") {
@@ -634,6 +630,62 @@ TEST_CASE("more ranks than cores, random delays: 100 repeats, the same bits") {
     if (reference.empty()) reference = got;
     REQUIRE(got == reference);
   }
+}
+
+TEST_CASE("random faults: whatever one rank does at whatever step, every rank ends, and nobody hangs") {
+  enum class fault { none, throws, aborts, returns, sleeps, other_operation, other_count, other_type };
+  std::array<std::size_t, 8> tried{};
+  for (std::uint32_t seed = 0; seed < 240; ++seed) {
+    std::mt19937 plan{seed};
+    std::size_t const ranks = 2 + plan() % 5, steps = 1 + plan() % 6, culprit = plan() % ranks, step = plan() % steps;
+    auto what = static_cast<fault>(plan() % 8);
+    if (what == fault::sleeps && seed % 5 != 0) what = fault::throws;  // these take their time
+    ++tried[static_cast<std::size_t>(what)];
+    auto const operations = plan();
+    auto const start = std::chrono::steady_clock::now();
+    auto const said = texts(ranks, {.deadline = 300ms}, [&](thread_communicator& base) {
+      auto c = what == fault::sleeps ? base : base.with_deadline(60s);
+      for (std::size_t i = 0; i < steps; ++i) {
+        auto operation = (operations >> (3 * i)) % 4;
+        std::size_t n = 5 + i;
+        bool wide = true;
+        if (us(c) == culprit && i == step) switch (what) {
+            case fault::none: break;
+            case fault::throws: throw std::runtime_error{"fault"};
+            case fault::aborts: return c.abort();
+            case fault::returns: return;
+            case fault::sleeps: std::this_thread::sleep_for(900ms); break;
+            case fault::other_operation: operation = (operation + 1) % 4; break;
+            case fault::other_count: n = 3; break;
+            case fault::other_type: wide = false; break;
+          }
+        std::vector<float> full(n * ranks), shard(n);
+        std::vector<bf16> full16(n * ranks), shard16(n);
+        switch (operation) {
+          case 0: wide ? c.all_gather(full, shard, s) : c.all_gather(full16, shard16, s); break;
+          case 1: wide ? c.reduce_scatter(shard, full, {}, s) : c.reduce_scatter(shard, full16, {}, s); break;
+          case 2: wide ? c.broadcast(full, rank_at(0), s) : c.broadcast(full16, rank_at(0), s); break;
+          default: {
+            std::vector<elements> const counts(ranks, elements{n});
+            std::vector<float> out(n * ranks);
+            std::vector<bf16> out16(n * ranks);
+            wide ? c.all_to_all_v(out, counts, full, counts, s) : c.all_to_all_v(out16, counts, full16, counts, s);
+          }
+        }
+      }
+    });
+    CAPTURE(seed);
+    CHECK(std::chrono::steady_clock::now() - start < 30s);
+    for (std::size_t r = 0; r < ranks; ++r) {
+      bool const innocent = r != culprit;
+      if (what == fault::none) CHECK(said[r].empty());
+      if (what == fault::throws || what == fault::aborts || (what == fault::returns && innocent))
+        CHECK(has(said[r], innocent ? "rank " + std::to_string(culprit) : what == fault::throws ? "fault" : ""));
+      if (what == fault::sleeps) CHECK(has(said[r], "rank " + std::to_string(culprit) + " did not arrive"));
+      if (what >= fault::other_operation) CHECK(has(said[r], " disagree on "));
+    }
+  }
+  CHECK(std::find(tried.begin(), tried.end(), 0u) == tried.end());
 }
 
 TEST_CASE("a group runs again after a failure") {

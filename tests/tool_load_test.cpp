@@ -168,7 +168,7 @@ TEST_CASE("for a person it is a table") {
   CHECK(r.code == 0);
   CHECK(r.err.empty());
   CHECK(r.out.find("2 ranks (processes), layout native, storage as in the file") != std::string::npos);
-  CHECK(r.out.find("partitioned loading is on") != std::string::npos);
+  CHECK(r.out.find("partitioned loading on: no configuration says otherwise") != std::string::npos);
   CHECK(r.out.find('\x1b') == std::string::npos);
   CHECK(r.out.find('\r') == std::string::npos);
 }

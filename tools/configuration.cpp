@@ -2,6 +2,7 @@
 #include "configuration.hpp"
 
 #include "arguments.hpp"
+#include "frontend.hpp"
 #include "report.hpp"
 
 #include <flatshard/config/resolve.hpp>
@@ -26,7 +27,8 @@ namespace {
 
 namespace fs = flatshard;
 
-fs::result<fs::document> read_standard_input() {
+/// JSON if it begins like an object, else YAML.
+fs::result<fs::document> read_standard_input(fs::facts& facts) {
   std::string text;
   std::array<char, 65536> block{};
   while (auto const n = std::fread(block.data(), 1, block.size(), stdin)) {
@@ -34,7 +36,11 @@ fs::result<fs::document> read_standard_input() {
     if (text.size() > fs::max_text_bytes) break;  // the reader says so
   }
   if (std::ferror(stdin) != 0) throw failure{"cannot read standard input"};
-  return fs::parse_json(text, "<stdin>");
+  constexpr std::string_view name = "<stdin>";
+  auto const first = text.find_first_not_of(" \t\r\n");
+  if (first == std::string::npos || text[first] == '{') return fs::parse_json(text, name);
+  facts.form = fs::config_form::llamafactory_file;
+  return fs::frontend::parse_llamafactory(text, name);
 }
 
 /// The variables of this process: what upstream would see if it were started here.
@@ -88,13 +94,14 @@ fs::resolution resolve_configuration(configuration_request const& request) {
     facts.checkpoint = weights_type(config.value_of_root());
   }
   auto const profile = fs::profile_of(request.profile).value();
-  auto const read = request.file == "-" ? read_standard_input() : fs::parse_file(request.file);
+  auto const read = request.file == "-" ? read_standard_input(facts) : fs::frontend::read_configuration(request.file);
   if (!read) {
     fs::resolution nothing;
     nothing.front_end = profile;
     nothing.problems = read.error().problems;
     return nothing;
   }
+  fs::frontend::read_named_files(*read, facts);
   auto resolved = fs::resolve(*read, profile, facts);
   return request.strict ? strict(std::move(resolved)) : resolved;
 }

@@ -25,8 +25,8 @@ namespace {
 
 struct request {
   configuration_request configuration;
-  std::uint64_t world = 0;
-  bool as_json = false;
+  std::uint64_t world = 1;
+  bool world_given = false, no_launcher = false, as_json = false;
 };
 
 /// Decisions under a heading, by the beginning of their keys; what fits nowhere comes last.
@@ -38,19 +38,22 @@ std::vector<section> const& sections() {
   static std::vector<section> const all{
       {"Precision",
        {"precision", "parameter_storage", "compute", "output", "reduce", "grad_accum", "master", "optimizer_state",
-        "policy", "wrapper"}},
+        "policy", "optimizer_wrapper"}},
       {"Sharding and loading",
-       {"backend", "config_file", "zero_optimization", "load", "mesh", "sharding", "strategy", "offload", "reshard"}},
-      {"Batch",
+       {"backend", "config_file", "zero_optimization", "sharding", "zero3_loading", "load", "mesh", "strategy",
+        "offload", "reshard_after_forward", "mp_replicate_size", "mp_shard_size", "dp_size", "cp_size",
+        "offload_params"}},
+      {"Training",
        {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "batch",
-        "micro_batch_size", "global_batch_size", "num_micro_batch"}},
+        "micro_batch_size", "global_batch_size", "num_micro_batch", "gradient_clipping", "max_grad_norm", "optimizer",
+        "activation_checkpointing"}},
       {"Process group", {"process_group"}},
   };
   return all;
 }
 /// Whether `key` is `stem` or lies below it.
 bool below(std::string_view key, std::string_view stem) {
-  return key.starts_with(stem) && (key.size() == stem.size() || key[stem.size()] == '.' || key[stem.size()] == '_');
+  return key.starts_with(stem) && (key.size() == stem.size() || key[stem.size()] == '.');
 }
 std::size_t section_of(std::string_view key) {
   for (std::size_t i = 0; i < sections().size(); ++i)
@@ -60,17 +63,17 @@ std::size_t section_of(std::string_view key) {
 }
 
 void print_text(request const& r, flatshard::resolution const& resolved) {
-  auto const file = r.configuration.file == "-" ? std::string{"standard input"} : r.configuration.file;
+  auto const file = r.configuration.file == "-" ? std::string{"<stdin>"} : r.configuration.file;
   fmt::print("{}: profile {}, {}\n", paint(one_line(file), colour::bold, stdout), name(resolved.front_end),
-             r.configuration.world
-                 ? fmt::format("{} rank{}", *r.configuration.world, *r.configuration.world == 1 ? "" : "s")
-                 : std::string{"world size not given"});
+             r.no_launcher ? std::string{"started without a launcher"}
+                           : fmt::format("{} rank{}{}", r.world, r.world == 1 ? "" : "s",
+                                         r.world_given ? "" : " (--world says otherwise)"));
   std::vector<std::vector<flatshard::decision>> groups(sections().size() + 1);
   for (auto const& d : resolved.decisions) groups[section_of(d.key)].push_back(d);
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].empty()) continue;
     fmt::print("{}\n{}", paint(i < sections().size() ? sections()[i].title : "Other", colour::bold, stdout),
-               decisions_text(groups[i], r.configuration.file));
+               decisions_text(groups[i], file, name(resolved.front_end)));
   }
   auto const quiet = [](auto const& p) { return p.level != flatshard::severity::error; };
   if (std::any_of(resolved.problems.begin(), resolved.problems.end(), quiet)) {
@@ -85,7 +88,7 @@ int explain(request const& r) {
   auto const resolved = resolve_configuration(r.configuration);
   if (r.as_json) {
     fmt::print("{}\n", explanation_json(name(resolved.front_end), resolved.decisions, resolved.problems).text(2));
-  } else {
+  } else if (!resolved.decisions.empty()) {
     print_text(r, resolved);
   }
   std::fflush(stdout);  // before what goes to stderr
@@ -95,7 +98,7 @@ int explain(request const& r) {
     ++errors;
     fmt::print(stderr, "{}\n", problem_text(p, stderr));
   }
-  if (errors != 0)
+  if (errors != 0 && !resolved.decisions.empty())
     fmt::print(stderr, "{} {} error{}: upstream would not run this{}\n", paint("flatshard:", colour::red, stderr),
                errors, errors == 1 ? "" : "s", r.configuration.strict ? ", or --strict refuses it" : "");
   return errors == 0 ? exit_fine : exit_input;
@@ -112,7 +115,7 @@ void add_explain(CLI::App& app, int& code) {
       ->required()
       ->type_name("");
   add_configuration_options(*command, r->configuration);
-  auto* const world = command->add_option("--world", r->world, "Number of ranks; without it nothing is guessed")
+  auto* const world = command->add_option("--world", r->world, "Number of ranks that a launcher starts (default 1)")
                           ->check(whole_number(1, largest_world))
                           ->type_name("N");
   command
@@ -120,8 +123,10 @@ void add_explain(CLI::App& app, int& code) {
                    "Directory with the model's config.json, for bucket sizes from \"auto\"")
       ->type_name("DIR");
   command->add_flag("--json", r->as_json, "One JSON object on stdout (docs/config.md has the schema)");
+  command->add_flag("--no-launcher", r->no_launcher, "One process, started without a launcher")->excludes(world);
   command->callback([r, world, &code] {
-    if (world->count() != 0) r->configuration.world = r->world;
+    r->world_given = world->count() != 0;
+    if (!r->no_launcher) r->configuration.world = r->world;
     code = explain(*r);
   });
 }

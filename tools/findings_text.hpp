@@ -64,17 +64,25 @@ namespace tool {
   return text;
 }
 
-/// One decision in a line, without the file's name, which stands above: key, value, why, where.
-[[nodiscard]] inline std::string decisions_text(std::span<flatshard::decision const> decisions, std::string_view file) {
+/// One decision in a line: key, value, why, and in brackets the rule (unless it is `<profile>.<key>`) and the place,
+/// without the file's name if that is `file`, which stands above.
+[[nodiscard]] inline std::string decisions_text(std::span<flatshard::decision const> decisions, std::string_view file,
+                                                std::string_view profile) {
   table lines{{{}, {}, {}}};
   for (auto const& d : decisions) {
-    auto value = d.value;
-    if (!d.load_value.empty()) value += fmt::format(" (at load: {})", d.load_value);
-    auto at = d.source;
-    if (at.file == file) at.file.clear();
-    auto const where = to_string(at);
-    lines.row({one_line(d.key), one_line(value),
-               fmt::format("{} [{}{}{}]", one_line(d.reason), d.rule, where.empty() ? "" : "; ", one_line(where))});
+    auto value = one_line(d.value);
+    if (!d.load_value.empty()) value += fmt::format(" (at load: {})", one_line(d.load_value));
+    std::string origin;
+    if (!d.rule.starts_with(profile)) origin = d.rule;
+    // The root stands for a key that is absent: the reason says so.
+    auto const at = d.source.pointer.empty() ? std::string{}
+                    : d.source.file == file && d.source.line != 0
+                        ? fmt::format("{}:{} {}", d.source.line, d.source.column, d.source.pointer)
+                    : d.source.file == file ? d.source.pointer
+                                            : to_string(d.source);
+    if (!at.empty()) origin += (origin.empty() ? "" : ", ") + one_line(at);
+    lines.row({one_line(d.key), value,
+               one_line(d.reason) + (origin.empty() ? "" : ' ' + paint('[' + origin + ']', colour::dim, stdout))});
   }
   return lines.text();
 }

@@ -193,21 +193,32 @@ namespace detail {
   return {code, std::move(where), std::move(text), severity::error, std::string{at_read}, std::move(upstream)};
 }
 
-/// The first tab that stands where a token could begin: outside quotes, comments and block texts. PyYAML refuses it.
-[[nodiscard]] inline std::optional<std::size_t> tab_between_tokens(std::string_view text) {
+/// A fault of a text that yaml-cpp lets pass and upstream's reader (libyaml) does not.
+struct text_fault {
+  std::size_t at;
+  char const* detail;
+  char const* upstream;
+};
+
+/// Finds a tab where a block key could stand, and a quote that is never closed. One pass over the characters.
+[[nodiscard]] inline std::optional<text_fault> scan_yaml(std::string_view text) {
   char quote = 0;
-  bool comment = false, token_start = true, block = false, block_open = false;
-  std::size_t indent = 0, block_indent = 0, line_start = 0;
+  std::size_t quote_at = 0, flow = 0, indent = 0, block_indent = 0, line_start = 0;
+  // key_allowed: nothing but blanks, `-` and `?` since the line began; token_start: a quote here opens a scalar
+  bool comment = false, token_start = true, block = false, block_open = false, key_allowed = true;
   for (std::size_t i = 0; i < text.size(); ++i) {
     auto const c = text[i];
     if (c == '\n') {
       comment = false;
-      if (!quote) token_start = true;
+      line_start = i + 1;
+      if (!quote) {
+        token_start = true;
+        key_allowed = flow == 0;
+      }
       if (block_open) {
         block = true;
         block_open = false;
       }
-      line_start = i + 1;
       auto const first = text.find_first_not_of(' ', line_start);
       if (!quote && first != std::string_view::npos && text[first] != '\n' && text[first] != '\r') {
         indent = first - line_start;
@@ -228,17 +239,43 @@ namespace detail {
       continue;
     }
     bool const after_blank = i == line_start || text[i - 1] == ' ' || text[i - 1] == '\t';
-    if (c == '\t') return i;
-    if (c == '#' && after_blank)
+    bool const before_blank =
+        i + 1 >= text.size() || text[i + 1] == ' ' || text[i + 1] == '\n' || text[i + 1] == '\t' || text[i + 1] == '\r';
+    if (c == '\t') {
+      if (key_allowed)
+        return text_fault{i, "a tab stands where a key or an element may begin; use spaces",
+                          "ScannerError (yaml): found character that cannot start any token"};
+      continue;
+    }
+    if (c == ' ' || c == '\r') continue;
+    if (c == '#' && after_blank) {
       comment = true;
-    else if ((c == '"' || c == '\'') && token_start)
+      continue;
+    }
+    if ((c == '"' || c == '\'') && token_start) {
       quote = c;
-    else if ((c == '|' || c == '>') && token_start) {
+      quote_at = i;
+    } else if ((c == '|' || c == '>') && token_start && flow == 0) {
       block_open = true;
       block_indent = indent;
+    } else if ((c == '[' || c == '{') && (token_start || flow != 0)) {
+      ++flow;
+    } else if ((c == ']' || c == '}') && flow != 0) {
+      --flow;
     }
-    if (c != ' ') token_start = c == ':' || c == '-' || c == ',' || c == '[' || c == '{' || c == '?';
+    bool const entry = (c == '-' || c == '?') && before_blank && token_start;
+    key_allowed = key_allowed && entry;
+    bool const property = token_start && (c == '&' || c == '!');  // the value comes after it
+    if (property) {
+      while (i + 1 < text.size() && text[i + 1] != ' ' && text[i + 1] != '\n' && text[i + 1] != '\t' &&
+             text[i + 1] != ',')
+        ++i;
+      continue;
+    }
+    token_start = entry || (c == ':' && before_blank) || (flow != 0 && (c == ',' || c == '[' || c == '{' || c == ':'));
   }
+  if (quote)
+    return text_fault{quote_at, "a quote is never closed", "ScannerError (yaml): found unexpected end of stream"};
   return std::nullopt;
 }
 
@@ -250,6 +287,7 @@ struct yaml_event {
   std::size_t at{};       // byte offset in the text that yaml-cpp reads
   std::string text, tag;  // of a scalar
   std::size_t anchor{};   // of a value with an anchor, or an alias
+  bool flow = false;      // of an object: written in braces
 };
 
 class event_recorder : public YAML::EventHandler {
@@ -267,8 +305,10 @@ class event_recorder : public YAML::EventHandler {
     add(yaml_event::kind::array, m, "", tag, a);
   }
   void OnSequenceEnd() override { add(yaml_event::kind::end, YAML::Mark::null_mark(), "", "", 0); }
-  void OnMapStart(YAML::Mark const& m, std::string const& tag, YAML::anchor_t a, YAML::EmitterStyle::value) override {
+  void OnMapStart(YAML::Mark const& m, std::string const& tag, YAML::anchor_t a,
+                  YAML::EmitterStyle::value style) override {
     add(yaml_event::kind::object, m, "", tag, a);
+    events.back().flow = style == YAML::EmitterStyle::Flow;
   }
   void OnMapEnd() override { add(yaml_event::kind::end, YAML::Mark::null_mark(), "", "", 0); }
 
@@ -279,7 +319,7 @@ class event_recorder : public YAML::EventHandler {
     if (what == yaml_event::kind::end) --depth_;
     if (depth_ > max_nesting) throw YAML::ParserException(m, "the text is nested more than 256 deep");
     events.push_back({what, m.pos < 0 ? 0 : static_cast<std::size_t>(m.pos), std::move(text), std::move(tag),
-                      static_cast<std::size_t>(anchor)});
+                      static_cast<std::size_t>(anchor), false});
   }
   std::size_t depth_ = 0;
 };
@@ -342,7 +382,12 @@ class yaml_builder {
   }
   value scalar(std::size_t here) {
     auto const& e = events_[here];
-    if (e.tag == "?" || e.tag.empty()) return yaml_scalar(e.text);
+    if (e.tag == "?" || e.tag.empty()) {
+      if (e.text == "<<" || e.text == "=")
+        return fail(errc::yaml_syntax, here, "the word " + e.text + " has a meaning of its own in YAML 1.1; quote it",
+                    "ConstructorError (yaml): could not determine a constructor for the tag");
+      return yaml_scalar(e.text);
+    }
     constexpr std::string_view prefix = "tag:yaml.org,2002:";
     if (e.tag == "!") return value{e.text};
     auto const type = e.tag.starts_with(prefix) ? std::string_view{e.tag}.substr(prefix.size()) : std::string_view{};
@@ -370,18 +415,22 @@ class yaml_builder {
     std::set<std::string> texts;
     while (!fault_ && events_[at].what != yaml_event::kind::end) {
       auto const key_event = at;
-      auto const key = read(at, depth + 1);
+      bool const merge_key = is_merge_key(key_event);
+      auto const key = merge_key ? value{"<<"} : read(at, depth + 1);
+      if (merge_key) ++at;
+      if (!events_[here].flow && !fault_ && !colon_after(key_event))
+        return fail(errc::yaml_syntax, key_event, "a key has no \": \" after it on its line",
+                    "ScannerError (yaml): could not find expected ':'");
       if (fault_) return {};
       if (key.is(value_kind::array) || key.is(value_kind::object))
         return fail(errc::yaml_syntax, key_event, "a key must be a scalar", "ConstructorError (yaml)");
-      bool const plain = events_[key_event].tag == "?";
       auto v = read(at, depth + 1);
       if (fault_) return {};
-      if (plain && key.is_text("<<")) {
+      if (merge_key) {
         if (v.is(value_kind::object))
           merged.push_back(std::move(v));
-        else if (v.is(value_kind::array))
-          for (auto const& one : v.elements()) merged.push_back(one);
+        else if (v.is(value_kind::array))  // of a list the first mapping wins
+          for (auto i = v.elements().size(); i-- > 0;) merged.push_back(v.elements()[i]);
         else
           return fail(errc::yaml_syntax, key_event, "a merge key needs an object", "ConstructorError (yaml)");
         continue;
@@ -394,14 +443,43 @@ class yaml_builder {
     }
     ++at;
     if (merged.empty()) return own;
-    auto whole = value::object();  // merged keys first, the first mapping before later ones, own keys over all
-    for (auto m = merged.rbegin(); m != merged.rend(); ++m) {
-      if (!m->is(value_kind::object))
+    auto whole = value::object();  // merged keys first, a later merge over an earlier one, own keys over all
+    for (auto const& m : merged) {
+      if (!m.is(value_kind::object))
         return fail(errc::yaml_syntax, here, "a merge key needs objects", "ConstructorError (yaml)");
-      for (auto const& k : m->members()) put(whole, k);
+      for (auto const& k : m.members()) put(whole, k);
     }
     for (auto const& k : own.members()) put(whole, k);
     return whole;
+  }
+  [[nodiscard]] bool is_merge_key(std::size_t event) const {
+    auto const& e = events_[event];
+    return e.what == yaml_event::kind::scalar && e.tag == "?" && e.text == "<<";
+  }
+  /// yaml-cpp takes a lone word in a block mapping for a key; upstream wants its colon, on the same line. A key after
+  /// `?` needs none.
+  [[nodiscard]] bool colon_after(std::size_t event) const {
+    auto const& e = events_[event];
+    if (e.what != yaml_event::kind::scalar) return true;
+    auto at = std::min(e.at + skipped_, text_.size());
+    auto const before = text_.substr(0, at).find_last_not_of(' ');
+    if (before != std::string_view::npos && text_[before] == '?') return true;
+    auto const line_end = std::min(text_.find('\n', at), text_.size());
+    while (at < line_end && (text_[at] == '&' || text_[at] == '!')) {
+      at = std::min(text_.find(' ', at), line_end);
+      at = std::min(text_.find_first_not_of(' ', at), line_end);
+    }
+    if (at < line_end && (text_[at] == '"' || text_[at] == '\'')) {
+      auto const quote = text_[at];
+      for (++at; at < line_end && (text_[at] != quote || (quote == '\'' && text_.substr(at, 2) == "''")); ++at)
+        at += text_[at] == quote || (quote == '"' && text_[at] == '\\');
+      ++at;
+    } else {
+      if (text_.substr(at, e.text.size()) != e.text) return false;
+      at += e.text.size();
+    }
+    at = std::min(text_.find_first_not_of(" \t", std::min(at, line_end)), line_end);
+    return at < line_end && text_[at] == ':';
   }
   static void put(value& into, object_member const& m) {
     if (into.has(m.key))
@@ -438,9 +516,8 @@ inline result<document> parse_yaml(std::string_view text, std::string_view file)
 #if defined(FLATSHARD_YAML)
   std::size_t const skipped = text.starts_with("\xEF\xBB\xBF") ? 3 : 0;
   auto const body = text.substr(skipped);
-  if (auto const tab = detail::tab_between_tokens(body))
-    return refused(errc::yaml_syntax, *tab + skipped, "a tab stands where a token begins; use spaces",
-                   "ScannerError (yaml): found character '\\t' that cannot start any token");
+  if (auto const fault = detail::scan_yaml(body))
+    return refused(errc::yaml_syntax, fault->at + skipped, fault->detail, fault->upstream);
   std::istringstream in{std::string{body}};
   detail::event_recorder recorder;
   try {
@@ -455,6 +532,11 @@ inline result<document> parse_yaml(std::string_view text, std::string_view file)
     return refused(errc::yaml_syntax, e.mark.pos < 0 ? 0 : static_cast<std::size_t>(e.mark.pos) + skipped,
                    "not YAML: " + e.msg, "ParserError (yaml): " + e.msg);
   }
+  bool const nothing = recorder.events.empty() || (recorder.events.size() == 1 && recorder.events[0].text.empty());
+  if (nothing && body.find("---") == std::string_view::npos &&
+      (body.starts_with("...") || body.find("\n...") != std::string_view::npos))
+    return refused(errc::yaml_syntax, skipped, "the text ends a document that it never begins",
+                   "ParserError (yaml): did not find expected node content");
   if (recorder.events.empty()) return document{value::object(), std::string{file}, std::string{text}};
   detail::yaml_builder builder{recorder.events, text, skipped, file};
   auto root = builder.build();

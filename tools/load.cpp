@@ -191,7 +191,7 @@ load_plan plan_of(request const& r) {
   plan.shards = r.world;
   if (r.configuration.file.empty()) {
     plan.layout = r.layout.empty() ? "native" : r.layout;
-    plan.reason = r.layout.empty() ? "no configuration: every rank loads its part" : "--layout " + r.layout;
+    plan.reason = r.layout.empty() ? "on: no configuration says otherwise" : "on: --layout " + r.layout;
     return plan;
   }
   auto wanted = r.configuration;
@@ -208,7 +208,7 @@ load_plan plan_of(request const& r) {
   if (policies.sharding == fs::sharding_kind::fsdp2) {
     // Upstream's trigger is about ZeRO-3; FSDP2 shards every parameter, and ours are read where they belong.
     plan.layout = "fsdp2";
-    plan.reason = "FSDP2 shards every parameter";
+    plan.reason = "on: FSDP2 shards every parameter";
     if (auto const* const d = resolved.find("backend"); d != nullptr) plan.source = d->source;
     if (policies.fsdp2 && policies.fsdp2->shard > 0) plan.shards = static_cast<std::uint64_t>(policies.fsdp2->shard);
   } else {
@@ -253,9 +253,12 @@ void print_table(load_plan const& plan, request const& r, std::vector<rank_repor
              : r.threads ? " (threads)"
                          : " (processes)",
              plan.layout, storage_name(plan));
+  if (plan.trigger && plan.shards != r.world)
+    fmt::print("{} copies of the model, {} shards each; every copy is read\n", r.world / plan.shards, plan.shards);
   auto const where = to_string(plan.source);
-  fmt::print("partitioned loading is {}: {}{}\n", plan.trigger ? "on" : paint("off", colour::yellow, stdout),
-             one_line(plan.reason), where.empty() ? "" : " (" + one_line(where) + ')');
+  auto const line =
+      fmt::format("partitioned loading {}{}", one_line(plan.reason), where.empty() ? "" : " (" + one_line(where) + ')');
+  fmt::print("{}\n", paint(line, plan.trigger ? colour::plain : colour::yellow, stdout));
   constexpr auto right = table::side::right;
   table t{
       {{"rank", right}, {"read", right}, {"shard", right}, {"baseline", right}, {"peak", right}, {"seconds", right}}};

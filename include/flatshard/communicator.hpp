@@ -79,7 +79,7 @@ struct peer_lost : std::runtime_error {
   std::vector<rank_id> ranks;
 };
 
-/// Two ranks disagree; thrown on every rank, with the same text, before data moves.
+/// Two ranks disagree; thrown on every rank with the same field, ranks and values, before data moves.
 struct mismatch : std::runtime_error {
   mismatch(std::string what_differs, std::array<rank_id, 2> who, std::array<std::string, 2> what_each_has,
            std::string const& context = {})
@@ -196,6 +196,12 @@ void all_gather(C& comm, buffer_ref full, buffer_ref shard, typename C::stream_t
   if (full.type == dtype::bf16)
     return comm.all_gather(detail::typed<bf16>(full), detail::typed<float const>(shard), stream);
   comm.all_gather(detail::typed<f16>(full), detail::typed<float const>(shard), stream);
+}
+
+/// `broadcast` of memory whose type is known when run.
+template <Communicator C>
+void broadcast(C& comm, buffer_ref buffer, rank_id root, typename C::stream_type stream) {
+  comm.broadcast(detail::raw(buffer), root, stream);
 }
 
 /// `reduce_scatter` of memory whose type is known when run: bf16, fp16 or fp32 in; fp32 or the type of `grads` out.

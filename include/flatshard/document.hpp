@@ -44,12 +44,8 @@ class node {
   [[nodiscard]] place key_place(object_member const& m) const;
 
  private:
-  static value const& nothing() {
-    static value const absent;
-    return absent;
-  }
   document const* in_ = nullptr;
-  value const* value_ = &nothing();
+  value const* value_ = &absent_value();
   std::string pointer_;
   text_place parent_;           // of an absent node
   std::string parent_pointer_;  // of an absent node
@@ -181,7 +177,7 @@ inline node node::operator[](std::string_view key) const {
   auto const& v = (*value_)[key];
   node child;
   child.in_ = in_;
-  child.value_ = v.present() ? &v : &nothing();
+  child.value_ = v.present() ? &v : &absent_value();
   child.pointer_ = pointer_ + '/' + pointer_token(key);
   if (!v.present()) {
     child.parent_ = value_->present() ? value_->at() : parent_;

@@ -28,8 +28,8 @@ enum class role : std::uint8_t {
   master,             ///< the copy that the optimizer updates; `dtype::none` = it updates the storage
   optimizer_state     ///< moments
 };
-inline constexpr std::array roles{role::parameter_storage, role::compute, role::output,         role::reduce,
-                                  role::grad_accum,        role::master,  role::optimizer_state};
+inline constexpr std::array<role, 7> roles{role::parameter_storage, role::compute, role::output,         role::reduce,
+                                           role::grad_accum,        role::master,  role::optimizer_state};
 /// The role's key in decisions and documents.
 [[nodiscard]] constexpr std::string_view name(role r) {
   constexpr std::array<std::string_view, 7> names{"parameter_storage", "compute", "output",         "reduce",

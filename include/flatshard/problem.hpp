@@ -139,7 +139,10 @@ enum class errc : std::uint8_t {
   load_train_differ,
   mpi_starts_nothing,
   unknown_profile,
-  meta_weights_unfilled
+  meta_weights_unfilled,
+  named_file_missing,
+  list_type,
+  string_type
 };
 
 /// The code as it is printed: snake_case for files, kebab-case for configurations.
@@ -331,6 +334,9 @@ inline std::string_view name(errc code) {
     case errc::mpi_starts_nothing: return "mpi-starts-nothing";
     case errc::unknown_profile: return "unknown-profile";
     case errc::meta_weights_unfilled: return "meta-weights-unfilled";
+    case errc::named_file_missing: return "file-missing";
+    case errc::list_type: return "list-type";
+    case errc::string_type: return "string-type";
   }
   return "other";
 }

@@ -58,7 +58,7 @@ struct load_options {
   load_mode mode = load_mode::ranges;
   bool unexpected_is_error = false;       ///< tensors of the checkpoint that no unit has
   bytes chunk{std::size_t{4} << 20};      ///< one staging chunk
-  std::size_t chunks = 4;                 ///< in the ring; what is read ahead of the chunk that is cast
+  std::size_t chunks = 4;                 ///< in the ring: one is cast while the system is asked to read the others
   bytes request{std::size_t{8} << 20};    ///< the largest read that goes straight into a segment
   std::function<void(bytes)> progress{};  ///< called on the loading thread with the bytes read so far
 };
@@ -297,9 +297,7 @@ class run_reader {
       ++i;
     }
     report_.merged += parts_.size() - 1;
-    if (auto const ahead = i < runs.size() ? options_.chunks * options_.chunk.value : 0; ahead > options_.chunk.value)
-      from_.files()[runs[i].file].file.will_read(
-          {runs[i].offset + within_}, {std::min<std::uint64_t>(runs[i].size - within_, ahead - options_.chunk.value)});
+    if (i < runs.size()) hint(runs[i]);
     if (auto done = read_at(runs[first], {chunk_.get(), used}, begin); !done) return done;
     for (auto const& part : parts_) {
       auto const& r = runs[part.run];
@@ -308,6 +306,18 @@ class run_reader {
                      {chunk_.get() + part.at, part.size}, cast_);
     }
     return {};
+  }
+
+  /// Asks the system for the rest of the ring behind the present chunk, each byte once.
+  void hint(load_run const& next) {
+    auto const from = next.offset + within_;
+    auto const end = std::min(next.offset + next.size, from + (options_.chunks - 1) * options_.chunk.value);
+    if (hinted_file_ != next.file) hinted_to_ = 0;
+    hinted_file_ = next.file;
+    auto const begin = std::max(from, hinted_to_);
+    if (begin >= end) return;
+    from_.files()[next.file].file.will_read({begin}, {end - begin});
+    hinted_to_ = end;
   }
 
   struct chunk_part {
@@ -323,7 +333,9 @@ class run_reader {
   load_report& report_;
   std::unique_ptr<std::byte, free_memory> chunk_;
   std::vector<chunk_part> parts_;
-  std::uint64_t within_ = 0;
+  std::uint64_t within_ = 0;  // bytes of the next run that were read already
+  std::uint32_t hinted_file_ = 0;
+  std::uint64_t hinted_to_ = 0;
 };
 
 }  // namespace detail

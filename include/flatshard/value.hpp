@@ -62,6 +62,8 @@ struct member_of {
   std::vector<shadowed_value<Value>> shadowed;
 };
 class value;
+/// The value that is not there.
+[[nodiscard]] value const& absent_value();
 using object_member = member_of<value>;
 
 /// Values may be nested this deep, an array in an array counting as two; a reader reports a deeper text as an error,
@@ -86,10 +88,14 @@ class value {
   }
   template <std::floating_point F>
   value(F f) : kind_{value_kind::floating}, floating_{static_cast<double>(f)} {
+    if (!std::isfinite(floating_)) {
+      text_ = std::isnan(floating_) ? "NaN" : floating_ > 0 ? "Infinity" : "-Infinity";
+      return;
+    }
     std::array<char, 64> buffer{};
     auto const end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), floating_).ptr;
     text_.assign(buffer.data(), end);
-    if (std::isfinite(floating_) && text_.find_first_of(".e") == std::string::npos) text_ += ".0";
+    if (text_.find_first_of(".e") == std::string::npos) text_ += ".0";
   }
   value(std::string text) : kind_{value_kind::string}, text_{std::move(text)} {}
   value(std::string_view text) : value{std::string{text}} {}
@@ -238,6 +244,11 @@ inline value value::number(std::string_view spelling) {
   return v;
 }
 
+inline value const& absent_value() {
+  static value const absent;
+  return absent;
+}
+
 inline std::optional<double> value::number() const {
   if (kind_ == value_kind::boolean) return flag_ ? 1.0 : 0.0;
   if (kind_ == value_kind::floating) return floating_;
@@ -246,10 +257,9 @@ inline std::optional<double> value::number() const {
 }
 
 inline value const& value::operator[](std::string_view key) const {
-  static value const absent;
   for (auto const& m : members_)
     if (m.key == key) return m.held;
-  return absent;
+  return absent_value();
 }
 
 inline value& value::push_back(value element) {

@@ -41,6 +41,7 @@ struct hidden_size_answer {
 [[nodiscard]] inline hidden_size_answer find_hidden_size(facts const& f, place const& where) {
   hidden_size_answer out;
   auto const refuse = [&](errc code, std::string detail, upstream_error const& e) {
+    out.size.reset();
     out.fault = problem{code, where, std::move(detail), severity::error, std::string{at_train}, to_string(e)};
     return out;
   };

@@ -135,6 +135,21 @@ struct resolution {
     if (has_errors()) throw_bad_input(config_error{std::move(problems)});
     return std::move(*this);
   }
+  /// Equal on ranks that decided alike: FNV-1a 64 over the keys and values of the decisions. Complexity: O(decisions).
+  [[nodiscard]] std::uint64_t hash() const {
+    std::uint64_t h = 0xcbf29ce484222325u;
+    auto const add = [&h](std::string_view text) {
+      for (char const c : text) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+      h = (h ^ 0xFFu) * 0x100000001b3u;  // no byte of UTF-8: the end of a text
+    };
+    add(name(front_end));
+    for (auto const& d : decisions) {
+      add(d.key);
+      add(d.value);
+      add(d.load_value);
+    }
+    return h;
+  }
   /// The decision of a key, or null.
   [[nodiscard]] decision const* find(std::string_view key) const {
     for (auto const& d : decisions)

@@ -61,6 +61,14 @@ enum class offload_device : std::uint8_t { none, cpu, nvme };
 [[nodiscard]] constexpr std::string_view name(offload_device d) {
   return d == offload_device::none ? "none" : d == offload_device::cpu ? "cpu" : "nvme";
 }
+/// "auto" or a count of steps.
+struct auto_or_int {
+  std::optional<std::int64_t> steps{};  ///< none: "auto"
+};
+/// A list of names; upstream takes a single string for a list of one.
+struct name_list {
+  std::vector<std::string> names{};
+};
 /// An object whose content upstream does not check.
 struct any_object {
   value content;
@@ -102,6 +110,8 @@ struct misfit {
 [[nodiscard]] inline std::optional<misfit> coerce(value const& v, offload_device& to);
 [[nodiscard]] inline std::optional<misfit> coerce(value const& v, std::string& to);
 [[nodiscard]] inline std::optional<misfit> coerce(value const& v, any_object& to);
+[[nodiscard]] inline std::optional<misfit> coerce(value const& v, auto_or_int& to);
+[[nodiscard]] inline std::optional<misfit> coerce(value const& v, name_list& to);
 
 /// Reads a section that DeepSpeed validates: fields in order of declaration, then unknown keys in the order of the
 /// file. A key whose value is exactly "auto" counts as absent. Every misfit is an error of moment `when`; odd values
@@ -224,7 +234,11 @@ void read_field(node const& at, T& into, range limits, std::string_view model, s
     read_field(at, *into, limits, model, when, out);
   } else if constexpr (Section<T>) {
     if (!at->is(value_kind::object)) {
-      misfit_error({errc::model_type, "an object"}, at, model, when, out);
+      if constexpr (requires { T::not_an_object; })
+        out.error(errc::section_not_object, at.where(), when, "found " + shown(*at) + ", allowed: an object",
+                  {"TypeError", "deepspeed", std::string{T::not_an_object}});
+      else
+        misfit_error({errc::model_type, "an object"}, at, model, when, out);
       return;
     }
     read_section(at, into, model, when, out);
@@ -353,6 +367,29 @@ inline std::optional<misfit> coerce(value const& v, std::string& to) {
 inline std::optional<misfit> coerce(value const& v, any_object& to) {
   if (!v.is(value_kind::object)) return misfit{errc::dict_type, "an object"};
   to.content = v;
+  return std::nullopt;
+}
+
+inline std::optional<misfit> coerce(value const& v, auto_or_int& to) {
+  if (v.is(value_kind::string)) {
+    if (!v.is_text("auto")) return misfit{errc::value_error, "\"auto\" or an integer without quotes"};
+    to.steps.reset();
+    return std::nullopt;
+  }
+  return coerce(v, to.steps.emplace());
+}
+
+inline std::optional<misfit> coerce(value const& v, name_list& to) {
+  to.names.clear();
+  if (v.is(value_kind::string)) {
+    to.names.emplace_back(v.text());
+    return std::nullopt;
+  }
+  if (!v.is(value_kind::array)) return misfit{errc::list_type, "a list of names"};
+  for (auto const& e : v.elements()) {
+    if (!e.is(value_kind::string)) return misfit{errc::string_type, "a list of names"};
+    if (std::find(to.names.begin(), to.names.end(), e.text()) == to.names.end()) to.names.emplace_back(e.text());
+  }
   return std::nullopt;
 }
 

@@ -59,6 +59,57 @@ constexpr auto fields(offload_optimizer_section const*) {
       entry("cpuadam_cores_perc", &s::cpuadam_cores_perc, "share of the cores for the host optimizer", share)};
 }
 
+/// How ZenFlow chooses its important gradients.
+struct selection_strategy {
+  std::string word = "auto";
+};
+[[nodiscard]] inline std::optional<misfit> coerce(value const& v, selection_strategy& to) {
+  if (!v.is_text("auto") && !v.is_text("step") && !v.is_text("epoch"))
+    return misfit{errc::value_error, "\"auto\", \"step\" or \"epoch\""};
+  to.word = v.text();
+  return std::nullopt;
+}
+
+/// `zero_optimization.zenflow`.
+struct zenflow_section {
+  double topk_ratio = 0.1;
+  selection_strategy select_strategy;
+  auto_or_int select_interval, update_interval;
+  bool overlap_step = false, offload = false;
+  double auto_ratio = 0.99;
+  std::int64_t full_warm_up_rounds = 0;
+  double pt_reserved_cores_perc = 0.5;
+  std::optional<std::int64_t> steps_per_epoch{};
+};
+constexpr auto fields(zenflow_section const*) {
+  using s = zenflow_section;
+  return std::tuple{
+      entry("topk_ratio", &s::topk_ratio, "share of the gradients that is updated at once", share),
+      entry("select_strategy", &s::select_strategy, "when to choose again: auto, step or epoch"),
+      entry("select_interval", &s::select_interval, "steps or epochs between choices, or auto"),
+      entry("update_interval", &s::update_interval, "steps between updates of the rest, or auto"),
+      entry("overlap_step", &s::overlap_step, "update the rest while computing"),
+      entry("offload", &s::offload, "keep the important gradients on the host"),
+      entry("auto_ratio", &s::auto_ratio, "threshold of the automatic update", share),
+      entry("full_warm_up_rounds", &s::full_warm_up_rounds, "full updates before it starts", not_negative),
+      entry("pt_reserved_cores_perc", &s::pt_reserved_cores_perc, "share of the cores for PyTorch", share),
+      entry("steps_per_epoch", &s::steps_per_epoch, "internal")};
+}
+
+/// `zero_optimization.leaf_module`: modules that are fetched as one.
+struct leaf_module_section {
+  static constexpr std::string_view not_an_object = "leaf_module configuration must be a mapping of fields to values";
+  name_list classes{{"transformers.models.mixtral.modeling_mixtral.MixtralSparseMoeBlock",
+                     "transformers.models.qwen2_moe.modeling_qwen2_moe.Qwen2MoeSparseMoeBlock",
+                     "transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeSparseMoeBlock"}};
+  name_list names, name_suffixes;
+};
+constexpr auto fields(leaf_module_section const*) {
+  using s = leaf_module_section;
+  return std::tuple{entry("classes", &s::classes, "by class"), entry("names", &s::names, "by name"),
+                    entry("name_suffixes", &s::name_suffixes, "by the end of the name")};
+}
+
 /// `zero_optimization`. Members in DeepSpeed's order of declaration; defaults of DeepSpeed 0.19.6.
 struct zero_section {
   zero_stage stage;
@@ -70,7 +121,7 @@ struct zero_section {
   bool load_from_fp32_weights = true, elastic_checkpoint = false;
   std::optional<offload_param_section> offload_param;
   std::optional<offload_optimizer_section> offload_optimizer;
-  std::optional<any_object> zenflow;
+  std::optional<zenflow_section> zenflow;
   std::int64_t sub_group_size = 1'000'000'000;
   std::optional<bool> cpu_offload_param, cpu_offload_use_pin_memory, cpu_offload;
   std::int64_t prefetch_bucket_size = 50'000'000, param_persistence_threshold = 100'000,
@@ -88,7 +139,7 @@ struct zero_section {
   bool mics_hierarchical_params_gather = false, memory_efficient_linear = true, pipeline_loading_checkpoint = false,
        override_module_apply = true, log_trace_cache_warnings = false, enable_sanity_checks = false,
        save_muon_momentum_buffer_in_memory = false;
-  std::optional<any_object> leaf_module;
+  std::optional<leaf_module_section> leaf_module;
 };
 constexpr auto fields(zero_section const*) {
   using s = zero_section;
@@ -191,11 +242,14 @@ constexpr auto fields(fp16_section const*) {
 }
 
 /// Reads `zero_optimization` as DeepSpeed does: absent gives the defaults, true and false the old form (stage 1 and 0),
-/// another kind than an object is an error. Deprecated keys are carried over.
-inline void read_zero_section(node const& at, zero_section& into, std::string_view when, findings& out) {
+/// another kind than an object is an error. Deprecated keys are carried over; the old form with true takes the
+/// top-level key `allgather_size`.
+inline void read_zero_section(node const& at, zero_section& into, std::string_view when, findings& out,
+                              value const& old_allgather_size = {}) {
   if (!at.present()) return;
   if (at->is(value_kind::boolean)) {
     into.stage.number = at->is_true();
+    if (at->is_true() && old_allgather_size.integer()) into.allgather_bucket_size = *old_allgather_size.integer();
     out.warn(errc::deprecated_key, at.where(), when,
              "found " + to_json(*at) + ", the old form; DeepSpeed reads it as stage " +
                  std::to_string(into.stage.number) + "; write an object with a stage");

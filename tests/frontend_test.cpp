@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "../tools/frontend.hpp"
+
+#include <cstdio>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+using namespace flatshard;
+using frontend::parse_llamafactory;
+using frontend::parse_yaml;
+using frontend::yaml_scalar;
+
+TEST_CASE("plain scalars follow YAML 1.1 with omegaconf's floats") {
+  for (auto const* text : {"yes", "Yes", "YES", "on", "On", "ON", "true", "True", "TRUE"})
+    CHECK(yaml_scalar(text).is_true());
+  for (auto const* text : {"no", "No", "NO", "off", "Off", "OFF", "false", "False", "FALSE"})
+    CHECK(yaml_scalar(text).is_false());
+  for (auto const* text : {"", "~", "null", "Null", "NULL"}) CHECK(yaml_scalar(text).is(value_kind::null));
+  for (auto const* text : {"y", "n", "Y", "N", "tRUE", "nULL", "08", "0o17", "0.1.2", "2026-01-31", "1e", "+.5", ".5e3",
+                           "0x", "+.nan", "_1", "1:60", "???"})
+    CHECK_MESSAGE(yaml_scalar(text).is(value_kind::string), text);
+  auto const integer = [](char const* text) { return yaml_scalar(text).integer(); };
+  CHECK(integer("010") == 8);
+  CHECK(integer("0x1F") == 31);
+  CHECK(integer("0b11") == 3);
+  CHECK(integer("1_000") == 1000);
+  CHECK(integer("1:30") == 90);
+  CHECK(integer("-1:30") == -90);
+  CHECK(integer("+12") == 12);
+  CHECK(integer("-0x10") == -16);
+  CHECK(yaml_scalar("99999999999999999999").text() == "99999999999999999999");
+  auto const real = [](char const* text) {
+    auto const v = yaml_scalar(text);
+    REQUIRE_MESSAGE(v.is(value_kind::floating), text);
+    return *v.number();
+  };
+  CHECK(real("2.0") == 2);
+  CHECK(real(".5") == 0.5);
+  CHECK(real("5.") == 5);
+  CHECK(real("1.0e+3") == 1000);
+  CHECK(real("1e3") == 1000);
+  CHECK(real("1e-1") == 0.1);
+  CHECK(real("1.5e3") == 1500);
+  CHECK(real("1:30.5") == 90.5);
+  CHECK(real("-.inf") < -1e308);
+  CHECK(real(".nan") != real(".nan"));
+}
+
+#if defined(FLATSHARD_YAML)
+
+namespace {
+std::string json(std::string_view text) { return to_json(parse_llamafactory(text, "t.yaml").value().value_of_root()); }
+problem refused(std::string_view text) {
+  auto const read = parse_llamafactory(text, "t.yaml");
+  REQUIRE_MESSAGE(!read.has_value(), text);
+  CHECK(read.error().problems[0].where.file == "t.yaml");
+  return read.error().problems[0];
+}
+}  // namespace
+
+TEST_CASE("values have lines, columns and bytes") {
+  auto const d = parse_yaml(
+                     "\xEF\xBB\xBF"
+                     "a: 1\nb:\n  - x\n  - \"y\"\nc: {d: null}\n",
+                     "t.yaml")
+                     .value();
+  CHECK(d.at("/b/1").where() == place{"t.yaml", "/b/1", 4, 5});
+  CHECK(d.at("/c/d").where() == place{"t.yaml", "/c/d", 5, 8});
+  CHECK(d.spelling(*d.at("/b/0")) == "x");
+  CHECK(d["zz"].where().pointer.empty());
+  CHECK(d.root().key_place(d.root()->members()[1]).line == 2);
+}
+
+TEST_CASE("structures: quoting, tags, anchors, merges, JSON text, empty texts") {
+  CHECK(json("a: 'no'\nb: !!str 5\nc: \"1e3\"\nd: !!float 3\n") == R"({"a": "no", "b": "5", "c": "1e3", "d": 3.0})");
+  CHECK(json("a: &x {p: 1, q: [y, n]}\nb: *x\n") ==
+        R"({"a": {"p": 1, "q": ["y", "n"]}, "b": {"p": 1, "q": ["y", "n"]}})");
+  CHECK(json("a:\n  <<: {p: 1, q: 2}\n  p: 3\n") == R"({"a": {"p": 3, "q": 2}})");
+  CHECK(json("a:\n  <<: [{p: 1}, {p: 2, q: 3}]\n") == R"({"a": {"p": 1, "q": 3}})");
+  CHECK(json("{\"a\": {\"b\": [1, 2.0, null]}}") == R"({"a": {"b": [1, 2.0, null]}})");
+  CHECK(json("") == "{}");
+  CHECK(json("# nothing\n") == "{}");
+  CHECK(json("word") == R"({"word": null})");
+  CHECK(json("a: ${b}\nc: ???\n") == R"({"a": "${b}", "c": "???"})");
+  CHECK(json("a:\t1\nb: {\tc: 2}\n") == R"({"a": 1, "b": {"c": 2}})");
+}
+
+TEST_CASE("faults of the text") {
+  CHECK(refused("a: 1\nb: 2\na: 3\n").code == errc::duplicate_keys);
+  CHECK(refused("a: 1\nb: 2\na: 3\n").where.line == 3);
+  for (auto const* text :
+       {"a:\n\tb: 1\n", "-\tx\n- \ty\n", "a: \"x\n", "a: 'x\n", "a: {b: 1\n", "a: *x\n", "a: 1\n---\nb: 2\n",
+        "a: b: c\n", "a:1\nb: 2\n", "a: <<\n", "a: @x\n", "a: `x\n", "a: !foo x\n", "a: [1\nb: 2\n", "...\n"})
+    CHECK_MESSAGE(refused(text).code == errc::yaml_syntax, text);
+  CHECK(refused("a: &x [*x]\n").code == errc::yaml_syntax);
+  std::string bomb = "a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n";
+  for (int i = 1; i < 9; ++i) {
+    auto const last = "*a" + std::to_string(i - 1);
+    bomb += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [" + last;
+    for (int j = 0; j < 9; ++j) bomb += "," + last;
+    bomb += "]\n";
+  }
+  CHECK(refused(bomb).detail.find("1000000 values") != std::string::npos);
+  CHECK(refused(std::string(10000, '[')).code == errc::yaml_syntax);
+  CHECK(refused("a: " + std::string(300, '[') + std::string(300, ']')).code == errc::yaml_syntax);
+}
+
+TEST_CASE("overrides win over the file; paths through scalars make objects, through arrays are refused") {
+  auto const with = [](std::vector<std::string> const& overrides) {
+    return parse_llamafactory("a: 1\nb: {c: 2}\nl: [1]\n", "t.yaml", overrides);
+  };
+  CHECK(to_json(with({"b.c=yes", "a=1e3"}).value().value_of_root()) == R"({"a": 1000.0, "b": {"c": true}, "l": [1]})");
+  CHECK(to_json(with({"a.x.y={z: 1}", "n"}).value().value_of_root()) ==
+        R"({"a": {"x": {"y": {"z": 1}}}, "b": {"c": 2}, "l": [1], "n": null})");
+  CHECK(to_json(with({"b={d: 3}"}).value().value_of_root()) == R"({"a": 1, "b": {"c": 2, "d": 3}, "l": [1]})");
+  CHECK(to_json(with({"--a=2"}).value().value_of_root()) == R"({"a": 1, "b": {"c": 2}, "l": [1], "--a": 2})");
+  for (auto const* bad : {"l.x=1", "b=[1]"}) {
+    auto const read = with({bad});
+    REQUIRE_FALSE(read.has_value());
+    CHECK(read.error().problems[0].code == errc::root_not_object);
+    CHECK(read.error().problems[0].upstream.starts_with("TypeError (omegaconf)"));
+  }
+  CHECK_FALSE(with({"a={"}).has_value());
+}
+
+TEST_CASE("a section given as JSON text; a file and the file that it names") {
+  CHECK(json("dist_config: '{\"name\": \"fsdp2\"}'\n") == R"({"dist_config": {"name": "fsdp2"}})");
+  CHECK(json("dist_config: '{name}'\n") == R"({"dist_config": "{name}"})");
+  std::ofstream{"frontend_test.yaml"} << "dist_config:\n  name: deepspeed\n  config_file: frontend_test.json\n";
+  std::ofstream{"frontend_test.json"} << "{\"zero_optimization\": {\"stage\": 3}}";
+  auto const d = frontend::read_configuration("frontend_test.yaml").value();
+  facts f{.world = 2, .hidden_size = 8};
+  frontend::read_named_files(d, f);
+  REQUIRE(f.files.size() == 1);
+  auto const r = resolve(d, profile::llamafactory, f);
+  CHECK_FALSE(r.has_errors());
+  CHECK(r.policies.load.partitioned);
+  std::remove("frontend_test.json");
+  facts g{.world = 2};
+  frontend::read_named_files(d, g);
+  CHECK(resolve(d, profile::llamafactory, g).has_errors());
+  std::remove("frontend_test.yaml");
+  CHECK_FALSE(frontend::read_configuration("no_such.yaml").has_value());
+}
+
+#endif

@@ -1,0 +1,484 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <flatshard/config/resolve.hpp>
+#include <flatshard/json.hpp>
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+using namespace flatshard;
+
+namespace {
+
+document config(std::string_view text) { return parse_json(text, "ds.json").value(); }
+resolution with(std::string_view text, facts const& f = {.world = 8, .hidden_size = 64}) {
+  return resolve(config(text), profile::llamafactory, f);
+}
+problem const* find(resolution const& r, errc code) {
+  for (auto const& p : r.problems)
+    if (p.code == code) return &p;
+  return nullptr;
+}
+std::size_t errors(resolution const& r) {
+  return static_cast<std::size_t>(
+      std::count_if(r.problems.begin(), r.problems.end(), [](auto const& p) { return p.level == severity::error; }));
+}
+
+/// Every kind of value that a key can have, with the absent one.
+std::vector<value> all_kinds() {
+  auto const nan = std::numeric_limits<double>::quiet_NaN();
+  return {value{},
+          nullptr,
+          true,
+          false,
+          0,
+          1,
+          -1,
+          2,
+          0.0,
+          1.0,
+          nan,
+          "true",
+          "TRUE",
+          "tRuE",
+          "false",
+          "False",
+          "auto",
+          "Auto",
+          "AUTO",
+          "yes",
+          "1",
+          "0",
+          "",
+          " true",
+          "no",
+          "null",
+          value::array(),
+          value::array({true}),
+          value::object(),
+          value::object({{"a", 1}}),
+          value::number("99999999999999999999999")};
+}
+
+/// The rule of LLaMA-Factory once more, from the value: fp16 on is refused, else bf16 unless one of them is off and
+/// bf16 is not on.
+precision_mode compact_rule(value const& bf16, value const& fp16) {
+  auto const says = [](value const& v, bool b, std::string_view word) {
+    return (b ? v.is_true() : v.is_false()) || (v.is(value_kind::string) && lower(v.text()) == word);
+  };
+  if (says(fp16, true, "true")) return precision_mode::refused;
+  bool const off = says(bf16, false, "false") || says(fp16, false, "false");
+  return off && !says(bf16, true, "true") ? precision_mode::fp32 : precision_mode::bf16;
+}
+
+}  // namespace
+
+TEST_CASE("the written-out precision rule equals the compact one on all value kinds") {
+  for (auto const& bf16 : all_kinds())
+    for (auto const& fp16 : all_kinds()) {
+      auto const long_form = llamafactory_mode(read_enabled_word(bf16), read_enabled_word(fp16)).mode;
+      CHECK_MESSAGE(long_form == compact_rule(bf16, fp16), to_json(bf16), " ", to_json(fp16));
+    }
+}
+
+TEST_CASE("on DeepSpeed storage, compute and output agree for every accepted input but the offload to the host") {
+  int accepted = 0, refused = 0, offloaded = 0;
+  for (auto const& bf16 : all_kinds())
+    for (auto const& fp16 : all_kinds())
+      for (auto const& stage : {value{}, value{0}, value{1}, value{2}, value{3}, value{"3"}, value{3.0}, value{"auto"}})
+        for (bool const offload : {false, true}) {
+          auto zero = value::object();
+          if (stage.present()) zero.set("stage", stage);
+          if (offload) zero.set({"offload_param", "device"}, "cpu");
+          auto root = value::object({{"zero_optimization", zero}});
+          if (bf16.present()) root.set({"bf16", "enabled"}, bf16);
+          if (fp16.present()) root.set({"fp16", "enabled"}, fp16);
+          auto const r = resolve(document{root}, profile::llamafactory, {.world = 4, .hidden_size = 64});
+          if (r.has_errors()) {
+            ++refused;
+            CHECK(compact_rule(bf16, fp16) == precision_mode::refused);
+            continue;
+          }
+          ++accepted;
+          auto const& p = r.policies.dtypes;
+          REQUIRE(p.parameter_storage == p.compute);
+          REQUIRE(p.compute == p.output);
+          auto const mode = dtype_of_mode(r.policies.mode);
+          bool const widened = offload && r.policies.load.partitioned && mode == dtype::bf16;
+          offloaded += widened;
+          REQUIRE(p.parameter_storage == (widened ? dtype::f32 : mode));
+          auto const* d = r.find("parameter_storage");
+          REQUIRE(d);
+          REQUIRE((d->reason.find("offload_param.device is cpu") != std::string::npos) == widened);
+          REQUIRE(d->load_value == (widened ? "bf16" : ""));
+          if (widened) {
+            REQUIRE(p.reduce == dtype::bf16);
+            REQUIRE(p.grad_accum == dtype::bf16);
+            REQUIRE(find(r, errc::load_train_differ));
+          }
+        }
+  CHECK(accepted > 5000);
+  CHECK(refused > 100);
+  CHECK(offloaded > 100);
+}
+
+TEST_CASE("with_static: named precisions become types, one return type for all") {
+  auto const kind = [](resolution const& r) {
+    return with_static(r, [](auto prec, auto shard) {
+      return std::string{std::is_same_v<decltype(prec), static_precision<deepspeed_bf16>>   ? "deepspeed_bf16"
+                         : std::is_same_v<decltype(prec), static_precision<deepspeed_fp32>> ? "deepspeed_fp32"
+                         : std::is_same_v<decltype(prec), static_precision<fsdp2_bf16>>     ? "fsdp2_bf16"
+                         : std::is_same_v<decltype(prec), static_precision<fsdp2_fp32>>     ? "fsdp2_fp32"
+                                                                                            : "run time"} +
+             (std::is_same_v<decltype(shard), zero3>   ? " zero3"
+              : std::is_same_v<decltype(shard), fsdp2> ? " fsdp2"
+                                                       : " native");
+    });
+  };
+  CHECK(kind(with(R"({"zero_optimization": {"stage": 3}})").value()) == "deepspeed_bf16 zero3");
+  CHECK(kind(with(R"({"zero_optimization": {"stage": 3}, "bf16": {"enabled": false}})").value()) ==
+        "deepspeed_fp32 zero3");
+  CHECK(kind(with(R"({"zero_optimization": {"stage": 3}, "communication_data_type": "fp32"})").value()) ==
+        "run time zero3");
+  CHECK(kind(with(R"({"dist_config": {"name": "fsdp2"}})").value()) == "fsdp2_bf16 fsdp2");
+  CHECK(kind(with(R"({"dist_config": {"name": "fsdp2"}, "bf16": false})").value()) == "fsdp2_fp32 fsdp2");
+  auto by_hand = with(R"({"dist_config": {"name": "fsdp2"}})");
+  by_hand.policies.sharding = sharding_kind::native;
+  CHECK(kind(by_hand) == "run time native");
+  for (auto const* whole : {R"({"zero_optimization": {"stage": 2}})", R"({"zero_optimization": {"stage": 0}})"})
+    CHECK_THROWS_AS((void)kind(with(whole).value()), broken_rule);
+}
+
+TEST_CASE("every decision has value, reason, rule and a source; absent keys point to their parent") {
+  auto const r = with("{\n \"zero_optimization\": {\"stage\": 3,\n  \"reduce_bucket_size\": \"auto\"}\n}");
+  CHECK_FALSE(r.has_errors());
+  for (auto const& d : r.decisions) {
+    CHECK_MESSAGE(!d.value.empty(), d.key);
+    CHECK_MESSAGE(!d.reason.empty(), d.key);
+    CHECK_MESSAGE(d.rule.find('.') != std::string::npos, d.key);
+    CHECK_MESSAGE(!d.upstream.empty(), d.key);
+  }
+  auto const* stage = r.find("zero_optimization.stage");
+  REQUIRE(stage);
+  CHECK(stage->source == place{"ds.json", "/zero_optimization/stage", 2, 33});
+  CHECK(stage->reason == "zero_optimization.stage is 3");
+  CHECK(r.find("precision")->rule == "lf.default");
+  auto const* bucket = r.find("zero_optimization.reduce_bucket_size");
+  CHECK(bucket->value == "4096");
+  CHECK(bucket->source.line == 3);
+  CHECK(bucket->reason.find("h * h with h = 64") != std::string::npos);
+  auto const* prefetch = r.find("zero_optimization.stage3_prefetch_bucket_size");
+  CHECK(prefetch->value == "50000000");
+  CHECK(prefetch->source == place{"ds.json", "/zero_optimization", 2, 23});
+  CHECK(prefetch->reason.find("absent, default of DeepSpeed") != std::string::npos);
+  CHECK(r.find("gradient_clipping")->value == "1.0");
+}
+
+TEST_CASE("all problems at once, each with its place, moment, and what upstream says") {
+  auto const r = with(R"({
+    "train_batch_size": "x",
+    "fp16": {"enabled": true},
+    "communication_data_type": "int4",
+    "wall_clock_breakdown": "yes",
+    "zero_optimization": {"stage": 7, "reduce_bucket_size": -1, "overlap_com": true, "offload_param": {"device": "CPU"},
+                          "contiguous_gradients": "maybe", "sub_group_size": 1.5}
+  })");
+  for (auto const code : {errc::fp16_unsupported, errc::wrong_type, errc::bad_communication_dtype, errc::enum_value,
+                          errc::greater_than_equal, errc::extra_forbidden, errc::bool_parsing, errc::int_from_float}) {
+    auto const* p = find(r, code);
+    REQUIRE_MESSAGE(p, name(code));
+    CHECK(p->level == severity::error);
+    CHECK(p->where.line > 1);
+    CHECK(!p->when.empty());
+    CHECK(p->upstream.find("Error (") != std::string::npos);
+  }
+  CHECK(errors(r) >= 9);
+  CHECK(find(r, errc::extra_forbidden)->detail.find("did you mean \"overlap_comm\"") != std::string::npos);
+  CHECK(find(r, errc::bool_parsing)->where == place{"ds.json", "/zero_optimization/contiguous_gradients", 7, 51});
+  try {
+    static_cast<void>(r.value());
+    FAIL("no exception");
+  } catch (bad_input const& e) {
+    CHECK(e.error.problems.size() == r.problems.size());
+    CHECK(std::string{e.what()}.find("ds.json:3:") != std::string::npos);
+  }
+}
+
+TEST_CASE("sections that are no objects") {
+  for (auto const* section : {"fp16", "bf16", "zero_optimization"})
+    for (auto const* v : {"null", "true", "1", "\"on\"", "[]"}) {
+      auto const r = with("{\"zero_optimization\": {\"stage\": 2}, \"" + std::string{section} + "\": " + v + "}");
+      auto const* p = find(r, errc::section_not_object);
+      REQUIRE_MESSAGE(p, section, " ", v);
+      CHECK(p->where.pointer == "/" + std::string{section});
+      CHECK(p->upstream.starts_with("AttributeError (llamafactory)"));
+    }
+  CHECK(find(with("[1]"), errc::root_not_object));
+  CHECK(find(with("null"), errc::root_not_object));
+  CHECK(find(with("{}"), errc::zero_section_missing));
+}
+
+TEST_CASE("what upstream accepts in silence is a warning with its place") {
+  auto const r = with(R"({"zero_optimization": {"stage": "3", "overlap_comm": "yes", "reduce_scatter": 1},
+"bf16": {"enabled": "TRUE"}, "bf16": {"enabled": 1}, "zero_optimisation": {}, "stage3_max_live_parameters": 1,
+"bfloat16": {"enabled": true}, "activation_checkpointing": {}})");
+  CHECK(errors(r) == 0);
+  auto const expect = [&](errc code, std::string_view pointer, std::string_view words) {
+    auto const found = std::find_if(r.problems.begin(), r.problems.end(),
+                                    [&](auto const& p) { return p.code == code && p.where.pointer == pointer; });
+    REQUIRE_MESSAGE(found != r.problems.end(), name(code), " ", pointer);
+    CHECK(found->level == severity::warning);
+    CHECK_MESSAGE(found->detail.find(words) != std::string::npos, found->detail);
+    CHECK(found->where.line > 0);
+  };
+  expect(errc::duplicate_key_ignored, "/bf16", "2 times");
+  expect(errc::number_as_bool, "/bf16/enabled", "counts as not set");
+  expect(errc::not_zero3_loading, "/zero_optimization/stage", "loaded whole on every rank");
+  expect(errc::odd_truth_value, "/zero_optimization/stage", "write 3");
+  expect(errc::string_as_bool, "/zero_optimization/overlap_comm", "true");
+  expect(errc::number_as_bool, "/zero_optimization/reduce_scatter", "true");
+  expect(errc::unknown_key, "/zero_optimisation", "did you mean \"zero_optimization\"?");
+  expect(errc::wrong_section, "/stage3_max_live_parameters", "zero_optimization");
+  expect(errc::shadowed_key, "/bfloat16", "bf16");
+  expect(errc::ignored_key, "/activation_checkpointing", "enable_activation_checkpointing");
+  CHECK(strict(r).has_errors());
+  CHECK_THROWS_AS((void)strict(r).value(), bad_input);
+  CHECK_FALSE(strict(with(R"({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})")).has_errors());
+  CHECK(r.policies.zero->stage == 3);
+  CHECK_FALSE(r.policies.load.partitioned);
+  CHECK(r.policies.load.reason.find("the string \"3\"") != std::string::npos);
+  CHECK(r.policies.load.where.pointer == "/zero_optimization/stage");
+  CHECK(r.policies.sharding == sharding_kind::zero3);
+}
+
+TEST_CASE("the load-time trap: two triangles") {
+  auto const r = with(R"({"train_batch_size": 32, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 1,
+                          "zero_optimization": {"stage": 3}})");
+  auto const* p = find(r, errc::batch_product_mismatch);
+  REQUIRE(p);
+  CHECK(p->when == "load");
+  CHECK(p->detail.find("32 != 4 * 1 * 1") != std::string::npos);
+  CHECK(p->detail.find("its communicator is not up") != std::string::npos);
+  REQUIRE(r.policies.batch);
+  CHECK(equals(r.policies.batch->world, 8));
+  CHECK(r.find("train_batch_size")->value == "32");
+  auto const safe = with(R"({"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 2,
+                             "zero_optimization": {"stage": 3}})");
+  CHECK(errors(safe) == 0);
+  CHECK(safe.find("train_batch_size")->value == "64");
+  CHECK(safe.find("train_batch_size")->load_value == "8");
+  auto const up =
+      with(R"({"train_batch_size": 32, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 1,
+                           "zero_optimization": {"stage": 3}})",
+           {.world = 8, .world_at_load = 8});
+  CHECK(errors(up) == 0);
+}
+
+TEST_CASE("arguments: bf16 is ignored on DeepSpeed, the hidden size may be open") {
+  auto const text = R"({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}})";
+  for (bool const b : {false, true}) {
+    auto const r = with(text, {.world = 2, .hidden_size = 64, .bf16 = b});
+    CHECK(find(r, errc::ignored_key));
+    CHECK(r.policies.dtypes == deepspeed_bf16);
+  }
+  auto const open = with(text, {.world = 2});
+  CHECK(errors(open) == 0);
+  CHECK(open.find("zero_optimization.reduce_bucket_size")->value == "h * h");
+  CHECK_FALSE(open.policies.zero->buckets_known);
+  auto const* note = find(open, errc::hidden_size_missing);
+  REQUIRE(note);
+  CHECK(note->level == severity::note);
+  CHECK(errors(with(text, {.model_config = value{nullptr}})) == 1);
+  CHECK(errors(with(text, {.model_config = value::object({{"hidden_size", "64"}})})) == 1);
+  CHECK(errors(with(text, {.model_config = value::object({{"hidden_size", std::int64_t{1} << 40}})})) == 1);
+}
+
+TEST_CASE("what is left as auto, and objects that the client brings") {
+  auto const left = with(R"({"zero_optimization": {"stage": 2, "sub_group_size": "auto"}, "steps_per_print": "auto"})");
+  CHECK(errors(left) == 2);
+  CHECK(find(left, errc::auto_unresolved)->upstream.find("zero_optimization.sub_group_size") != std::string::npos);
+  auto const text = R"({"zero_optimization": {"stage": 2},
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}}})";
+  CHECK(find(with(text), errc::optimizer_conflict));
+  auto const own = with(text, {.world = 8, .client_optimizer = false});
+  CHECK(errors(own) == 0);
+  REQUIRE(own.policies.optimizer);
+  CHECK(own.policies.optimizer->type == "AdamW");
+  CHECK(own.policies.optimizer->learning_rate == 1e-4);
+  CHECK(own.policies.optimizer->betas->at(1) == 0.95);
+  CHECK(own.policies.optimizer->weight_decay == 0.1);
+  CHECK(own.find("optimizer.lr")->source.pointer == "/optimizer/params/lr");
+  CHECK(errors(with(
+            R"({"zero_optimization": {"stage": 2}, "optimizer": {"type": "x", "params": {"lr": "a", "betas": [1]}}})",
+            {.world = 8, .client_optimizer = false})) == 2);
+}
+
+TEST_CASE("environment: accelerate's variables fill auto and nothing else") {
+  facts const f{.world = 4,
+                .environment = {{"ACCELERATE_DEEPSPEED_ZERO_STAGE", "3"},
+                                {"ACCELERATE_GRADIENT_CLIPPING", "0.5"},
+                                {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu"}}};
+  auto const r = with(R"({"gradient_clipping": "auto", "zero_optimization": {"stage": "auto",
+                          "offload_optimizer": {"device": "auto"}}})",
+                      f);
+  CHECK(errors(r) == 0);
+  CHECK(r.policies.zero->stage == 3);
+  CHECK(r.policies.clip_norm() == 0.5);
+  CHECK(r.policies.zero->offload_optimizer == offload_device::cpu);
+  auto const fixed = with(R"({"gradient_clipping": 2, "zero_optimization": {"stage": 1}})", f);
+  CHECK(fixed.policies.zero->stage == 1);
+  CHECK(fixed.policies.clip_norm() == 2.0);
+  auto const conflict =
+      with(R"({"zero_optimization": {"stage": 1}})", {.environment = {{"ACCELERATE_MIXED_PRECISION", "fp16"}}});
+  CHECK(find(conflict, errc::mixed_precision_conflict));
+  auto const text = with(R"({"gradient_clipping": "x", "zero_optimization": {"stage": 1}})");
+  REQUIRE(find(text, errc::wrong_type));
+  CHECK(find(text, errc::wrong_type)->when == at_first_step);
+}
+
+TEST_CASE("process group: created by a launcher, by device; adopted; MPI's variables start nothing") {
+  auto const text = R"({"zero_optimization": {"stage": 3}})";
+  auto const backend = [&](device_kind d) {
+    return with(text, {.world = 2, .device = d}).policies.process_group.backend;
+  };
+  CHECK(backend(device_kind::cuda) == "nccl");
+  CHECK(backend(device_kind::npu) == "hccl");
+  CHECK(backend(device_kind::cpu) == "gloo");
+  auto const alone = with(text, {.environment = {{"OMPI_COMM_WORLD_SIZE", "4"}}});
+  CHECK(alone.find("process_group")->value == "none");
+  CHECK(find(alone, errc::mpi_starts_nothing));
+  CHECK_FALSE(find(with(text, {}), errc::mpi_starts_nothing));
+  auto const twice = with(text, {.world = 2, .group = existing_group{"mpi", 60}});
+  CHECK(twice.find("process_group")->value == "adopted");
+  CHECK(twice.policies.process_group.backend == "mpi");
+  CHECK(twice.policies.process_group.timeout_seconds == 60);
+  CHECK(find(twice, errc::process_group_exists));
+  CHECK(errors(with(text, {.group = existing_group{"gloo", 60}})) == 0);
+  CHECK(with(R"({"dist_config": {"name": "fsdp2"}, "dist_timeout": 60})").policies.process_group.timeout_seconds == 60);
+}
+
+TEST_CASE("a LLaMA-Factory dict that names a DeepSpeed file") {
+  auto const lf = config(
+      R"({"dist_config": {"name": "deepspeed", "config_file": "z3.json"}, "micro_batch_size": 2, "bf16": "false"})");
+  CHECK(config_file_of(lf) == "z3.json");
+  facts f{.world = 4, .hidden_size = 64};
+  CHECK(find(resolve(lf, profile::llamafactory, f), errc::named_file_missing));
+  f.files.push_back(
+      {"z3.json",
+       parse_json(R"({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": "auto"})", "z3.json")
+           .value(),
+       {}});
+  auto const r = resolve(lf, profile::llamafactory, f);
+  CHECK(errors(r) == 0);
+  CHECK(r.policies.config_file == "z3.json");
+  CHECK(r.policies.load.partitioned);
+  CHECK(r.find("zero_optimization.stage")->source.file == "z3.json");
+  CHECK(r.find("backend")->source.file == "ds.json");
+  CHECK(equals(r.policies.batch->train, 8));
+  CHECK(find(r, errc::ignored_key));     // bf16
+  CHECK(find(r, errc::string_as_bool));  // "false" is true
+  CHECK(find(r, errc::json_file_unreadable));
+  f.files[0] = {"z3.json", {}, parse_json("{,}", "z3.json").error().problems};
+  auto const broken = resolve(lf, profile::llamafactory, f);
+  REQUIRE(find(broken, errc::json_syntax));
+  CHECK(find(broken, errc::json_syntax)->where.file == "z3.json");
+}
+
+TEST_CASE("unknown keys of a LLaMA-Factory file: all of them, with what was meant") {
+  auto const r = with(
+      R"({"dist_config": {"name": "fsdp2", "reshard_after_foward": true}, "zero_optimization": {}, "micro_batchsize": 1, "offload_params": 1})");
+  std::vector<std::string> details;
+  for (auto const& p : r.problems)
+    if (p.code == errc::unknown_keys || p.code == errc::unknown_backend_keys) details.push_back(p.detail);
+  REQUIRE(details.size() == 4);
+  CHECK(details[0].find("did you mean \"micro_batch_size\"") != std::string::npos);
+  CHECK(details[1].find("dist_config") != std::string::npos);
+  CHECK(details[2].find("DeepSpeed file") != std::string::npos);
+  CHECK(details[3].find("did you mean \"reshard_after_forward\"") != std::string::npos);
+}
+
+TEST_CASE("a profile that is not there yet is an error, not a guess") {
+  for (auto const p :
+       {profile::accelerate, profile::transformers_v4, profile::transformers_v5, profile::deepspeed, profile::torch}) {
+    CHECK(find(resolve(config("{}"), p), errc::unknown_profile));
+    CHECK(profile_of(name(p)) == p);
+  }
+  CHECK_FALSE(profile_of("x"));
+}
+
+TEST_CASE("any document resolves without a crash") {
+  // One value of each kind under each key that the rules look at, in both forms.
+  std::vector<std::vector<std::string_view>> const paths{{"bf16"},
+                                                         {"bf16", "enabled"},
+                                                         {"fp16"},
+                                                         {"fp16", "enabled"},
+                                                         {"fp16", "loss_scale"},
+                                                         {"zero_optimization"},
+                                                         {"zero_optimization", "stage"},
+                                                         {"zero_optimization", "reduce_bucket_size"},
+                                                         {"zero_optimization", "offload_param"},
+                                                         {"zero_optimization", "offload_param", "device"},
+                                                         {"zero_optimization", "overlap_comm"},
+                                                         {"zero_optimization", "zenflow"},
+                                                         {"zero_optimization", "cpu_offload"},
+                                                         {"train_batch_size"},
+                                                         {"train_micro_batch_size_per_gpu"},
+                                                         {"gradient_accumulation_steps"},
+                                                         {"gradient_clipping"},
+                                                         {"optimizer"},
+                                                         {"optimizer", "params"},
+                                                         {"optimizer", "params", "betas"},
+                                                         {"communication_data_type"},
+                                                         {"data_types"},
+                                                         {"data_types", "grad_accum_dtype"},
+                                                         {"sequence_parallel_size"},
+                                                         {"wall_clock_breakdown"},
+                                                         {"gradient_allreduce_op"},
+                                                         {"dist_config"},
+                                                         {"dist_config", "name"},
+                                                         {"dist_config", "config_file"},
+                                                         {"dist_config", "reshard_after_forward"},
+                                                         {"dist_config", "offload_params"},
+                                                         {"dist_config", "dcp_path"},
+                                                         {"init_config"},
+                                                         {"init_config", "name"},
+                                                         {"mp_replicate_size"},
+                                                         {"mp_shard_size"},
+                                                         {"dp_size"},
+                                                         {"cp_size"},
+                                                         {"micro_batch_size"},
+                                                         {"global_batch_size"},
+                                                         {"max_grad_norm"},
+                                                         {"dist_timeout"},
+                                                         {"flash_attn"},
+                                                         {"enable_activation_checkpointing"}};
+  std::size_t resolved = 0;
+  for (auto const& base :
+       {value::object({{"zero_optimization", value::object({{"stage", 3}})}}),
+        value::object({{"dist_config", value::object({{"name", "fsdp2"}})},
+                       {"init_config", value::object({{"name", "init_on_meta"}})}}),
+        value::object({{"dist_config", value::object({{"name", "deepspeed"}, {"config_file", "f"}})}})})
+    for (auto const& path : paths)
+      for (auto const& v : all_kinds())
+        for (auto const world :
+             {std::optional<std::size_t>{}, std::optional<std::size_t>{1}, std::optional<std::size_t>{8}}) {
+          auto root = base;
+          if (!v.present()) continue;
+          if (path.size() > 1 && root.has(path[0]) && !root[path[0]].is(value_kind::object)) continue;
+          root.set(path, v);
+          facts f{.world = world, .hidden_size = 64};
+          f.files.push_back(
+              {"f", document{value::object({{"zero_optimization", value::object({{"stage", 3}})}}), "f"}, {}});
+          for (auto const p : {profile::llamafactory, profile::llamafactory_review}) {
+            auto const r = resolve(document{root, "x.json"}, p, f);
+            for (auto const& one : r.problems) REQUIRE(!one.detail.empty());
+            ++resolved;
+          }
+        }
+  CHECK(resolved > 20000);
+}

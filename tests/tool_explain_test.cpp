@@ -1,0 +1,450 @@
+// SPDX-License-Identifier: Apache-2.0
+/// `flatshard explain`, and `flatshard load` by configuration: decisions, places, problems, the load trigger.
+#include "tool_run.hpp"
+
+#include <flatshard/json.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+using namespace tool_test;
+
+namespace {
+
+std::set<std::string> keys_of(flatshard::value const& v) {
+  std::set<std::string> keys;
+  for (auto const& m : v.members()) keys.insert(m.key);
+  return keys;
+}
+void check_place(flatshard::value const& place) {
+  CHECK(keys_of(place) == std::set<std::string>{"file", "pointer", "line", "column"});
+  CHECK(place["line"].is(place["column"].kind()));
+}
+/// The JSON of explain, every key of it checked.
+flatshard::document checked(std::string const& text) {
+  auto d = flatshard::parse_json(text).value();
+  CHECK(keys_of(d.value_of_root()) == std::set<std::string>{"schema", "profile", "decisions", "problems"});
+  CHECK(d["schema"]->integer() == 1);
+  for (auto const& one : d["decisions"]->elements()) {
+    CHECK(keys_of(one) == std::set<std::string>{"key", "value", "load_value", "reason", "rule", "source", "upstream"});
+    CHECK(!one["key"].text().empty());
+    CHECK(one["value"].is(flatshard::value_kind::string));
+    CHECK(!one["reason"].text().empty());
+    CHECK(!one["rule"].text().empty());
+    check_place(one["source"]);
+  }
+  for (auto const& one : d["problems"]->elements()) {
+    CHECK(keys_of(one) == std::set<std::string>{"code", "severity", "where", "detail", "when", "upstream"});
+    CHECK(std::set<std::string_view>{"error", "warning", "note"}.contains(one["severity"].text()));
+    check_place(one["where"]);
+  }
+  return d;
+}
+flatshard::value decision(flatshard::document const& d, std::string_view key) {
+  for (auto const& one : d["decisions"]->elements())
+    if (one["key"].text() == key) return one;
+  return {};
+}
+std::string value_of(flatshard::document const& d, std::string_view key) {
+  return std::string{decision(d, key)["value"].text()};
+}
+/// The severity of the problem with that code, or nothing.
+std::string severity_of(flatshard::document const& d, std::string_view code) {
+  for (auto const& one : d["problems"]->elements())
+    if (one["code"].text() == code) return std::string{one["severity"].text()};
+  return {};
+}
+
+constexpr std::string_view stage3 = R"({
+  "train_micro_batch_size_per_gpu": "auto",
+  "zero_optimization": {
+    "stage": 3,
+    "reduce_bucket_size": "auto"
+  },
+  "bf16": {"enabled": true}
+}
+)";
+
+}  // namespace
+
+TEST_CASE("explain prints every decision with value, reason, rule and place") {
+  folder const dir;
+  spill(dir / "z3.json", stage3);
+  auto const r = run({"explain", dir / "z3.json", "--world", "4", "--json"});
+  CHECK(r.code == 0);
+  CHECK_MESSAGE(r.err.empty(), r.err);
+  auto const d = checked(r.out);
+  CHECK(d["profile"]->text() == "llamafactory");
+  for (std::string const role : {"parameter_storage", "compute", "output", "reduce", "grad_accum"})
+    CHECK(value_of(d, role) == "bf16");
+  CHECK(value_of(d, "master") == "fp32");
+  CHECK(value_of(d, "optimizer_state") == "fp32");
+  CHECK(value_of(d, "zero_optimization.stage") == "3");
+  CHECK(value_of(d, "train_batch_size") == "4");
+  CHECK(decision(d, "train_batch_size")["load_value"].text() == "1");
+  CHECK(value_of(d, "process_group.backend") == "nccl");
+  CHECK(value_of(d, "activation_checkpointing") == "true");
+  auto const precision = decision(d, "precision");
+  CHECK(precision["value"].text() == "bf16");
+  CHECK(precision["rule"].text() == "lf.bf16-true");
+  CHECK(precision["source"]["file"].text() == dir / "z3.json");
+  CHECK(precision["source"]["pointer"].text() == "/bf16/enabled");
+  CHECK(precision["source"]["line"].integer() == 7);
+  CHECK(precision["source"]["column"].integer() == 23);
+  auto const trigger = decision(d, "zero3_loading");
+  CHECK(trigger["value"].text() == "true");
+  CHECK(trigger["source"]["line"].integer() == 4);
+
+  auto const text = run({"explain", dir / "z3.json", "--world", "4"});
+  CHECK(text.code == 0);
+  CHECK(text.out.find("profile llamafactory, 4 ranks\n") != std::string::npos);
+  CHECK(text.out.find("[lf.bf16-true, 7:23 /bf16/enabled]") != std::string::npos);
+  CHECK(
+      text.out.ends_with("Precision debug: dist=deepspeed, parameter_storage_dtype=torch.bfloat16, "
+                         "forward_logits_dtype=torch.bfloat16\n"));
+  CHECK(std::count(text.out.begin(), text.out.end(), '\n') <= 50);  // one screen
+  CHECK(text.out.find('\x1b') == std::string::npos);
+  // Every decision of the JSON stands in the text.
+  for (auto const& one : d["decisions"]->elements())
+    CHECK_MESSAGE(text.out.find("\n  " + std::string{one["key"].text()} + ' ') != std::string::npos, one["key"].text());
+}
+
+TEST_CASE("standard input is a configuration too") {
+  auto const r = run({"explain", "-", "--json"}, stage3);
+  CHECK(r.code == 0);
+  auto const d = checked(r.out);
+  CHECK(value_of(d, "precision") == "bf16");
+  CHECK(decision(d, "precision")["source"]["line"].integer() == 7);
+  auto const broken = run({"explain", "-"}, "{\"a\": 1,\n \"b\": }");
+  CHECK(broken.code == 1);
+  CHECK(broken.out.empty());
+  CHECK_MESSAGE(broken.says("2:7: /b"), broken.err);
+}
+
+TEST_CASE("bf16 off prints both lines; profiles differ") {
+  folder const dir;
+  spill(dir / "off.json", R"({"zero_optimization": {"stage": 3}, "bf16": {"enabled": false}})");
+  auto const r = run({"explain", dir / "off.json"});
+  CHECK(r.code == 0);
+  CHECK(
+      r.out.ends_with("\nmixed_precision=no\nPrecision debug: dist=deepspeed, parameter_storage_dtype=torch.float32, "
+                      "forward_logits_dtype=torch.float32\n"));
+  CHECK(r.out.find("1 rank (--world says otherwise)") != std::string::npos);
+  spill(dir / "odd.json",
+        R"({"zero_optimization": {"stage": 3}, "bf16": {"enabled": "false"}, "fp16": {"enabled": 0}})");
+  auto const now = checked(run({"explain", dir / "odd.json", "--json"}).out);
+  auto const review = checked(run({"explain", dir / "odd.json", "--json", "--profile", "llamafactory-review"}).out);
+  CHECK(now["profile"]->text() == "llamafactory");
+  CHECK(review["profile"]->text() == "llamafactory-review");
+  CHECK(value_of(now, "precision") == "fp32");
+}
+
+TEST_CASE("the argument bf16 is reported as ignored with DeepSpeed") {
+  folder const dir;
+  spill(dir / "z3.json", stage3);
+  for (std::string const word : {"true", "false"}) {
+    auto const r = run({"explain", dir / "z3.json", "--json", "--bf16", word});
+    CHECK(r.code == 0);
+    auto const d = checked(r.out);
+    CHECK(value_of(d, "precision") == "bf16");
+    CHECK(severity_of(d, "ignored-key") == "warning");
+  }
+  CHECK(severity_of(checked(run({"explain", dir / "z3.json", "--json", "--bf16", "auto"}).out), "ignored-key").empty());
+}
+
+TEST_CASE("the model's configuration fills bucket sizes") {
+  folder const dir;
+  spill(dir / "z3.json", stage3);
+  files::create_directory(dir / "model");
+  spill(dir / "model/config.json", R"({"hidden_size": 128, "model_type": "llama"})");
+  auto const d = checked(run({"explain", dir / "z3.json", "--json", "--model", dir / "model"}).out);
+  CHECK(value_of(d, "zero_optimization.reduce_bucket_size") == "16384");
+  auto r = run({"explain", dir / "z3.json", "--json", "--model", dir / "nowhere"});
+  CHECK(r.code == 1);
+  CHECK_MESSAGE(r.says("nowhere/config.json"), r.err);
+  spill(dir / "model/config.json", "[1]");
+  r = run({"explain", dir / "z3.json", "--model", dir / "model"});
+  CHECK(r.code == 1);
+  CHECK_MESSAGE(r.says("no object"), r.err);
+  spill(dir / "model/config.json", "{\n1");
+  r = run({"explain", dir / "z3.json", "--model", dir / "model"});
+  CHECK(r.code == 1);
+  CHECK_MESSAGE(r.says("config.json:2:1"), r.err);
+}
+
+TEST_CASE("what upstream refuses is exit code 1 after everything was printed") {
+  folder const dir;
+  spill(dir / "bad.json", "{\"zero_optimization\": {\"stage\": 3},\n \"fp16\": {\"enabled\": true}, \"bf16\": 7}");
+  auto const r = run({"explain", dir / "bad.json", "--json"});
+  CHECK(r.code == 1);
+  auto const d = checked(r.out);
+  CHECK(severity_of(d, "section-not-object") == "error");
+  CHECK(!d["decisions"]->elements().empty());
+  CHECK_MESSAGE(r.says("bad.json:2:"), r.err);
+  CHECK_MESSAGE(r.says("[section-not-object]"), r.err);
+  auto const text = run({"explain", dir / "bad.json"});
+  CHECK(text.code == 1);
+  CHECK(!text.out.empty());
+
+  spill(dir / "fp16.json", R"({"fp16": {"enabled": true}})");
+  auto const fp16 = run({"explain", dir / "fp16.json", "--json"});
+  CHECK(fp16.code == 1);
+  CHECK(severity_of(checked(fp16.out), "fp16-unsupported") == "error");
+}
+
+TEST_CASE("strict turns warnings into errors") {
+  folder const dir;
+  spill(dir / "twice.json", "{\"zero_optimization\": {\"stage\": 2,\n  \"stage\": 3}}");
+  auto const r = run({"explain", dir / "twice.json", "--json"});
+  CHECK(r.code == 0);
+  auto const d = checked(r.out);
+  CHECK(severity_of(d, "duplicate-key-ignored") == "warning");
+  CHECK(value_of(d, "zero_optimization.stage") == "3");
+  auto const strict = run({"explain", dir / "twice.json", "--json", "--strict"});
+  CHECK(strict.code == 1);
+  CHECK(severity_of(checked(strict.out), "duplicate-key-ignored") == "error");
+  CHECK_MESSAGE(strict.says("twice.json:2:"), strict.err);
+}
+
+TEST_CASE("a configuration that cannot be read is an error with its place; the JSON says so too") {
+  folder const dir;
+  spill(dir / "syntax.json", "{\n  \"a\": 1,\n  \"b\": }\n");
+  spill(dir / "list.json", "[]");
+  spill(dir / "comment.json", "{} // no");
+  spill(dir / "empty.json", "");
+  files::create_directory(dir / "folder.json");
+  for (auto const& [name, says] :
+       std::vector<std::pair<std::string, std::string>>{{"syntax.json", "syntax.json:3:8: /b: "},
+                                                        {"comment.json", "comment.json:1:4"},
+                                                        {"empty.json", "[json-syntax]"},
+                                                        {"none.json", "[file_missing]"},
+                                                        {"folder.json", "folder.json"}}) {
+    CAPTURE(name);
+    auto const r = run({"explain", dir / name, "--json"});
+    CHECK(r.code == 1);
+    CHECK_MESSAGE(r.says(says), r.err);
+    auto const d = checked(r.out);
+    CHECK(d["decisions"]->elements().empty());
+    CHECK(d["problems"]->elements().size() == 1);
+    auto const text = run({"explain", dir / name});
+    CHECK(text.code == 1);
+    CHECK(text.out.empty());
+    CHECK_MESSAGE(text.says(says), text.err);
+  }
+  CHECK(run({"explain", dir / "list.json"}).code == 1);
+}
+
+namespace {
+
+/// Whether the program was built with yaml-cpp; says so if not.
+bool reads_yaml() {
+  bool const without = run({"explain", "-"}, "bf16: true\n").says("built without yaml-cpp");
+  if (without) MESSAGE("skipped: the program was built without yaml-cpp");
+  return !without;
+}
+
+}  // namespace
+
+TEST_CASE("a LLaMA-Factory file, alone or with the DeepSpeed file that it names") {
+  if (!reads_yaml()) return;
+  folder const dir;
+  files::create_directory(dir / "ds");
+  spill(dir / "ds/z3.json", stage3);
+  spill(dir / "ds/off.json", R"({"zero_optimization": {"stage": 3}, "bf16": {"enabled": false}})");
+  struct setting {
+    std::string name, text;
+    std::string printed;
+  };
+  std::string const debug = "Precision debug: dist=", storage = ", parameter_storage_dtype=torch.",
+                    logits = ", forward_logits_dtype=torch.";
+  for (auto const& s : std::vector<setting>{
+           {"fsdp2_on.yaml", "bf16: true\ndist_config:\n  name: fsdp2\n",
+            debug + "fsdp2" + storage + "float32" + logits + "bfloat16\n"},
+           {"fsdp2_absent.yml", "dist_config:\n  name: fsdp2\n",
+            debug + "fsdp2" + storage + "float32" + logits + "bfloat16\n"},
+           {"fsdp2_off.yaml", "bf16: false\ndist_config:\n  name: fsdp2\n",
+            debug + "fsdp2" + storage + "float32" + logits + "float32\n"},
+           {"z3.yaml", "dist_config:\n  name: deepspeed\n  config_file: ds/z3.json\n",
+            debug + "deepspeed" + storage + "bfloat16" + logits + "bfloat16\n"},
+           {"off.yaml", "bf16: true\ndist_config:\n  name: deepspeed\n  config_file: ds/off.json\n",
+            "\nmixed_precision=no\n" + debug + "deepspeed" + storage + "float32" + logits + "float32\n"},
+           {"same.json", R"({"bf16": false, "dist_config": {"name": "fsdp2"}})",
+            debug + "fsdp2" + storage + "float32" + logits + "float32\n"},
+       }) {
+    CAPTURE(s.name);
+    spill(dir / s.name, s.text);
+    auto const r = run({"explain", dir / s.name, "--world", "4"});
+    CHECK_MESSAGE(r.code == 0, r.err);
+    CHECK_MESSAGE(r.out.ends_with(s.printed), r.out);
+    CHECK(std::count(r.out.begin(), r.out.end(), '\n') <= 60);
+    auto const d = checked(run({"explain", dir / s.name, "--world", "4", "--json"}).out);
+    CHECK(value_of(d, "mp_shard_size") == "4");
+    CHECK(value_of(d, "activation_checkpointing") == "true");
+  }
+  // The argument wins over the file; places name the file that decides.
+  auto const d = checked(run({"explain", dir / "fsdp2_on.yaml", "--bf16", "false", "--json"}).out);
+  CHECK(value_of(d, "compute") == "fp32");
+  auto const z3 = checked(run({"explain", dir / "z3.yaml", "--json"}).out);
+  CHECK(decision(z3, "precision")["source"]["file"].text().ends_with("ds/z3.json"));
+  CHECK(decision(z3, "precision")["source"]["line"].integer() == 7);
+  CHECK(decision(z3, "backend")["source"]["file"].text() == dir / "z3.yaml");
+  CHECK(decision(z3, "backend")["source"]["line"].integer() == 2);
+  auto const alone = run({"explain", dir / "fsdp2_on.yaml", "--no-launcher"});
+  CHECK(alone.code == 0);
+  CHECK(alone.out.find("started without a launcher") != std::string::npos);
+  CHECK(alone.out.find("[fsdp-skipped]") != std::string::npos);
+  auto const piped = run({"explain", "-", "--bf16", "auto"}, "bf16: no\ndist_config:\n  name: fsdp2\n");
+  CHECK(piped.code == 0);
+  CHECK(piped.out.ends_with("forward_logits_dtype=torch.float32\n"));
+
+  for (auto const& [text, says] : std::vector<std::pair<std::string, std::string>>{
+           {"bf16: true\n\tdist_config: 1\n", "wrong.yaml:2:1: error: "},
+           {"bf16: true\nbf16: false\n", "[duplicate-keys]"},
+           {"- 1\n- 2\n", "[root-not-object]"},
+           {"dist_config:\n  name: fsdp3\n", "[unknown-backend]"},
+           {"dist_config: {name: deepspeed, config_file: nowhere.json}\n", "nowhere.json"},
+           {"dist_confg:\n  name: fsdp2\n", "[unknown-keys]"},
+       }) {
+    CAPTURE(text);
+    spill(dir / "wrong.yaml", text);
+    auto const r = run({"explain", dir / "wrong.yaml", "--json", "--world", "2"});
+    CHECK(r.code == 1);
+    CHECK_MESSAGE(r.says(says), r.err);
+    CHECK(!checked(r.out)["problems"]->elements().empty());
+  }
+}
+
+TEST_CASE("load under FSDP2 partitions, in fp32, over the ranks of one copy") {
+  if (!reads_yaml()) return;
+  folder const dir;
+  auto const model = dir / "model";
+  REQUIRE(run({"make-model", model, "--arch", "qwen3", "--size", "1M"}).code == 0);
+  auto const bytes = 2 * elements_of(read_checkpoint(model, false));
+  for (std::uint64_t const copies : {1u, 2u}) {
+    spill(dir / "fsdp2.yaml", "dist_config:\n  name: fsdp2\nmp_replicate_size: " + std::to_string(copies) + '\n');
+    auto const r = run({"load", model, "--world", "4", "--config", dir / "fsdp2.yaml", "--json"});
+    REQUIRE_MESSAGE(r.code == 0, r.err);
+    auto const d = flatshard::parse_json(r.out).value();
+    CHECK(d["trigger"]->is_true());
+    CHECK(d["layout"]->text() == "fsdp2");
+    CHECK(d["storage"]->text() == "fp32");
+    CHECK(d["source"]["line"]->integer() == 2);
+    std::uint64_t read = 0, shards = 0;
+    for (auto const& rank : d["ranks"]->elements()) {
+      read += static_cast<std::uint64_t>(rank["bytes_read"].integer().value());
+      shards += static_cast<std::uint64_t>(rank["shard_bytes"].integer().value());
+    }
+    CHECK(read == copies * bytes);
+    CHECK(shards >= 2 * copies * bytes);
+    CHECK(shards <= 2 * copies * bytes * 11 / 10);
+  }
+}
+
+TEST_CASE("wrong usage of explain") {
+  struct wrong {
+    std::vector<std::string> words;
+    std::string_view says;
+  };
+  for (auto const& [words, says] : std::vector<wrong>{
+           {{"explain"}, "CONFIG is required"},
+           {{"explain", "x", "--world", "0"}, "--world: must be a whole number from 1"},
+           {{"explain", "x", "--bf16", "yes"}, "--bf16: must be one of true, false, auto, found 'yes'"},
+           {{"explain", "x", "--profile", "accelerate"}, "--profile: must be one of llamafactory, llamafactory-review"},
+           {{"explain", "x", "--world", "2", "--no-launcher"}, "excludes"},
+           {{"explain", "x", "y"}, "not expected: y"},
+       }) {
+    auto const r = run(words);
+    CHECK(r.code == 2);
+    CHECK(r.out.empty());
+    CHECK_MESSAGE(r.says(says), r.err);
+  }
+}
+
+TEST_CASE("load obeys the resolved trigger and stores in the resolved dtype") {
+  folder const dir;
+  auto const model = dir / "model";
+  REQUIRE(run({"make-model", model, "--arch", "llama", "--size", "1M"}).code == 0);
+  auto const bytes = 2 * elements_of(read_checkpoint(model, false));
+  struct expected {
+    std::string config;
+    bool trigger;
+    std::string storage, reason;
+    std::int64_t line;
+  };
+  for (auto const& e : std::vector<expected>{
+           {"{\"zero_optimization\":\n {\"stage\": 3}}", true, "bf16", "on: ", 2},
+           {"{\"zero_optimization\": {\"stage\": 3.0}}", true, "bf16", "on: ", 1},
+           {"{\"bf16\": {\"enabled\": false}, \"zero_optimization\": {\"stage\": 3}}", true, "fp32", "on: ", 1},
+           {"{\"zero_optimization\":\n\n {\"stage\": 2}}", false, "bf16", "off: ", 3},
+           {"{\"zero_optimization\":\n {\"stage\": \"3\"}}", false, "bf16", "the string \"3\"", 2},
+           {"{\"zero_optimization\": {\"stage\": 0}, \"bf16\": {\"enabled\": false}}", false, "fp32", "off: ", 1},
+           {"{\"zero_optimization\": {\"reduce_bucket_size\": 5}}", false, "bf16", "off: ", 1},
+       }) {
+    CAPTURE(e.config);
+    spill(dir / "config.json", e.config);
+    for (bool const threads : {false, true}) {
+      std::vector<std::string> words{"load", model, "--world", "3", "--config", dir / "config.json", "--json"};
+      if (threads) words.push_back("--threads");
+      auto const r = run(words);
+      REQUIRE_MESSAGE(r.code == 0, r.err);
+      auto const d = flatshard::parse_json(r.out).value();
+      CHECK(d["trigger"]->is_true() == e.trigger);
+      CHECK(d["layout"]->text() == (e.trigger ? "zero3" : "whole"));
+      CHECK(d["storage"]->text() == e.storage);
+      CHECK(d["reason"]->text().find(e.reason) != std::string::npos);
+      CHECK(d["source"]["line"]->integer() == e.line);
+      CHECK(d["source"]["file"]->text() == dir / "config.json");
+      std::uint64_t read = 0;
+      auto const stored = bytes * (e.storage == "fp32" ? 2 : 1);
+      for (auto const& rank : d["ranks"]->elements()) {
+        auto const shard = static_cast<std::uint64_t>(rank["shard_bytes"].integer().value());
+        read += static_cast<std::uint64_t>(rank["bytes_read"].integer().value());
+        if (e.trigger) {
+          CHECK(shard <= stored / 3 + 4096);
+        } else {
+          CHECK(shard == stored);
+        }
+      }
+      CHECK(read == (e.trigger ? bytes : 3 * bytes));
+    }
+  }
+  // For a person it says why, with the place.
+  spill(dir / "config.json", "{\"zero_optimization\":\n {\"stage\": \"3\"}}");
+  auto const text = run({"load", model, "--world", "3", "--config", dir / "config.json"});
+  CHECK(text.code == 0);
+  CHECK_MESSAGE(
+      text.out.find("partitioned loading off: zero_optimization.stage is the string \"3\"") != std::string::npos,
+      text.out);
+  CHECK_MESSAGE(text.out.find("config.json:2:12: /zero_optimization/stage") != std::string::npos, text.out);
+  CHECK_MESSAGE(text.says("[not-zero3-loading]"), text.err);
+}
+
+TEST_CASE("a configuration that is refused loads nothing") {
+  folder const dir;
+  auto const model = dir / "model";
+  REQUIRE(run({"make-model", model, "--arch", "llama", "--size", "200K"}).code == 0);
+  spill(dir / "fp16.json", R"({"fp16": {"enabled": true}, "zero_optimization": {"stage": 3}})");
+  spill(dir / "syntax.json", "{,}");
+  spill(dir / "odd.json", R"({"bf16": {"enabled": 1}, "zero_optimization": {"stage": 3}})");
+  for (auto const& [words, says] : std::vector<std::pair<std::vector<std::string>, std::string>>{
+           {{"--config", dir / "fp16.json"}, "[fp16-unsupported]"},
+           {{"--config", dir / "syntax.json"}, "syntax.json:1:2"},
+           {{"--config", dir / "none.json"}, "[file_missing]"},
+           {{"--config", dir / "odd.json", "--strict"}, "[number-as-bool]"}}) {
+    std::vector<std::string> all{"load", model, "--world", "2", "--json"};
+    all.insert(all.end(), words.begin(), words.end());
+    auto const r = run(all);
+    CHECK(r.code == 1);
+    CHECK(r.out.empty());
+    CHECK_MESSAGE(r.says(says), r.err);
+  }
+  CHECK(run({"load", model, "--world", "2", "--json", "--config", dir / "odd.json"}).code == 0);
+}
