@@ -21,6 +21,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -215,7 +216,7 @@ void train_rank(training const& job, Precision precision, Sharding sharding, C& 
   flatshard::memory_arena arena{memory.span()};
   trainer_type trainer{model, tables, options, precision, sharding, comm, arena, products, activations};
   auto& units = trainer.units();
-  agree(comm, job.setup, units);
+  agree(comm, job.setup.resolved, units);
   load_units(units, args.model, job.setup, comm);
 
   auto const lines = precision_lines(job.setup.dist(), units.front().storage().type, trainer_type::logits_type());
@@ -236,7 +237,7 @@ void train_rank(training const& job, Precision precision, Sharding sharding, C& 
   auto const read_batch = [&](std::size_t step) {
     for (std::size_t s = 0; s < trainer.local_sequences(); ++s)
       job.tokens.read(std::span{ids}.subspan(s * (options.tokens + 1), options.tokens + 1),
-                  step * options.batch + trainer.first_sequence() + s);
+                      step * options.batch + trainer.first_sequence() + s);
   };
   auto const keep_logits = [&](std::size_t sequence, std::span<A const> z) {
     for (std::size_t i = 0; i < z.size(); ++i) job.logits[sequence * z.size() + i] = widen(z[i]);
@@ -447,6 +448,7 @@ int main(int argc, char** argv) {
     if (args.adamw.empty() && (!*model || !*config)) throw CLI::RequiredError("--model and --config");
     if (!args.adamw.empty() && args.dump.empty()) throw CLI::RequiredError("--dump");
     if (!args.tokens.empty() && !args.data.empty()) throw CLI::ExcludesError("--tokens", "--data");
+    if (!std::isfinite(args.lr) || args.lr < 0) throw CLI::ValidationError("--lr", "must be a number of at least 0");
   } catch (CLI::ParseError const& e) {
     return app.exit(e) == 0 ? 0 : 2;
   }

@@ -22,7 +22,6 @@
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
-#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -50,20 +49,6 @@ struct training_setup {
   std::vector<std::string> lines;  ///< for people
   flatshard::value report = flatshard::value::object();
   [[nodiscard]] std::string_view dist() const { return name(resolved.policies.backend); }
-  /// What ranks compare before the first collective: every decision, and the layout. FNV-1a, 64 bits.
-  [[nodiscard]] std::uint64_t hash() const {
-    std::uint64_t h = 0xcbf29ce484222325u;
-    auto const add = [&h](std::string_view text) {
-      for (char const c : text) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-      h = (h ^ 0xFFu) * 0x100000001b3u;
-    };
-    add(layout);
-    for (auto const& d : resolved.decisions) {
-      add(d.key);
-      add(d.value);
-    }
-    return h;
-  }
 };
 
 namespace detail {

@@ -414,6 +414,8 @@ TEST_CASE("usage: exit 2, and --help") {
                                                                 {"--world", "-1"},
                                                                 {"--steps", "many"},
                                                                 {"--seq", "0"},
+                                                                {"--lr", "nan"},
+                                                                {"--lr", "-1"},
                                                                 {"--sum-order", "any"},
                                                                 {"--layout", "zero2"},
                                                                 {"--profile", "nobody"},
