@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Loading a checkpoint of about 2 GB into 4 process ranks through a stage-3 configuration, against one process that reads
-# the same file once with 8 MiB positioned reads into fresh memory. Warm page cache, runs interleaved, medians.
+# the same file once with 8 MiB positioned reads into fresh memory. Warm page cache; each measurement repeated in a row,
+# the first run not counted; medians. In a row, because a virtual machine may give free memory back to its host within
+# seconds, and then first touch costs more than everything else.
 #
 #     bench/load_ranks.sh [BUILD=build/host] [RUNS=5] [SIZE=2G] [RANKS=4]
 set -euo pipefail
@@ -18,13 +20,15 @@ JSON
 done
 "$tool" make-model "$work/model" --arch llama --size "$size"
 cat "$work/model/model.safetensors" >/dev/null # into the page cache
-
-for ((i = 0; i < runs; ++i)); do
-  "$once" "$work/model/model.safetensors" | cut -d' ' -f1 >>"$work/once"
-  "$once" --large-pages "$work/model/model.safetensors" | cut -d' ' -f1 >>"$work/once_large"
-  for enabled in true false; do
-    "$tool" load "$work/model" --world "$ranks" --config "$work/bf16_$enabled.json" --json >"$work/$enabled.$i.json"
-  done
+measure() { # name command...
+  local name=$1
+  shift
+  for ((i = -1; i < runs; ++i)); do "$@" >"$work/$name.$i"; done
+}
+measure once "$once" "$work/model/model.safetensors"
+measure once_large "$once" --large-pages "$work/model/model.safetensors"
+for enabled in true false; do
+  measure "$enabled" "$tool" load "$work/model" --world "$ranks" --config "$work/bf16_$enabled.json" --json
 done
 
 python3 - "$work" "$runs" <<'PY'
@@ -33,13 +37,13 @@ work, runs = sys.argv[1], int(sys.argv[2])
 MIB = 1 << 20
 
 def median_of(name):
-    return statistics.median(float(line) for line in open(f"{work}/{name}"))
+    return statistics.median(float(open(f"{work}/{name}.{i}").read().split()[0]) for i in range(runs))
 
 once, large = median_of("once"), median_of("once_large")
 print(f"one process, 8 MiB reads into fresh memory: {once:.3f} s (4 KiB pages), {large:.3f} s (2 MiB pages)")
 good = True
 for enabled, what, limit in (("true", "bf16, as in the file", 1.5), ("false", "widened to fp32", 3.0)):
-    all_runs = [json.load(open(f"{work}/{enabled}.{i}.json")) for i in range(runs)]
+    all_runs = [json.load(open(f"{work}/{enabled}.{i}")) for i in range(runs)]
     seconds = statistics.median(run["seconds"] for run in all_runs)
     last = all_runs[-1]
     read = sum(r["bytes_read"] for r in last["ranks"])

@@ -14,8 +14,9 @@
 #include <filesystem>
 #include <fstream>
 #include <span>
+#include <stdexcept>
 #include <string>
-#include <utility>
+#include <type_traits>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -55,11 +56,8 @@ template <class G>
 void my_descent(std::span<float> master, std::span<G> gradient, float step) {
   for (std::size_t i = 0; i < master.size(); ++i) master[i] -= step * widen(gradient[i]);
 }
-// The framework's own switch from a dtype to an element type.
-template <class F>
-void with_type(dtype t, F&& f) {
-  t == dtype::f32 ? f(float{}) : f(bf16{});
-}
+template <dtype Type>
+using element = std::conditional_t<Type == dtype::bf16, bf16, float>;
 
 struct folder {
   std::filesystem::path path = std::filesystem::temp_directory_path() / ("flatshard_api_" + std::to_string(::getpid()));
@@ -81,45 +79,45 @@ outcome train(std::filesystem::path const& config, std::filesystem::path const& 
         resolve(parse_file(config.string()).value(), profile::llamafactory, {.world = W, .hidden_size = 6}).value();
     std::array<block, 2> const blocks{block{"a.weight"}, block{"b.weight"}};
     with_static(r, [&](auto prec, auto shard) {
-      static_assert(PrecisionPolicy<decltype(prec)> && ShardingPolicy<decltype(shard)>);
-      kernels::page_buffer memory{bytes{1 << 20}};
-      memory_arena arena{memory.span()};
-      std::vector<sharded_unit<decltype(prec), decltype(shard)>> units;
-      for (auto& b : blocks) units.emplace_back(b.parameters(), world{W}, prec, shard, arena);
-      inline_stream const s;
-      agree(comm, r, units);
-      read += load(units, model, comm).bytes_read.value;
-      vector6 const x{1, 2, 1, 2, 1, 2}, target{3, 2, 1, 3, 2, 1};
-      with_type(prec(role::compute), [&]<class T>(T) {
-        with_type(prec(role::reduce), [&]<class G>(G) {
-          for (int step = 0; step < 8; ++step) {
-            std::vector<vector6> inputs{x};
-            for (auto& u : units) {
-              auto w = gather(u, comm, s);
-              inputs.push_back(forward(w[0].template data<T>(), inputs.back()));
-              release(u, s);
-            }
-            vector6 upstream{};
-            float loss = 0;
-            for (std::size_t i = 0; i < 6; ++i) {
-              upstream[i] = inputs.back()[i] - target[i];
-              loss += upstream[i] * upstream[i] / 2;
-            }
-            if (index(comm.self()) == 0) seen.losses.push_back(loss);
-            for (std::size_t at = units.size(); at-- > 0;) {
-              auto& u = units[at];
-              auto w = gather(u, comm, s);
-              upstream = backward(w[0].template data<T>(), u.gradients()[0].template data<G>(), inputs[at], upstream);
-              reduce_scatter(u, comm, {.scale = 1.f / static_cast<float>(W)}, s);
-              release(u, s);
-            }
-            auto const k = static_cast<float>(clip_factor(global_norm(units, comm, s), 1.0));
-            for (auto& u : units)
-              with_type(prec(role::grad_accum),
-                        [&]<class A>(A) { my_descent(u.master(), u.template grad<A>(), 0.1f * k); });
+      if constexpr (!requires { decltype(prec)::value; }) {
+        throw std::logic_error{"this framework is compiled for the named precisions"};
+      } else {
+        using T = element<prec(role::compute)>;
+        using G = element<prec(role::reduce)>;
+        using A = element<prec(role::grad_accum)>;
+        kernels::page_buffer memory{bytes{1 << 20}};
+        memory_arena arena{memory.span()};
+        std::vector<sharded_unit<decltype(prec), decltype(shard)>> units;
+        for (auto& b : blocks) units.emplace_back(b.parameters(), world{W}, prec, shard, arena);
+        inline_stream const s;
+        agree(comm, r, units);
+        read += load(units, model, comm).bytes_read.value;
+        vector6 const x{1, 2, 1, 2, 1, 2}, target{3, 2, 1, 3, 2, 1};
+        for (int step = 0; step < 8; ++step) {
+          std::vector<vector6> inputs{x};
+          for (auto& u : units) {
+            auto w = gather(u, comm, s);
+            inputs.push_back(forward(w[0].template data<T>(), inputs.back()));
+            release(u, s);
           }
-        });
-      });
+          vector6 upstream{};
+          float loss = 0;
+          for (std::size_t i = 0; i < 6; ++i) {
+            upstream[i] = inputs.back()[i] - target[i];
+            loss += upstream[i] * upstream[i] / 2;
+          }
+          if (index(comm.self()) == 0) seen.losses.push_back(loss);
+          for (std::size_t at = units.size(); at-- > 0;) {
+            auto& u = units[at];
+            auto w = gather(u, comm, s);
+            upstream = backward(w[0].template data<T>(), u.gradients()[0].template data<G>(), inputs[at], upstream);
+            reduce_scatter(u, comm, {.scale = 1.f / static_cast<float>(W)}, s);
+            release(u, s);
+          }
+          auto const k = static_cast<float>(clip_factor(global_norm(units, comm, s), 1.0));
+          for (auto& u : units) my_descent(u.master(), u.template grad<A>(), 0.1f * k);
+        }
+      }
     });
   });
   seen.bytes_read = read;
@@ -147,7 +145,7 @@ TEST_CASE("configuration, policies as types, a checkpoint loaded into shards, an
     REQUIRE(alone.losses.size() == 8);
     CHECK(alone.losses.back() < alone.losses.front() / 2);
     auto const headers = std::filesystem::file_size(model) - 48;
-    for (std::size_t const ranks : {2, 4, 8}) {
+    for (std::size_t const ranks : {2u, 4u, 8u}) {
       auto const many = train(config, model, ranks);
       CHECK(many.losses == alone.losses);  // equal gradients on 2^k ranks: sums and means are exact
       CHECK(many.bytes_read <= 48 + ranks * headers);

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "tier.hpp"
+
 #include <flatshard/layouts/fsdp2.hpp>
 #include <flatshard/layouts/native.hpp>
 #include <flatshard/layouts/zero3.hpp>
@@ -142,7 +144,7 @@ TEST_CASE("a layout answers the same when compiled and when run") {
 
 TEST_CASE("every element lies in exactly one place, for random shapes and worlds") {
   std::mt19937_64 random{20260101};
-  for (int round = 0; round < 700; ++round) {
+  for (std::size_t round = 0, rounds = cases_of("FLATSHARD_CASES", 700); round < rounds; ++round) {
     auto const w = 1 + static_cast<std::size_t>(random() % 9);
     native aligned;
     aligned.tensor_align = std::size_t{1} << random() % 4;

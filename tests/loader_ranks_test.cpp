@@ -136,7 +136,7 @@ TEST_CASE_TEMPLATE("a load and a gather give the file's values, for every world 
   test_folder here{"loader-ranks"};
   write_test_file(here.path / "model.safetensors", tensors);
   auto const from = open_checkpoint(here.path).value();
-  for (std::size_t const w : {1, 2, 3, 5})
+  for (std::size_t const w : {1u, 2u, 3u, 5u})
     for (auto const& p : {fsdp2_bf16, fsdp2_fp32, deepspeed_bf16, deepspeed_fp32})
       check_weights<Sharding>(from, w, p, w % 2 == 0);
 }

@@ -170,6 +170,44 @@ TEST_CASE("integers and narrow types are loaded as they are") {
   CHECK(codes(cast.error().problems) == std::vector{errc::dtype_mismatch, errc::dtype_mismatch});
 }
 
+TEST_CASE("neighbours of other types and units share a chunk: nothing is read twice or out of place") {
+  test_folder here{"loader-mixed"};
+  std::vector<tensor_spec> const bytes_unit{{"u", dtype::u8, {3}}},
+      mixed{
+          {"f", dtype::f32, {10}}, {"b", dtype::bf16, {50'000}}, {"c", dtype::bf16, {50'000}}, {"h", dtype::f16, {7}}};
+  auto all = bytes_unit;
+  all.insert(all.end(), mixed.begin(), mixed.end());
+  write_test_file(here.path / "model.safetensors", all);
+  auto const from = open_checkpoint(here.path).value();
+  auto const first = parameters_of(bytes_unit), second = parameters_of(mixed);
+  listed_layout<native> const small{native{}, std::span{first}, world{1}}, large{native{}, std::span{second}, world{1}};
+  std::vector<std::byte> u(small.segment().value);
+  std::vector<bf16> storage(large.segment().value, bf16{0x7777});
+  load_options options;
+  options.chunk = {4096};
+  std::vector<segment_job<listed_layout<native>>> const jobs{
+      {&small, rank_at(0), {u, dtype::u8}},
+      {&large, rank_at(0), {std::as_writable_bytes(std::span{storage}), dtype::bf16}}};
+  auto const done = load_segments(from, jobs, options);
+  REQUIRE(done.has_value());
+  CHECK(done->bytes_read == from.data_size());
+  CHECK(done->bytes_needed == from.data_size());
+  CHECK(done->merged > 0);
+  for (std::size_t i = 0; i < 3; ++i) CHECK(std::to_integer<std::uint8_t>(u[i]) == test_byte("u", i));
+  std::size_t wrong = 0;
+  for (std::size_t j = 0; j < storage.size(); ++j) {
+    auto const place = large.at(rank_at(0), {j});
+    if (place.padding) {
+      wrong += storage[j].bits != 0;
+      continue;
+    }
+    auto const& t = mixed[place.tensor];
+    auto const value = file_value(t.type, t.name, place.index.value);
+    wrong += t.type == dtype::bf16 && value != value ? false : storage[j] != narrow<bf16>(value);
+  }
+  CHECK(wrong == 0);
+}
+
 TEST_CASE("several files: each byte is read once over all ranks, long ranges straight into the segment") {
   test_folder here{"loader-files"};
   std::vector<tensor_spec> const first{{"l.0.a", dtype::bf16, {512, 1024}}, {"l.0.b", dtype::bf16, {64}}},

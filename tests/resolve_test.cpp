@@ -3,6 +3,7 @@
 #include <flatshard/json.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
 #include <string>
 #include <string_view>
@@ -272,6 +273,8 @@ TEST_CASE("the load-time trap: two triangles") {
   CHECK(errors(safe) == 0);
   CHECK(safe.find("train_batch_size")->value == "64");
   CHECK(safe.find("train_batch_size")->load_value == "8");
+  CHECK(safe.find("batch.world_size")->value == "8");
+  CHECK(safe.find("batch.world_size")->load_value == "1");
   auto const up =
       with(R"({"train_batch_size": 32, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 1,
                            "zero_optimization": {"stage": 3}})",
@@ -481,4 +484,16 @@ TEST_CASE("any document resolves without a crash") {
           }
         }
   CHECK(resolved > 20000);
+}
+
+TEST_CASE("a hostile configuration costs no quadratic time") {
+  std::string many = "{\"zero_optimization\": {\"stage\": 3";
+  for (int i = 0; i < 20'000; ++i) many += ",\"k" + std::to_string(i) + "\": {}";
+  many += "}";
+  for (int i = 0; i < 20'000; ++i) many += ",\"k" + std::to_string(i) + "\": {\"a\": \"auto\"}";
+  auto const d = config(many + "}");
+  auto const started = std::chrono::steady_clock::now();
+  auto const r = resolve(d, profile::llamafactory, {.world = 2, .hidden_size = 8});
+  CHECK(std::chrono::steady_clock::now() - started < std::chrono::seconds{20});
+  CHECK(errors(r) >= 40'000);
 }

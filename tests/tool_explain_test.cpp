@@ -227,7 +227,8 @@ TEST_CASE("a configuration that cannot be read is an error with its place; the J
                                                         {"empty.json", "[json-syntax]"},
                                                         {"none.json", "[file_missing]"},
                                                         {"folder.json", "folder.json"}}) {
-    CAPTURE(name);
+    auto const& shown = name;
+    CAPTURE(shown);
     auto const r = run({"explain", dir / name, "--json"});
     CHECK(r.code == 1);
     CHECK_MESSAGE(r.says(says), r.err);
@@ -313,7 +314,8 @@ TEST_CASE("a LLaMA-Factory file, alone or with the DeepSpeed file that it names"
            {"dist_config: {name: deepspeed, config_file: nowhere.json}\n", "nowhere.json"},
            {"dist_confg:\n  name: fsdp2\n", "[unknown-keys]"},
        }) {
-    CAPTURE(text);
+    auto const& shown = text;
+    CAPTURE(shown);
     spill(dir / "wrong.yaml", text);
     auto const r = run({"explain", dir / "wrong.yaml", "--json", "--world", "2"});
     CHECK(r.code == 1);

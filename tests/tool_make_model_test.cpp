@@ -96,7 +96,8 @@ TEST_CASE("a scalable family fits into the size and fills 95 % of it") {
                                                                                 {"13GiB", 13 * 1073741824.0},
                                                                                 {"150G", 150 * 1073741824.0}}) {
       CAPTURE(arch);
-      CAPTURE(text);
+      auto const& shown = text;
+      CAPTURE(shown);
       auto const target = dir / arch + text;
       auto const r = run({"make-model", target, "--arch", arch, "--size", text, "--sparse"});
       REQUIRE_MESSAGE(r.code == 0, r.err);
@@ -142,7 +143,8 @@ TEST_CASE("values depend on seed, tensor name and element index alone") {
   std::size_t n = 0;
   for (auto const& [name, t] : one) {
     auto const v = values_of(t);
-    CAPTURE(name);
+    auto const& shown = name;
+    CAPTURE(shown);
     CHECK(t.type == "BF16");
     if (name.ends_with("norm.weight")) {
       CHECK(std::all_of(v.begin(), v.end(), [](float x) { return x == 1; }));

@@ -50,7 +50,8 @@ TEST_CASE("wrong usage is exit code 2 with a sentence on stderr") {
            {{"make-model", "x", "--arch", "llama", "--seed", "-1"}, "--seed: must be a whole number"},
            {{"make-model", "x", "y", "--arch", "llama"}, "not expected: y"},
        }) {
-    CAPTURE(words);
+    auto const shown_words = words.empty() ? std::string{} : words.back();
+    CAPTURE(shown_words);
     auto const r = run(words);
     CHECK(r.code == 2);
     CHECK(r.out.empty());

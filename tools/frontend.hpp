@@ -20,6 +20,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -413,6 +414,7 @@ class yaml_builder {
     auto own = value::object();
     std::vector<value> merged;
     std::set<std::string> texts;
+    std::unordered_map<std::string, std::size_t> positions;
     while (!fault_ && events_[at].what != yaml_event::kind::end) {
       auto const key_event = at;
       bool const merge_key = is_merge_key(key_event);
@@ -439,17 +441,21 @@ class yaml_builder {
       if (key.is(value_kind::string) && !texts.insert(name).second)
         return fail(errc::duplicate_keys, key_event, "the key \"" + name + "\" stands twice in one mapping; remove one",
                     "ConstructorError (omegaconf): found duplicate key " + name);
-      own.add(name, place_of(key_event), std::move(v));
+      auto const position = positions.try_emplace(name, own.members().size()).first->second;
+      own.add_at(position, name, place_of(key_event), std::move(v));
     }
     ++at;
     if (merged.empty()) return own;
-    auto whole = value::object();  // merged keys first, a later merge over an earlier one, own keys over all
+    std::unordered_map<std::string, std::size_t> places;
+    std::vector<object_member> all;  // merged keys first, a later merge over an earlier one, own keys over all
     for (auto const& m : merged) {
       if (!m.is(value_kind::object))
         return fail(errc::yaml_syntax, here, "a merge key needs objects", "ConstructorError (yaml)");
-      for (auto const& k : m.members()) put(whole, k);
+      for (auto const& k : m.members()) put(all, places, k);
     }
-    for (auto const& k : own.members()) put(whole, k);
+    for (auto const& k : own.members()) put(all, places, k);
+    auto whole = value::object();
+    for (auto& k : all) whole.add_at(whole.members().size(), k.key, k.key_at, std::move(k.held));
     return whole;
   }
   [[nodiscard]] bool is_merge_key(std::size_t event) const {
@@ -481,11 +487,14 @@ class yaml_builder {
     at = std::min(text_.find_first_not_of(" \t", std::min(at, line_end)), line_end);
     return at < line_end && text_[at] == ':';
   }
-  static void put(value& into, object_member const& m) {
-    if (into.has(m.key))
-      into.set(m.key, m.held);
+  /// Merged members by position, so that later ones replace earlier ones in place.
+  static void put(std::vector<object_member>& into, std::unordered_map<std::string, std::size_t>& positions,
+                  object_member const& m) {
+    auto const [at, fresh] = positions.try_emplace(m.key, into.size());
+    if (fresh)
+      into.push_back(m);
     else
-      into.add(m.key, m.key_at, m.held);
+      into[at->second] = m;
   }
 
   struct anchored {

@@ -295,7 +295,11 @@ void load(request const& r) {
       reports = r.threads ? in_threads(plan, r, seen) : in_processes(plan, r, seen);
     }
   }
-  auto const seconds = seconds_since(started);
+  auto seconds = seconds_since(started);
+  if (!r.one_rank && !r.threads) {  // without what processes need to give their memory back
+    seconds = 0;
+    for (auto const& one : reports) seconds = std::max(seconds, one.arrived);
+  }
   for (auto const& one : reports)
     if (one.header_hash != reports.front().header_hash)
       throw failure{fmt::format("ranks {} and {} saw different checkpoints: header hashes {:016x} and {:016x}",

@@ -186,6 +186,7 @@ std::vector<rank_report> run_processes(std::uint64_t world, rank_work const& wor
                                        progress_sink const& seen) {
   // What ranks with the same fault need to say so, before those that are still at work are ended.
   constexpr std::chrono::milliseconds grace{500};
+  auto const started = clock::now();
   family_of_ranks family{world};
   family.start(work);
   auto& children = family.children();
@@ -225,7 +226,9 @@ std::vector<rank_report> run_processes(std::uint64_t world, rank_work const& wor
         c.inbox.append(part.data(), static_cast<std::size_t>(n));
       bool const closed = n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
       c.alive = clock::now();
+      bool const reported = c.report.has_value();
       open_messages(c);
+      if (c.report && !reported) c.report->arrived = std::chrono::duration<double>(c.alive - started).count();
       if (closed) {
         ::close(std::exchange(c.pipe, -1));
         auto const ending = family_of_ranks::reap(c);

@@ -23,6 +23,7 @@ struct rank_report {
   std::uint64_t header_hash{};   ///< of the checkpoint as this rank saw it
   std::uint64_t requests{};      ///< read calls that it made
   double seconds{};              ///< from before the first file was opened to the last byte in place
+  double arrived{};              ///< seconds from before the first rank was started to the arrival of this report
 };
 
 /// Called by a rank whenever it came further: bytes read so far. Also a sign of life.

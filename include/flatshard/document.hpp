@@ -36,6 +36,10 @@ class node {
   /// The node of a key; of an absent key, or of a value that is no object: an absent node.
   [[nodiscard]] node operator[](std::string_view key) const;
   [[nodiscard]] node operator[](std::size_t index) const;
+  /// The node of one of this object's members. Complexity: O(length of the pointer).
+  [[nodiscard]] node operator[](object_member const& m) const {
+    return {*in_, m.held, pointer_ + '/' + pointer_token(m.key)};
+  }
   /// The JSON Pointer of this value, also of an absent one.
   [[nodiscard]] std::string const& pointer() const { return pointer_; }
   /// Where it stands; an absent value stands where its nearest present parent does.

@@ -160,6 +160,7 @@ void place_elements(load_destination const& to, std::uint64_t local, dtype type,
   constexpr std::size_t block =
       8192;  // elements: the master's values are still in the nearest cache when they are narrowed
   with_cast_element(type, [&]<class From>(From) {
+    require(reinterpret_cast<std::uintptr_t>(in.data()) % alignof(From) == 0, "staged elements must be aligned");
     std::span<From const> const all{reinterpret_cast<From const*>(in.data()), in.size() / sizeof(From)};
     with_cast_element(to.storage_dtype, [&]<class To>(To) {
       auto const out = typed_bytes<To>(to.storage.data() + local * sizeof(To), all.size());

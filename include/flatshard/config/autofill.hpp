@@ -99,9 +99,9 @@ template <class Visit>
 void for_each_auto(node const& at, Visit&& visit) {
   for (auto const& m : at->members()) {
     if (m.held.is_text("auto"))
-      visit(at[m.key]);
-    else
-      for_each_auto(at[m.key], visit);
+      visit(at[m]);
+    else if (m.held.is(value_kind::object))
+      for_each_auto(at[m], visit);
   }
 }
 

@@ -15,6 +15,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -155,7 +156,7 @@ class deepspeed_under_llamafactory {
       else
         out_.warn(errc::unknown_key, root_.key_place(m), at_train,
                   "the key \"" + m.key + "\" is not known to " + std::string{deepspeed_version} +
-                      " and ignored in silence" + did_you_mean(m.key, deepspeed_top_keys));
+                      " and ignored in silence" + out_.suggest(m.key, deepspeed_top_keys));
     }
     if (auto const old = root_["bfloat16"]; old.present())
       out_.warn(
@@ -314,6 +315,7 @@ class deepspeed_under_llamafactory {
     decide_stage(zero, zero_at);
     decide_roles(mode, zero);
     decide_batch(batch);
+    decide_world(batch);
     decide_buckets(zero);
     decide_rest(copy);
   }
@@ -483,13 +485,17 @@ class deepspeed_under_llamafactory {
     if (auto const clock = root_["wall_clock_breakdown"]; clock->is(value_kind::string))
       found.error(errc::wrong_type, clock.where(), when, "found " + to_json(*clock) + ", allowed: true or false",
                   {"TypeError", "deepspeed", "unsupported operand type(s) for |: 'str' and 'bool'"});
+    auto const key_of = [](problem const& p) {
+      return std::to_string(static_cast<int>(p.code)) + p.where.pointer + '\n' + p.detail;
+    };
+    std::unordered_map<std::string, std::size_t> at_load_already;
+    if (when == at_train)
+      for (std::size_t i = 0; i < out_.problems.size(); ++i)
+        if (out_.problems[i].when == at_load) at_load_already.try_emplace(key_of(out_.problems[i]), i);
     for (auto& p : found.problems) {
-      auto const same = [&](problem const& q) {
-        return q.code == p.code && q.where == p.where && q.detail == p.detail && q.when == at_load;
-      };
-      auto const earlier = std::find_if(out_.problems.begin(), out_.problems.end(), same);
-      if (when == at_train && earlier != out_.problems.end())
-        earlier->when = both_moments;
+      auto const earlier = at_load_already.find(key_of(p));
+      if (earlier != at_load_already.end())
+        out_.problems[earlier->second].when = both_moments;
       else
         out_.problems.push_back(std::move(p));
     }
@@ -680,6 +686,22 @@ class deepspeed_under_llamafactory {
         auto const load_value = part(*policies_.batch_at_load, i);
         if (load_value != d.value) d.load_value = load_value;
       }
+    }
+  }
+
+  void decide_world(std::optional<batch_result> const& batch) {
+    auto const at = root_["sequence_parallel_size"];
+    auto& d = out_.decide("batch.world_size",
+                          batch ? python_text(batch->sizes.world) : std::to_string(facts_.world.value_or(1)),
+                          at.present()   ? "the ranks of the launcher divided by sequence_parallel_size"
+                          : facts_.world ? "the ranks of the launcher"
+                                         : "no launcher: one process",
+                          rule("batch.world_size"), at.where());
+    if (!policies_.load.partitioned) return;
+    auto const load_world = python_text(batch_world(facts_.world_at_load, *at));
+    if (load_world != d.value) {
+      d.load_value = load_world;
+      d.reason += "; while the model is built DeepSpeed's communicator is down and it counts 1";
     }
   }
 

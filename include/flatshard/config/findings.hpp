@@ -38,6 +38,22 @@ struct upstream_error {
 /// Upstream's moments, as problems name them.
 inline constexpr std::string_view at_read = "read", at_load = "load", at_train = "train", at_first_step = "first step";
 
+/// A value as Python prints it: True, None, 'text', 4.0.
+[[nodiscard]] std::string python_text(value const& v);
+/// Changes of one letter (also swapped neighbours) between two words. Complexity: O(a * b).
+[[nodiscard]] std::size_t edit_distance(std::string_view a, std::string_view b);
+/// `; did you mean "x"?` for the nearest of `known` within a third of the letters, else empty.
+template <class Names>
+[[nodiscard]] std::string did_you_mean(std::string_view key, Names const& known) {
+  std::string_view best;
+  std::size_t distance = key.size() / 3 + 1;
+  for (std::string_view const name : known)
+    if (auto const d = edit_distance(key, name); d < distance) {
+      distance = d;
+      best = name;
+    }
+  return best.empty() ? std::string{} : "; did you mean \"" + std::string{best} + "\"?";
+}
 /// Collects decisions and problems in upstream's order of evaluation.
 class findings {
  public:
@@ -62,27 +78,19 @@ class findings {
   void note(errc code, place where, std::string_view when, std::string detail) {
     problems.push_back({code, std::move(where), std::move(detail), severity::note, std::string{when}, {}});
   }
+  /// did_you_mean for the first 200 keys of a configuration, so that a hostile one costs no more.
+  template <class Names>
+  [[nodiscard]] std::string suggest(std::string_view key, Names const& known) {
+    return suggestions_++ < 200 ? did_you_mean(key, known) : std::string{};
+  }
   [[nodiscard]] bool failed() const {
     return std::any_of(problems.begin(), problems.end(), [](auto const& p) { return p.level == severity::error; });
   }
+
+ private:
+  std::size_t suggestions_ = 0;
 };
 
-/// A value as Python prints it: True, None, 'text', 4.0.
-[[nodiscard]] std::string python_text(value const& v);
-/// Changes of one letter (also swapped neighbours) between two words. Complexity: O(a * b).
-[[nodiscard]] std::size_t edit_distance(std::string_view a, std::string_view b);
-/// `; did you mean "x"?` for the nearest of `known` within a third of the letters, else empty.
-template <class Names>
-[[nodiscard]] std::string did_you_mean(std::string_view key, Names const& known) {
-  std::string_view best;
-  std::size_t distance = key.size() / 3 + 1;
-  for (std::string_view const name : known)
-    if (auto const d = edit_distance(key, name); d < distance) {
-      distance = d;
-      best = name;
-    }
-  return best.empty() ? std::string{} : "; did you mean \"" + std::string{best} + "\"?";
-}
 /// Reports every duplicate key below `at` as a warning: the last value counts upstream, in silence.
 inline void report_duplicates(node const& at, findings& out);
 
@@ -128,7 +136,7 @@ inline void report_duplicates(node const& at, findings& out) {
                "the key \"" + m.key + "\" stands " + std::to_string(m.shadowed.size() + 1) + " times (also on line " +
                    lines + "); the last value counts; remove the others");
     }
-    report_duplicates(at[m.key], out);
+    if (m.held.height() > 0) report_duplicates(at[m], out);
   }
   for (std::size_t i = 0; i < at->elements().size(); ++i) report_duplicates(at[i], out);
 }

@@ -103,7 +103,8 @@ inline void resolve_llamafactory(document const& file, profile front_end, facts 
 inline value converted_section(value const& section) {
   if (section.is(value_kind::object)) {
     auto out = value::object();
-    for (auto const& m : section.members()) out.add(m.key, m.key_at, converted_section(m.held));
+    for (auto const& m : section.members())
+      out.add_at(out.members().size(), m.key, m.key_at, converted_section(m.held));
     out.place_at(section.at());
     return out;
   }
@@ -295,7 +296,7 @@ class llamafactory_file {
     constexpr std::array<std::string_view, 6> yes{"true", "yes", "on", "t", "y", "1"};
     bool const allowed = std::find(yes.begin(), yes.end(), word) != yes.end();
     for (auto const* m : unknown) {
-      auto hint = did_you_mean(m->key, known);
+      auto hint = out_.suggest(m->key, known);
       if (std::find(fsdp2_keys.begin(), fsdp2_keys.end(), m->key) != fsdp2_keys.end() || m->key == "config_file")
         hint = "; it belongs into dist_config";
       else if (std::find(deepspeed_top_keys.begin(), deepspeed_top_keys.end(), m->key) != deepspeed_top_keys.end())
@@ -658,7 +659,7 @@ class llamafactory_file {
     for (auto const& m : dist_->members()) {
       if (known(m.key)) continue;
       auto const where = root_["dist_config"].key_place(m);
-      auto hint = deepspeed ? did_you_mean(m.key, deepspeed_backend_keys) : did_you_mean(m.key, fsdp2_keys);
+      auto hint = deepspeed ? out_.suggest(m.key, deepspeed_backend_keys) : out_.suggest(m.key, fsdp2_keys);
       if (m.key == "mixed_precision") hint = "; since pull request 10300 only the top-level key bf16 counts";
       out_.error(errc::unknown_backend_keys, where, at_train,
                  "the key \"" + m.key + "\" is not known to the backend " + backend_name_ + hint,

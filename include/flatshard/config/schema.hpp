@@ -276,7 +276,7 @@ void read_section(node const& at, S& into, std::string_view model, std::string_v
     if (!second_name && std::find(known.begin(), known.end(), m.key) != known.end()) continue;
     out.error(errc::extra_forbidden, at.key_place(m), when,
               second_name ? "the key \"" + m.key + "\" is given by both of its names; remove one"
-                          : "the key \"" + m.key + "\" is not known here" + did_you_mean(m.key, known),
+                          : "the key \"" + m.key + "\" is not known here" + out.suggest(m.key, known),
               {"ValidationError", "deepspeed", std::string{model} + ", extra_forbidden"});
   }
 }

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+// The trainer against the golden Llama models: every row of the tolerance table of their README, whole and sharded,
+// with both ways of computing products and both forms of config.json.
+#include "trainer_runs.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+namespace {
+
+using namespace trainer_runs;
+
+std::vector<fs::path> models() {
+  std::vector<fs::path> list;
+  std::error_code none;
+  for (auto const& entry : fs::directory_iterator{golden("llama"), none})
+    if (fs::exists(entry.path() / "expect.safetensors")) list.push_back(entry.path());
+  std::sort(list.begin(), list.end());
+  return list;
+}
+
+double largest_difference(std::vector<double> const& a, std::vector<double> const& b) {
+  REQUIRE(a.size() == b.size());
+  double most = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    auto const d = std::abs(a[i] - b[i]);
+    if (!(d <= most)) most = d;  // a NaN stays
+  }
+  return most;
+}
+double largest(std::vector<double> const& a) {
+  double most = 0;
+  for (auto const x : a) most = std::max(most, std::abs(x));
+  return most;
+}
+double rms_difference(std::vector<double> const& a, std::vector<double> const& b) {
+  REQUIRE(a.size() == b.size());
+  double sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) sum += (a[i] - b[i]) * (a[i] - b[i]);
+  return std::sqrt(sum / static_cast<double>(a.size()));
+}
+bool kept(std::string const& name) {
+  return name.find("norm") != std::string::npos || name.ends_with("bias") ||
+         name.ends_with("model.layers.0.self_attn.k_proj.weight") ||
+         name.ends_with("model.layers.1.self_attn.v_proj.weight");
+}
+
+/// Distances of weights after five steps, in units of the learning rate.
+struct distances {
+  double worst_median = 0, rms = 0, most = 0, share = 0;
+};
+distances compare(tensor_file const& got, tensor_file const& stored, std::string const& prefix) {
+  distances d;
+  double squares = 0, far = 0, count = 0;
+  for (auto const& [name, want] : stored) {
+    auto const rest = name.substr(std::min(prefix.size(), name.size()));
+    if (!name.starts_with(prefix) || rest.starts_with("m.") || rest.starts_with("v.")) continue;
+    auto const& have = got.at("weights." + rest).values;
+    REQUIRE(have.size() == want.values.size());
+    std::vector<double> each;
+    for (std::size_t i = 0; i < have.size(); ++i) {
+      each.push_back(std::abs(have[i] - want.values[i]) / 1e-3);
+      squares += each.back() * each.back();
+      far += each.back() > 1e-2;
+      d.most = std::max(d.most, each.back());
+    }
+    count += static_cast<double>(each.size());
+    std::nth_element(each.begin(), each.begin() + static_cast<std::ptrdiff_t>(each.size() / 2), each.end());
+    d.worst_median = std::max(d.worst_median, each[each.size() / 2]);
+  }
+  REQUIRE(count > 0);
+  d.rms = std::sqrt(squares / count);
+  d.share = far / count;
+  return d;
+}
+
+struct way {
+  std::string products;  // FLATSHARD_MATMUL
+  std::string form;      // of config.json
+  std::string world, layout;
+};
+/// Worlds, layouts, products and forms, each with each other at least once.
+std::vector<way> const ways{
+    {"onednn", "config.json", "1", "native"}, {"loops", "config.v4.json", "1", "zero3"},
+    {"loops", "config.json", "2", "zero3"},   {"onednn", "config.v4.json", "2", "fsdp2"},
+    {"onednn", "config.json", "3", "zero3"},  {"loops", "config.json", "3", "native"},
+    {"loops", "config.json", "4", "fsdp2"},   {"onednn", "config.json", "4", "native"},
+};
+
+/// The model's folder with the other form of config.json under the usual name.
+std::string model_in(fs::path const& model, std::string const& form, scratch_folder const& folder) {
+  if (form == "config.json") return model.string();
+  auto const to = folder.path() / "model";
+  if (fs::exists(to)) return to.string();
+  fs::create_directory(to);
+  for (auto const& entry : fs::directory_iterator{model})
+    if (entry.path().filename().string().starts_with("model"))
+      fs::create_symlink(fs::absolute(entry.path()), to / entry.path().filename());
+  fs::copy_file(model / form, to / "config.json");
+  return to.string();
+}
+
+tensor_file train(fs::path const& model, way const& w, std::string const& config, scratch_folder const& folder) {
+  auto const done = run({"--model", model_in(model, w.form, folder), "--config", folder.text("config.json", config),
+                         "--world", w.world, "--steps", "5", "--tokens", (model / "expect.safetensors").string(),
+                         "--layout", w.layout, "--final-loss", "--dump", folder / "dump"},
+                        "FLATSHARD_MATMUL=" + w.products);
+  INFO(done.err);
+  REQUIRE(done.exit_code == 0);
+  return read_all(folder / "dump");
+}
+
+template <class Check>
+void for_every_model(Check check) {
+  auto const list = models();
+  if (list.empty()) MESSAGE("skipped: no models in " << golden("llama").string());
+  std::size_t cases = 0;
+  for (auto const& model : list) {
+    auto const expect = read_all(model / "expect.safetensors"), steps = read_all(model / "steps.safetensors");
+    for (auto const& w : ways) {
+      CAPTURE(model.string());
+      CAPTURE(w.products);
+      CAPTURE(w.form);
+      CAPTURE(w.world);
+      CAPTURE(w.layout);
+      scratch_folder const folder;
+      check(model, w, expect, steps, folder);
+      ++cases;
+    }
+  }
+  MESSAGE(cases << " cases run, 0 skipped");
+}
+
+void check_moments(tensor_file const& got, tensor_file const& steps, std::string const& prefix) {
+  for (auto const& [key, want] : steps) {
+    auto const& name = key;
+    if (!name.starts_with(prefix + "m.") && !name.starts_with(prefix + "v.")) continue;
+    CAPTURE(name);
+    auto const& have = got.at(name.substr(prefix.size())).values;
+    CHECK(largest_difference(have, want.values) <= 1e-4 * largest(want.values));
+  }
+}
+
+void check_five_steps(tensor_file const& got, tensor_file const& expect, tensor_file const& steps,
+                      std::string const& run_name) {
+  auto const d = compare(got, steps, run_name + ".5.");
+  CHECK(d.worst_median <= 1e-3);
+  CHECK(d.rms <= 2e-3);
+  CHECK(d.share <= 1e-3);
+  CHECK(d.most <= 1);
+  check_moments(got, steps, run_name + ".5.");
+  CHECK(largest_difference(got.at("losses").values, expect.at(run_name + ".loss").values) <= 3e-6);
+  auto const& norms = expect.at(run_name + ".grad_norm").values;
+  for (std::size_t i = 0; i < norms.size(); ++i)
+    CHECK(std::abs(got.at("grad_norms").values.at(i) - norms[i]) <= 5e-6 * norms[i]);
+}
+
+}  // namespace
+
+TEST_CASE("fp32: logits, loss and gradients of the first step, five steps of AdamW") {
+  for_every_model([](auto const& model, way const& w, auto const& expect, auto const& steps, auto const& folder) {
+    auto const ds = w.layout == "zero3";
+    auto const got = train(model, w, ds ? deepspeed(false, "0") : fsdp2(false, "1e30"), folder);
+    CHECK(largest_difference(got.at("logits").values, expect.at("logits.fp64").values) <= 2e-5);
+    CHECK(std::abs(got.at("losses").values.at(0) - expect.at("loss.fp32").values.at(0)) <= 2e-6);
+    for (auto const& [key, want] : expect) {
+      auto const& name = key;
+      if (!name.starts_with("grad.")) continue;
+      CAPTURE(name);
+      CHECK(largest_difference(got.at(name).values, want.values) <= 1e-5 * largest(want.values));
+    }
+    auto const norm = expect.at("grad_norm.fp64").values.at(0);
+    CHECK(std::abs(got.at("grad_norms").values.at(0) - norm) <= 5e-6 * norm);
+    check_five_steps(got, expect, steps, "adamw");
+  });
+}
+
+TEST_CASE("fp32: five clipped steps") {
+  for_every_model([](auto const& model, way const& w, auto const& expect, auto const& steps, auto const& folder) {
+    auto const ds = w.layout == "zero3";
+    auto const got = train(model, w, ds ? deepspeed(false, "0.5") : fsdp2(false, "0.5"), folder);
+    check_five_steps(got, expect, steps, "clip");
+  });
+}
+
+TEST_CASE("bf16: logits, gradients and five mixed steps, as DeepSpeed and as FSDP2") {
+  for_every_model([](auto const& model, way const& w, auto const& expect, auto const& steps, auto const& folder) {
+    auto const ds = w.layout == "zero3";
+    auto const got = train(model, w, ds ? deepspeed(true, "0") : fsdp2(true, "1e30"), folder);
+    auto const& exact = expect.at("logits.fp64").values;
+    auto const& theirs = expect.at("logits.bf16").values;
+    auto const& ours = got.at("logits").values;
+    CHECK(rms_difference(ours, exact) <= 1.25 * rms_difference(theirs, exact));
+    CHECK(largest_difference(ours, exact) <= 2 * largest_difference(theirs, exact));
+    CHECK(std::abs(got.at("losses").values.at(0) - expect.at("loss.bf16").values.at(0)) <= 0.02);
+    double far = 0, all = 0;
+    for (auto const& [key, want] : expect) {
+      auto const& name = key;
+      if (!name.starts_with("grad.") || !kept(name)) continue;
+      CAPTURE(name);
+      auto const& have = got.at(name).values;
+      CHECK(largest_difference(have, want.values) <= 0.08 * largest(want.values));
+      for (std::size_t i = 0; i < have.size(); ++i) {
+        far += (have[i] - want.values[i]) * (have[i] - want.values[i]);
+        all += want.values[i] * want.values[i];
+      }
+    }
+    REQUIRE(all > 0);
+    CHECK(std::sqrt(far / all) <= 0.045);
+    CHECK(largest_difference(got.at("losses").values, expect.at("mixed.loss").values) <= 0.02);
+    CHECK(compare(got, steps, "mixed.5.").rms <= 0.5);
+    auto const& norms = expect.at("mixed.grad_norm").values;
+    for (std::size_t i = 0; i < norms.size(); ++i)
+      CHECK(std::abs(got.at("grad_norms").values.at(i) - norms[i]) <= 0.01 * norms[i]);
+    // DeepSpeed keeps gradients in bf16, FSDP2 in fp32.
+    for (auto const& [name, t] : got)
+      if (name.starts_with("grad.")) CHECK(t.type == (ds ? flatshard::dtype::bf16 : flatshard::dtype::f32));
+  });
+}
+
+TEST_CASE("loading: the fp32 master is the widened file, the compute copy has the file's own bits") {
+  for (auto const& model : models()) {
+    CAPTURE(model.string());
+    scratch_folder const folder;
+    auto const done =
+        run({"--model", model.string(), "--config", folder.text("c.json", fsdp2(true, "1.0")), "--world", "3",
+             "--steps", "0", "--tokens", (model / "expect.safetensors").string(), "--dump", folder / "dump"});
+    INFO(done.err);
+    REQUIRE(done.exit_code == 0);
+    auto const got = read_all(folder / "dump");
+    for (auto const& [key, want] : read_checkpoint(model)) {
+      auto const& name = key;
+      CAPTURE(name);
+      CHECK(got.at("weights." + name).type == flatshard::dtype::f32);
+      CHECK(got.at("weights." + name).values == want.values);
+      CHECK(got.at("compute." + name).type == flatshard::dtype::bf16);
+      if (want.type == flatshard::dtype::bf16) CHECK(got.at("compute." + name).bytes == want.bytes);
+    }
+  }
+}
+
+TEST_CASE("AdamW alone: one step on the stored gradients") {
+  for (auto const& model : models()) {
+    CAPTURE(model.string());
+    auto const expect = read_all(model / "expect.safetensors"), steps = read_all(model / "steps.safetensors");
+    auto const weights = read_checkpoint(model);
+    std::size_t tensors = 0;
+    for (auto const& [key, want] : steps) {
+      auto const& name = key;
+      if (!name.starts_with("adamw.1.") || !expect.contains("grad." + name.substr(8))) continue;
+      CAPTURE(name);
+      ++tensors;
+      auto const& start = weights.at(name.substr(8)).values;
+      std::vector<float> const wide(start.begin(), start.end());
+      scratch_folder const folder;
+      flatshard::safetensors_writer file{
+          folder / "in",
+          {{"start", flatshard::dtype::f32, {start.size()}}, {"grads", flatshard::dtype::f32, {1, start.size()}}}};
+      file.write("start", std::as_bytes(std::span{wide}));
+      file.write("grads", std::as_bytes(std::span{expect.at("grad." + name.substr(8)).bytes}));
+      file.commit();
+      REQUIRE(run({"--adamw", folder / "in", "--dump", folder / "out"}).exit_code == 0);
+      auto const got = read_all(folder / "out").at("weights").values;
+      REQUIRE(got.size() == want.values.size());
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        auto const x = static_cast<float>(want.values[i]);
+        auto const ulp = std::nextafter(std::abs(x), INFINITY) - std::abs(x);
+        if (!(std::abs(got[i] - want.values[i]) <= 2 * static_cast<double>(ulp))) FAIL_CHECK("element " << i);
+      }
+    }
+    CHECK(tensors > 0);
+  }
+}
+
+TEST_CASE("AdamW alone: plain, loosely clipped, clipped, and with tiny gradients") {
+  auto const path = golden("llama") / "optimizer.safetensors";
+  if (!fs::exists(path)) {
+    MESSAGE("skipped: no " << path.string());
+    return;
+  }
+  auto const want = read_all(path);
+  std::vector<std::pair<std::string, std::vector<std::string>>> const runs{
+      {"plain", {}},
+      {"loose", {"--max-grad-norm", "1e3"}},
+      {"clip", {"--max-grad-norm", "0.5"}},
+      {"tiny", {"--max-grad-norm", "1e-3", "--grad-scale", "1e-4"}}};
+  for (auto const& [key, options] : runs) {
+    auto const& name = key;
+    CAPTURE(name);
+    scratch_folder const folder;
+    std::vector<std::string> arguments{"--adamw", path.string(), "--dump", folder / "out"};
+    arguments.insert(arguments.end(), options.begin(), options.end());
+    auto const done = run(arguments);
+    INFO(done.err);
+    REQUIRE(done.exit_code == 0);
+    auto const got = read_all(folder / "out");
+    CHECK(largest_difference(got.at("weights").values, want.at(name + ".weights").values) <= 1e-6);
+    for (std::string const moment : {"m", "v"}) {
+      auto const& stored = want.at(name + "." + moment).values;
+      double worst = 0;
+      for (std::size_t i = 0; i < stored.size(); ++i)
+        worst =
+            std::max(worst, stored[i] == 0.0 ? std::abs(got.at(moment).values[i])
+                                             : std::abs(got.at(moment).values[i] - stored[i]) / std::abs(stored[i]));
+      CHECK(worst <= 1e-5);
+    }
+    if (want.contains(name + ".norms"))
+      for (std::size_t i = 0; i < want.at(name + ".norms").values.size(); ++i) {
+        auto const norm = want.at(name + ".norms").values[i];
+        CHECK(std::abs(got.at("norms").values.at(i) - norm) <= 1e-6 * norm);
+      }
+  }
+}

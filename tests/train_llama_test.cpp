@@ -1,0 +1,435 @@
+// SPDX-License-Identifier: Apache-2.0
+// The trainer as a program: the same weights for every number of ranks, checkpointing, what it prints and saves, and
+// what it refuses.
+#include "trainer_runs.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+namespace {
+
+using namespace trainer_runs;
+
+std::string some_text() {
+  std::string text;
+  std::uint64_t state = 7;
+  while (text.size() < 3000) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    text += static_cast<char>('a' + (state >> 60));
+    if (state >> 62 == 0) text += ' ';
+  }
+  return text;
+}
+
+struct model_folder : scratch_folder {
+  explicit model_folder(small_model const& m = {}, std::string const& more = {}) {
+    write_model(*this / "model", m, more);
+    text("text", some_text());
+    text("plain.json", deepspeed(false, "0"));
+    text("clip.json", deepspeed(false, "0.5"));
+    text("mixed.json", deepspeed(true, "0"));
+    text("fsdp2.json", fsdp2(false, "1e30"));
+    text("fsdp2-mixed.json", fsdp2(true, "1e30"));
+  }
+  /// The options of a run on this model, then `more`.
+  [[nodiscard]] std::vector<std::string> options(std::string const& config, std::size_t world,
+                                                 std::vector<std::string> const& more = {}) const {
+    std::vector<std::string> all{"--model", *this / "model", "--config", *this / config,
+                                 "--data",  *this / "text",  "--world",  std::to_string(world)};
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }
+  [[nodiscard]] tensor_file trained(std::string const& config, std::size_t world, std::vector<std::string> more,
+                                    std::string const& environment = {}) const {
+    more.insert(more.end(), {"--dump", *this / "dump"});
+    auto const done = run(options(config, world, more), environment);
+    INFO(done.err);
+    REQUIRE(done.exit_code == 0);
+    return read_all(*this / "dump");
+  }
+};
+
+/// Names of the tensors with this prefix that are not the same, bit by bit.
+std::vector<std::string> differences(tensor_file const& a, tensor_file const& b, std::string const& prefix) {
+  std::vector<std::string> names;
+  std::size_t compared = 0;
+  for (auto const& [name, t] : a) {
+    if (!name.starts_with(prefix)) continue;
+    ++compared;
+    if (!b.contains(name) || b.at(name).bytes != t.bytes) names.push_back(name);
+  }
+  REQUIRE(compared > 0);
+  return names;
+}
+bool has(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
+
+std::vector<std::string> const twenty{"--steps", "20", "--batch", "8", "--seq", "12", "--seed", "5"};
+std::vector<std::string> pairwise(std::vector<std::string> more) {
+  more.insert(more.end(), {"--sum-order", "pairwise"});
+  return more;
+}
+
+flatshard::value json_of(std::string const& text) { return flatshard::parse_json(text).value().value_of_root(); }
+
+}  // namespace
+
+TEST_CASE("pairwise sums: 1, 2, 4, 8 and more ranks give the same bits after 20 steps") {
+  for (std::string const products : {"FLATSHARD_MATMUL=loops", "FLATSHARD_MATMUL=onednn"}) {
+    CAPTURE(products);
+    // Norms of 6 elements: fewer than 8 ranks. The tied head adds two uses of one table.
+    for (bool const tied : {false, true}) {
+      model_folder const folder{{.hidden = 6, .intermediate = 10, .tied = tied}};
+      auto const one = folder.trained("plain.json", 1, pairwise(twenty), products);
+      CHECK(one.at("losses").values.back() < one.at("losses").values.front());
+      struct other {
+        std::string config, layout;
+        std::size_t world;
+      };
+      std::vector<other> const others{{"plain.json", "zero3", 2},
+                                      {"plain.json", "native", 4},
+                                      {"fsdp2.json", "fsdp2", 8},
+                                      {"plain.json", "zero3", 8},
+                                      {"fsdp2.json", "native", 16}};
+      for (auto const& o : others) {
+        CAPTURE(o.layout);
+        CAPTURE(o.world);
+        auto options = pairwise(twenty);
+        options.insert(options.end(), {"--layout", o.layout});
+        auto const many = folder.trained(o.config, o.world, options, products);
+        CHECK(differences(one, many, "weights.").empty());
+        CHECK(differences(one, many, "m.").empty());
+        CHECK(differences(one, many, "v.").empty());
+        CHECK(differences(one, many, "losses").empty());
+      }
+    }
+  }
+}
+
+TEST_CASE("any number of ranks stays close to one rank, clipped or not, in either order of sums") {
+  model_folder const folder;
+  for (std::string const config : {"plain.json", "clip.json"})
+    for (auto const& options : {twenty, pairwise(twenty)}) {
+      auto const one = folder.trained(config, 1, options);
+      for (std::size_t const world : {2u, 3u, 5u, 7u}) {
+        CAPTURE(config);
+        CAPTURE(world);
+        auto const many = folder.trained(config, world, options);
+        double squares = 0, count = 0, worst_median = 0;
+        for (auto const& [name, t] : one) {
+          if (!name.starts_with("weights.")) continue;
+          std::vector<double> each;
+          for (std::size_t i = 0; i < t.values.size(); ++i) {
+            each.push_back(std::abs(t.values[i] - many.at(name).values.at(i)) / 1e-3);
+            squares += each.back() * each.back();
+          }
+          count += static_cast<double>(each.size());
+          std::nth_element(each.begin(), each.begin() + static_cast<std::ptrdiff_t>(each.size() / 2), each.end());
+          worst_median = std::max(worst_median, each[each.size() / 2]);
+        }
+        CHECK(worst_median <= 1e-3);
+        CHECK(std::sqrt(squares / count) <= 4e-3);
+        auto const &a = one.at("losses").values, &b = many.at("losses").values;
+        for (std::size_t i = 0; i < a.size(); ++i) CHECK(std::abs(a[i] - b[i]) <= 1e-5);
+      }
+    }
+}
+
+TEST_CASE("activation checkpointing changes memory and nothing else") {
+  model_folder const folder{{.hidden = 24, .intermediate = 64, .layers = 4}};
+  folder.text("kept.json", fsdp2(false, "1.0", R"(, "enable_activation_checkpointing": false)"));
+  folder.text("recomputed.json", fsdp2(false, "1.0"));
+  folder.text("kept-bf16.json", fsdp2(true, "1.0", R"(, "enable_activation_checkpointing": false)"));
+  folder.text("recomputed-bf16.json", fsdp2(true, "1.0"));
+  for (std::string const bf16 : {"", "-bf16"}) {
+    CAPTURE(bf16);
+    auto const options = std::vector<std::string>{"--steps", "3", "--batch", "4", "--seq", "32"};
+    auto const off = folder.trained("kept" + bf16 + ".json", 2, options);
+    auto const on = folder.trained("recomputed" + bf16 + ".json", 2, options);
+    CHECK(differences(off, on, "grad.").empty());
+    CHECK(differences(off, on, "weights.").empty());
+    auto json = options;
+    json.emplace_back("--json");
+    auto const said_off = json_of(run(folder.options("kept" + bf16 + ".json", 2, json)).out);
+    auto const said_on = json_of(run(folder.options("recomputed" + bf16 + ".json", 2, json)).out);
+    CHECK(said_off["activation_checkpointing"].is_false());
+    CHECK(said_on["activation_checkpointing"].is_true());
+    CHECK(*said_on["peak"]["activation_bytes"].integer() < *said_off["peak"]["activation_bytes"].integer());
+    // Each layer is gathered for forward and again for backward; the root for the embedding and for the head.
+    CHECK(*said_on["gathers_per_step"].integer() == 2 * 4 + 2);
+    CHECK(*said_off["gathers_per_step"].integer() == 2 * 4 + 2);
+    CHECK(*said_on["reduce_scatters_per_step"].integer() == 4 + 1);
+  }
+  auto const printed = run(folder.options("recomputed.json", 2, {"--steps", "1"}));
+  CHECK(has(printed.out, "peak memory: "));
+  CHECK(has(printed.out, "per step: 10 gathers, 5 reduce-scatters"));
+  CHECK(has(printed.out, "activation checkpointing on"));
+}
+
+TEST_CASE("the four settings print their lines, from the buffers' own dtypes") {
+  model_folder const folder;
+  struct setting {
+    std::string config, line;
+    bool says_no;
+  };
+  std::vector<setting> const settings{
+      {"mixed.json",
+       "\nPrecision debug: dist=deepspeed, parameter_storage_dtype=torch.bfloat16, "
+       "forward_logits_dtype=torch.bfloat16\n",
+       false},
+      {"plain.json",
+       "\nmixed_precision=no\nPrecision debug: dist=deepspeed, parameter_storage_dtype=torch.float32, "
+       "forward_logits_dtype=torch.float32\n",
+       true},
+      {"fsdp2-mixed.json",
+       "\nPrecision debug: dist=fsdp2, parameter_storage_dtype=torch.float32, forward_logits_dtype=torch.bfloat16\n",
+       false},
+      {"fsdp2.json",
+       "\nPrecision debug: dist=fsdp2, parameter_storage_dtype=torch.float32, forward_logits_dtype=torch.float32\n",
+       false}};
+  for (auto const& s : settings) {
+    CAPTURE(s.config);
+    auto const done = run(folder.options(s.config, 4, {"--steps", "2"}));
+    CHECK(done.exit_code == 0);
+    CHECK(has(done.out, s.line));
+    CHECK(has(done.out, "mixed_precision=no") == s.says_no);
+  }
+}
+
+TEST_CASE("the loading trigger decides, and says where") {
+  model_folder const folder;
+  folder.text("string.json", R"({"zero_optimization": {
+  "stage": "3"}, "train_micro_batch_size_per_gpu": 2})");
+  folder.text("two.json", R"({"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": 2})");
+  auto const on = run(folder.options("mixed.json", 2, {"--steps", "1"}));
+  CHECK(has(on.out, "loading each rank's own ranges"));
+  auto const off = run(folder.options("string.json", 2, {"--steps", "1"}));
+  INFO(off.out << off.err);
+  CHECK(off.exit_code == 0);
+  CHECK(has(off.out, "loading whole on every rank"));
+  CHECK(has(off.out, "string.json:2:12: /zero_optimization/stage"));
+  auto const two = run(folder.options("two.json", 2, {"--steps", "1"}));
+  CHECK(two.exit_code == 1);
+  CHECK(has(two.err, "two.json"));
+  CHECK(has(two.err, "--world 1"));
+  CHECK(two.out.empty());
+  CHECK(run(folder.options("two.json", 1, {"--steps", "1"})).exit_code == 0);
+}
+
+TEST_CASE("what is saved loads again, with the same bits") {
+  for (std::string const config : {"mixed.json", "fsdp2-mixed.json"}) {
+    CAPTURE(config);
+    model_folder const folder{{.tied = true}};
+    auto const trained = folder.trained(config, 3, {"--steps", "2", "--batch", "3", "--save", folder / "saved"});
+    auto const saved = read_all(folder.path() / "saved" / "model.safetensors");
+    auto const original = read_checkpoint(folder.path() / "model");
+    CHECK(saved.size() == original.size());
+    bool const narrow = config == "mixed.json";
+    for (auto const& [key, t] : saved) {
+      auto const& name = key;
+      CAPTURE(name);
+      CHECK(t.dims == original.at(name).dims);
+      CHECK(t.type == (narrow ? flatshard::dtype::bf16 : flatshard::dtype::f32));
+      auto const& master = trained.at("weights." + name).values;
+      for (std::size_t i = 0; i < master.size(); ++i) {
+        auto const x = static_cast<float>(master[i]);
+        auto const want = narrow ? flatshard::widen(flatshard::narrow<flatshard::bf16>(x)) : x;
+        if (static_cast<float>(t.values.at(i)) != want) FAIL_CHECK("element " << i);
+      }
+    }
+    auto again = folder.options(config, 2, {"--steps", "0", "--dump", folder / "dump"});
+    again[1] = folder / "saved";
+    REQUIRE(run(again).exit_code == 0);
+    auto const loaded = read_all(folder / "dump");
+    for (auto const& [name, t] : saved) CHECK(loaded.at("weights." + name).values == t.values);
+    // The name is taken now: refused before training, and nothing is touched.
+    auto const taken = run(folder.options(config, 1, {"--steps", "1", "--save", folder / "saved"}));
+    CHECK(taken.exit_code == 1);
+    CHECK(has(taken.err, "saved"));
+    CHECK(taken.out.empty());
+    std::size_t entries = 0;
+    for (auto const& entry : fs::directory_iterator{folder.path()}) entries += has(entry.path().string(), "partial");
+    CHECK(entries == 0);
+  }
+}
+
+TEST_CASE("the configuration's optimizer wins over --lr") {
+  model_folder const folder;
+  auto const with = [&](std::string const& params) {
+    return deepspeed(false, "0", R"(, "optimizer": {"type": "AdamW", "params": {)" + params + "}}");
+  };
+  folder.text("own.json", with(R"("lr": 0.0001, "weight_decay": 0.5, "betas": [0.8, 0.9], "eps": 1e-6)"));
+  auto const own = folder.trained("own.json", 1, {"--steps", "2", "--lr", "1"});
+  auto const same = folder.trained("own.json", 1, {"--steps", "2", "--lr", "0.0001"});
+  CHECK(differences(own, same, "weights.").empty());
+  auto const other = folder.trained("plain.json", 1, {"--steps", "2", "--lr", "0.0001"});
+  CHECK(!differences(own, other, "weights.").empty());
+  CHECK(has(run(folder.options("own.json", 1, {"--steps", "1", "--lr", "1"})).out,
+            "AdamW lr 0.0001 betas 0.8 0.9 eps 1e-06 decay 0.5"));
+}
+
+TEST_CASE("mixes of dtypes that have no name: fp32 on the wire, fp32 gradient shards") {
+  model_folder const folder;
+  folder.text("wire.json", deepspeed(true, "0", R"(, "communication_data_type": "fp32")"));
+  folder.text("kept.json", deepspeed(true, "0", R"(, "data_types": {"grad_accum_dtype": "fp32"})"));
+  std::vector<std::string> const options{"--steps", "2", "--batch", "2"};
+  auto const narrow = folder.trained("mixed.json", 2, options);
+  for (std::string const config : {"wire.json", "kept.json"}) {
+    CAPTURE(config);
+    auto const other = folder.trained(config, 2, options);
+    CHECK(differences(narrow, other, "logits").empty());
+    CHECK(!differences(narrow, other, "weights.").empty());
+    CHECK(std::abs(narrow.at("losses").values.back() - other.at("losses").values.back()) < 0.05);
+    CHECK(other.at("grad.model.norm.weight").type ==
+          (config == "kept.json" ? flatshard::dtype::f32 : flatshard::dtype::bf16));
+  }
+}
+
+#if defined(FLATSHARD_YAML)
+TEST_CASE("LLaMA-Factory's YAML: FSDP2, and a DeepSpeed file that it names") {
+  model_folder const folder;
+  folder.text("fsdp2.yaml", "bf16: false\nmax_grad_norm: 1e30\nlearning_rate: 2e-3\ndist_config:\n  name: fsdp2\n");
+  folder.text("zero3.yaml", "dist_config:\n  name: deepspeed\n  config_file: " + folder / "mixed.json" + "\n");
+  std::vector<std::string> const options{"--steps", "2", "--batch", "2"};
+  auto same = options;
+  same.insert(same.end(), {"--lr", "2e-3"});
+  auto const by_yaml = folder.trained("fsdp2.yaml", 2, options), by_json = folder.trained("fsdp2.json", 2, same);
+  CHECK(differences(by_yaml, by_json, "weights.").empty());
+  CHECK(differences(folder.trained("zero3.yaml", 2, options), folder.trained("mixed.json", 2, options), "weights.")
+            .empty());
+  auto const said = run(folder.options("zero3.yaml", 2, {"--steps", "1"}));
+  CHECK(has(said.out, "dist=deepspeed, parameter_storage_dtype=torch.bfloat16"));
+  folder.text("broken.yaml", "dist_config:\n\tname: fsdp2\n");
+  auto const broken = run(folder.options("broken.yaml", 2));
+  CHECK(broken.exit_code == 1);
+  CHECK(has(broken.err, "broken.yaml:2:"));
+}
+#endif
+
+TEST_CASE("--json is one object and nothing else") {
+  model_folder const folder;
+  auto const done = run(folder.options("mixed.json", 2, {"--steps", "3", "--json", "--final-loss"}));
+  REQUIRE(done.exit_code == 0);
+  auto const o = json_of(done.out);
+  CHECK(*o["schema"].integer() == 1);
+  CHECK(o["steps"].elements().size() == 3);
+  CHECK(o["dist"].is_text("deepspeed"));
+  CHECK(o["layout"].is_text("zero3"));
+  CHECK(o["precision"]["parameter_storage"].is_text("bf16"));
+  CHECK(o["precision_lines"].elements().size() == 1);
+  CHECK(*o["peak"]["resident_bytes"].integer() > 0);
+  CHECK(o["load"]["partitioned"].is_true());
+  CHECK(*o["final_loss"].number() > 0);
+}
+
+TEST_CASE("bad input: a clear error with file and place, nothing printed or written") {
+  model_folder const folder;
+  auto const refused = [&](std::vector<std::string> options, std::vector<std::string> const& words) {
+    options.insert(options.end(), {"--dump", folder / "never", "--save", folder / "never-either"});
+    auto const done = run(options);
+    INFO(done.out << done.err);
+    CHECK(done.exit_code == 1);
+    for (auto const& w : words) {
+      CAPTURE(w);
+      CHECK(has(done.err, w));
+    }
+    CHECK(!has(done.out, "step "));
+    CHECK(!fs::exists(folder / "never"));
+    CHECK(!fs::exists(folder / "never-either"));
+  };
+  auto const model = [&](std::string const& name) {
+    auto o = folder.options("plain.json", 2);
+    o[1] = folder / name;
+    return o;
+  };
+  SUBCASE("no model") { refused(model("nowhere"), {"nowhere/config.json"}); }
+  SUBCASE("no configuration") { refused(folder.options("nowhere.json", 2), {"nowhere.json"}); }
+  SUBCASE("a configuration that is no JSON") {
+    folder.text("broken.json", "{\n\"a\": tru}");
+    refused(folder.options("broken.json", 2), {"broken.json:2:"});
+  }
+  SUBCASE("fp16") {
+    folder.text("fp16.json", R"({"fp16": {"enabled": true}, "zero_optimization": {"stage": 3}})");
+    refused(folder.options("fp16.json", 2), {"fp16.json:1:22", "/fp16/enabled"});
+  }
+  SUBCASE("a small vocabulary") {
+    write_model(folder / "few", {.vocabulary = 255});
+    refused(model("few"), {"256", "255"});
+  }
+  SUBCASE("another family") {
+    write_model(folder / "other", {});
+    folder.text("other/config.json", "{\"model_type\":\n \"bert\"}");
+    refused(model("other"), {"other/config.json:2:2: /model_type", "bert", "hidden_size"});
+  }
+  SUBCASE("shapes that do not fit config.json") {
+    write_model(folder / "wide", {.intermediate = 36});
+    write_model(folder / "narrow", {.intermediate = 37});
+    fs::copy_file(folder / "narrow/config.json", folder / "wide/config.json", fs::copy_options::overwrite_existing);
+    refused(model("wide"), {"wide", "mlp.gate_proj.weight", "37"});
+  }
+  SUBCASE("a missing tensor") {
+    write_model(folder / "tied", {.tied = true});
+    fs::copy_file(folder / "model/config.json", folder / "tied/config.json", fs::copy_options::overwrite_existing);
+    refused(model("tied"), {"tied", "lm_head.weight"});
+  }
+  SUBCASE("a truncated checkpoint") {
+    write_model(folder / "cut", {});
+    fs::resize_file(folder / "cut/model.safetensors", fs::file_size(folder / "cut/model.safetensors") - 3);
+    refused(model("cut"), {"cut/model.safetensors"});
+  }
+  SUBCASE("text that cannot be read, or is too short") {
+    auto o = folder.options("plain.json", 2);
+    o[5] = folder / "no-text";
+    refused(o, {"no-text"});
+    o[5] = folder.text("short", "tiny");
+    refused(o, {"short", "4 bytes"});
+  }
+  SUBCASE("tokens outside the vocabulary, or of another length") {
+    std::vector<std::int64_t> const ids{1, 2, 300, 4};
+    flatshard::safetensors_writer file{folder / "ids", {{"input_ids", flatshard::dtype::i64, {1, 4}}}};
+    file.write("input_ids", std::as_bytes(std::span{ids}));
+    file.commit();
+    auto o = folder.options("plain.json", 2);
+    o[4] = "--tokens";
+    o[5] = folder / "ids";
+    refused(o, {"ids", "300"});
+    o.insert(o.end(), {"--seq", "7"});
+    refused(o, {"ids", "--seq"});
+    o[5] = folder / "model/model.safetensors";
+    refused(o, {"model.safetensors", "input_ids"});
+  }
+}
+
+TEST_CASE("usage: exit 2, and --help") {
+  model_folder const folder;
+  for (auto const& more : std::vector<std::vector<std::string>>{{"--batch", "0"},
+                                                                {"--world", "0"},
+                                                                {"--world", "-1"},
+                                                                {"--steps", "many"},
+                                                                {"--seq", "0"},
+                                                                {"--lr", "nan"},
+                                                                {"--lr", "-1"},
+                                                                {"--sum-order", "any"},
+                                                                {"--layout", "zero2"},
+                                                                {"--profile", "nobody"},
+                                                                {"--bf16", "perhaps"},
+                                                                {"--nothing"},
+                                                                {"--tokens", "x"}}) {
+    CAPTURE(more.front());
+    auto const done = run(folder.options("plain.json", 1, more));
+    CHECK(done.exit_code == 2);
+    CHECK(!done.err.empty());
+  }
+  CHECK(run({}).exit_code == 2);
+  CHECK(run({"--adamw", "x"}).exit_code == 2);
+  auto const help = run({"--help"});
+  CHECK(help.exit_code == 0);
+  CHECK(has(help.out, "--sum-order"));
+}
