@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Layouts at the size that they are designed for: 1e6 tensors over 1e5 ranks, on one core; and the search of `planned`.
 // Every benchmark checks an answer before it times it.
-#include "../tests/models.hpp"
+#include "models.hpp"
 
 #include <flatshard/flatshard.hpp>
 
@@ -133,7 +133,7 @@ void reshard(benchmark::State& state, A from, B to) {
     benchmark::DoNotOptimize(sum);
   }
 }
-void plan(benchmark::State& state, test_models::model const& model, block keep) {
+void plan(benchmark::State& state, bench_models::model const& model, block keep) {
   auto const w = static_cast<std::size_t>(state.range(0));
   layout const l{planned{keep}, model.unit, world{w}};
   auto const bound = l.policy().lower_bound();
@@ -174,7 +174,7 @@ int main(int argc, char** argv) {
   RegisterBenchmark("reshard one rank/fsdp2 to zero3", [](auto& s) {
     reshard(s, fsdp2{}, zero3{});
   })->Unit(kMillisecond);
-  static auto const models = test_models::five();
+  static auto const models = bench_models::five();
   for (auto const& model : models)
     for (auto const& [name, keep] : {std::pair{"tiles of 128", block::tiles(128)}, std::pair{"rows", block::rows()}})
       RegisterBenchmark((std::string{"planned/"} + name + '/' + model.name).c_str(),
