@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The laws of laws.hpp over random units and worlds, for every policy; and that each law can be broken.
+#include "tier.hpp"
+
 #include <flatshard/laws.hpp>
 #include <flatshard/layouts/fsdp1.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
@@ -27,8 +29,9 @@ using namespace flatshard;
 
 namespace {
 
-// 2e4 cases a policy unless RC_PARAMS says otherwise (1e6 in `tools/test --all`: RC_PARAMS="max_success=1000000").
-[[maybe_unused]] int const default_cases = setenv("RC_PARAMS", "max_success=20000", 0);
+// 2e4 cases a policy, or FLATSHARD_CASES, or what RC_PARAMS says.
+[[maybe_unused]] int const cases =
+    setenv("RC_PARAMS", ("max_success=" + std::to_string(cases_of("FLATSHARD_CASES", 20000))).c_str(), 0);
 
 // Random dimensions as small numbers, from which each policy makes a unit that it accepts.
 struct sketch {
