@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Golden data for tests: where it lies, and what a run over it counts.
+/// Golden data for tests: where it lies, what a run over it counts, and what a program says that found none.
 #pragma once
 
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -10,42 +11,70 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include <boost/json.hpp>
+#include <doctest/doctest.h>
 
 namespace golden {
 
-/// The directory named by FLATSHARD_GOLDEN, default `tests/golden` below the working directory.
+/// The directory named by FLATSHARD_GOLDEN, default `tests/golden` below the working directory. One that is named must
+/// be there: the test that asks fails otherwise.
 inline std::filesystem::path directory() {
   auto const* named = std::getenv("FLATSHARD_GOLDEN");
-  return named != nullptr && *named != '\0' ? named : "tests/golden";
+  if (named == nullptr || *named == '\0') return "tests/golden";
+  REQUIRE_MESSAGE(std::filesystem::is_directory(named), "FLATSHARD_GOLDEN names ", std::string{named},
+                  ", which is no directory");
+  return named;
 }
 
-/// One file of cases; nothing, and a line that says so, if it is absent.
-inline std::optional<boost::json::value> read(std::filesystem::path const& name) {
-  auto const path = directory() / name;
-  std::ifstream in{path, std::ios::binary};
-  if (!in) {
-    std::printf("skipped: %s is absent\n", path.c_str());
-    return std::nullopt;
+/// What all files of this program came to. A program whose files were all absent ends with a line by which CTest knows
+/// that it was skipped.
+class program {
+ public:
+  program() = default;
+  program(program const&) = delete;
+  ~program() {
+    if (absent != 0 && ran == 0) std::printf("\nskipped: all golden cases, %zu files are absent\n", absent);
   }
+  std::size_t absent = 0, ran = 0;
+};
+inline program whole_program;
+
+/// Where a file of cases lies; nothing, and a line that says so, if it is absent.
+inline std::optional<std::filesystem::path> find(std::filesystem::path const& name) {
+  auto const path = directory() / name;
+  if (std::filesystem::exists(path)) return path;
+  std::printf("golden %s: skipped, no such file\n", path.c_str());
+  ++whole_program.absent;
+  return std::nullopt;
+}
+
+/// One file of cases as it stands.
+inline std::optional<boost::json::value> read(std::filesystem::path const& name) {
+  auto const path = find(name);
+  if (!path) return std::nullopt;
+  std::ifstream in{*path, std::ios::binary};
   std::string const text{std::istreambuf_iterator<char>{in}, {}};
   return boost::json::parse(text, {}, {.max_depth = 256});
 }
 
-/// What a run over one file came to; printed as one line.
+/// What a run over one file came to; printed as one line. A case either ran, and then passed or not, or was skipped.
 struct tally {
   std::string file;
   std::size_t ran = 0, passed = 0;
-  std::map<std::string, std::size_t> skipped;
+  std::map<std::string, std::size_t> skipped;  ///< by reason
+  explicit tally(std::string name) : file{std::move(name)} {}
+  tally(tally const&) = delete;
   ~tally() {
+    whole_program.ran += ran;
     std::size_t left = 0;
     for (auto const& [why, count] : skipped) left += count;
-    std::printf("%s: ran %zu, passed %zu, skipped %zu\n", file.c_str(), ran, passed, left);
-    for (auto const& [why, count] : skipped) std::printf("  skipped %zu: %s\n", count, why.c_str());
+    if (ran + left == 0) return;  // the file is absent, which `find` has said
+    std::printf("golden %s: ran %zu, passed %zu, skipped %zu", file.c_str(), ran, passed, left);
+    for (auto const& [why, count] : skipped) std::printf("; %zu %s", count, why.c_str());
+    std::printf("\n");
   }
-  tally(std::string name) : file{std::move(name)} {}
-  tally(tally const&) = delete;
 };
 
 }  // namespace golden

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Reads golden configuration cases and counts what ran; the format is described in golden/config/README.md.
+/// Reads golden configuration cases; the format is described in golden/config/README.md.
 #pragma once
+
+#include "golden.hpp"
 
 #include <flatshard/json.hpp>
 
-#include <cstdio>
-#include <cstdlib>
-#include <filesystem>
-#include <map>
 #include <set>
 #include <string>
 #include <string_view>
@@ -19,11 +17,6 @@ namespace golden {
 using flatshard::document;
 using flatshard::value;
 using flatshard::value_kind;
-
-inline std::string folder() {
-  auto const* set = std::getenv("FLATSHARD_GOLDEN");
-  return set && *set ? set : "tests/golden";
-}
 
 /// {"$nonfinite": ...} and {"$bigint": ...} as the numbers that they stand for.
 inline value plain(value const& v) {
@@ -66,33 +59,29 @@ using verdict = std::string;
 /// Runs `judge(profile, input, expect)` over the cases of one file and prints a line of counts.
 template <class Judge>
 void run(std::string_view file, std::set<std::string_view> const& profiles, Judge&& judge) {
-  auto const path = folder() + "/config/" + std::string{file};
-  if (!std::filesystem::exists(path)) {
-    std::printf("golden %s: skipped, no such file\n", path.c_str());
-    return;
-  }
-  auto const text = flatshard::parse_file(path);
-  REQUIRE_MESSAGE(text.has_value(), path);
-  int ran = 0, passed = 0, skipped = 0, failed = 0;
-  std::map<std::string, int> reasons;
+  auto const path = find("config/" + std::string{file});
+  if (!path) return;
+  auto const text = flatshard::parse_file(path->string());
+  REQUIRE_MESSAGE(text.has_value(), path->string());
+  tally count{path->string()};
+  std::size_t failed = 0;
   for (auto const& c : text->value_of_root()["cases"].elements()) {
     if (!profiles.contains(c["profile"].text())) continue;
-    ++ran;
     verdict const v = judge(c["profile"].text(), plain(c["input"]), plain(c["expect"]));
+    if (v.starts_with("skip: ")) {
+      ++count.skipped[v.substr(6)];
+      continue;
+    }
+    ++count.ran;
     if (v.empty()) {
-      ++passed;
-    } else if (v.starts_with("skip: ")) {
-      ++skipped;
-      ++reasons[v.substr(6)];
+      ++count.passed;
     } else if (++failed <= 25) {
       CHECK_MESSAGE(v.empty(), c["id"].text(), ": ", v, "\n  input ", to_json(c["input"]), "\n  expect ",
                     to_json(c["expect"]));
     }
   }
-  std::printf("golden %s: ran %d, passed %d, skipped %d", path.c_str(), ran, passed, skipped);
-  for (auto const& [reason, count] : reasons) std::printf("; %d %s", count, reason.c_str());
-  std::printf("\n");
-  CHECK_MESSAGE(failed == 0, path, ": ", failed, " cases failed");
+  CHECK_MESSAGE(failed == 0, path->string(), ": ", failed, " cases failed");
+  CHECK_MESSAGE(count.ran > 0, path->string(), ": no case ran");
 }
 
 }  // namespace golden

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What must hold of the resolution of any document, whatever text it was read from.
+#pragma once
+
+#include <flatshard/config/resolve.hpp>
+#include <flatshard/json.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+
+namespace fuzz {
+
+inline void check(bool holds, char const* rule) {
+  if (holds) return;
+  std::fprintf(stderr, "%s\n", rule);
+  std::abort();
+}
+
+/// train = micro * steps * world; numbers that are no 64-bit integers are not looked at.
+inline bool holds(flatshard::value const& train, flatshard::value const& micro, flatshard::value const& steps,
+                  flatshard::value const& world) {
+  if (!train.integer() || !micro.integer() || !steps.integer() || !world.integer()) return true;
+  std::int64_t product = 0;
+  bool const wraps = __builtin_mul_overflow(*micro.integer(), *steps.integer(), &product) ||
+                     __builtin_mul_overflow(product, *world.integer(), &product);
+  return wraps || product == *train.integer();
+}
+
+/// Resolves it in both forms under both profiles, as `many` ranks.
+inline void resolve_any(flatshard::document const& config, std::size_t many) {
+  using namespace flatshard;
+  for (auto const front_end : {profile::llamafactory, profile::llamafactory_review})
+    for (auto const form : {config_form::deepspeed, config_form::llamafactory_dict}) {
+      facts f;
+      f.world = many;
+      f.hidden_size = 64;
+      f.form = form;
+      auto const r = resolve(config, front_end, f);
+      check(r.hash() == resolve(config, front_end, f).hash(), "equal inputs are decided alike");
+      for (auto const& p : r.problems) check(!p.detail.empty(), "a problem has words");
+      for (auto const& d : r.decisions) check(!d.key.empty() && !d.rule.empty(), "a decision has a key and a rule");
+      if (r.has_errors()) continue;
+      if (auto const& b = r.policies.batch) check(holds(b->train, b->micro, b->steps, b->world), "the triangle holds");
+    }
+}
+
+/// What was read can be written, and read again as the same value.
+inline void check_round_trip(flatshard::document const& config) {
+  auto const text = to_json(config.value_of_root());
+  auto const again = flatshard::parse_json(text, "again");
+  check(again.has_value(), "what is written can be read");
+  check(to_json(again->value_of_root()) == text, "what is written is read as it was");
+}
+
+}  // namespace fuzz
