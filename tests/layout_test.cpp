@@ -49,6 +49,25 @@ struct no_local {
 static_assert(ShardingPolicy<native> && ShardingPolicy<zero3> && ShardingPolicy<fsdp2> && ShardingPolicy<dealt>);
 static_assert(!ShardingPolicy<no_local>);
 
+struct one_short : dealt {
+  friend constexpr bool operator==(one_short, one_short) = default;
+  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
+    return dealt::place(unit, w, out) - elements{1};
+  }
+};
+struct short_slots : zero3 {
+  friend constexpr bool operator==(short_slots, short_slots) = default;
+  static constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) {
+    return zero3{}.place(unit, w, out) - elements{1};
+  }
+};
+struct short_buffer : native {
+  friend constexpr bool operator==(short_buffer, short_buffer) = default;
+  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
+    return {native::place(unit, w, out).value / 2};  // the cuts are those of the whole length
+  }
+};
+
 // The same expressions stand here for constants and below for run-time values.
 constexpr auto three = parameters({{"a", {10}}, {"b", {7}}, {"c", {3}}});
 constexpr layout z{zero3{}, three, world<4>{}};
@@ -144,7 +163,7 @@ TEST_CASE("a layout answers the same when compiled and when run") {
 
 TEST_CASE("every element lies in exactly one place, for random shapes and worlds") {
   std::mt19937_64 random{20260101};
-  for (std::size_t round = 0, rounds = cases_of("FLATSHARD_CASES", 700); round < rounds; ++round) {
+  for (std::size_t round = 0, rounds = cases_of("FLATSHARD_CASES", 20000); round < rounds; ++round) {
     auto const w = 1 + static_cast<std::size_t>(random() % 9);
     native aligned;
     aligned.tensor_align = std::size_t{1} << random() % 4;
@@ -203,6 +222,26 @@ TEST_CASE("the hash tells layouts apart") {
   CHECK(base != layout{fsdp2{}, unit, world{4}}.hash());
   CHECK(base != layout{zero3{}, renamed, world{4}}.hash());
   CHECK(base != layout{zero3{}, reshaped, world{4}}.hash());
+
+  std::vector<parameter> const wide{{"a", {3, 4}}}, tall{{"a", {4, 3}}}, flat{{"a", {12}}};
+  auto const of = [](auto const& policy, std::vector<parameter> const& of_unit) {
+    layout const l{policy, of_unit, world{4}};
+    return std::pair{l.hash(), l.unit_hash()};
+  };
+  // placed alike by both, so the dimensions alone tell them apart
+  for (auto const& other : {tall, flat}) {
+    CHECK(of(zero3{}, wide).first != of(zero3{}, other).first);
+    CHECK(of(native{}, wide).first != of(native{}, other).first);
+    CHECK(of(native{}, wide).second != of(native{}, other).second);
+  }
+  native coarse, wide_segments;
+  coarse.tensor_align = 2 * coarse.tensor_align;
+  wide_segments.segment_align = 4 * wide_segments.segment_align;
+  std::vector<parameter> const odd{{"a", {7}}, {"b", {7}}};
+  CHECK(of(native{}, odd).first != of(coarse, odd).first);
+  CHECK(of(native{}, odd).first != of(wide_segments, odd).first);
+  CHECK(of(native{}, odd).second == of(coarse, odd).second);
+  CHECK(of(native{}, unit).first == of(coarse, unit).first);  // the same places by either
 }
 
 TEST_CASE("misuse is a broken rule with its sentence") {
@@ -217,6 +256,16 @@ TEST_CASE("misuse is a broken rule with its sentence") {
                        broken_rule);
   CHECK_THROWS_WITH_AS((layout{fsdp2{}, std::vector<parameter>{{"s", {}}}, world{2}}), "fsdp2 cannot shard a scalar",
                        broken_rule);
+  CHECK_THROWS_WITH_AS((layout{one_short{}, unit, world{2}}),
+                       "a policy must place every piece inside its rank's segment", broken_rule);
+  CHECK_THROWS_WITH_AS((layout{short_slots{}, std::vector<parameter>{{"a", {10}}, {"none", {0}}}, world{2}}),
+                       "a policy must place every piece inside its rank's segment", broken_rule);
+  CHECK_THROWS_WITH_AS((layout{short_buffer{}, std::vector<parameter>{{"a", {1000}}}, world{2}}),
+                       "a policy must place every piece inside its rank's segment", broken_rule);
+  // dealt out to rank 1 of 3 alone: neither end sees it, the laws do (laws.hpp)
+  CHECK_NOTHROW((layout{one_short{}, std::vector<parameter>{{"none", {0}}, {"a", {10}}, {"none", {0}}}, world{3}}));
+  layout const twice{zero3{}, std::vector<parameter>{{"a", {10}}, {"a", {7}}}, world{4}};
+  CHECK(twice.number_of("a") == 0);  // the first of equal names
   native crooked;
   crooked.tensor_align = 3;
   CHECK_THROWS_WITH_AS((layout{crooked, unit, world{2}}), "the tensor alignment must divide the segment alignment",

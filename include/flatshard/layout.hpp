@@ -214,6 +214,10 @@ concept sees_unit = requires(P const& p, std::span<parameter const> unit, std::s
 
 /// Where every element of a unit lies: in which rank's segment, where in it, where in the gathered buffer.
 ///
+/// Names should differ: by name, the first of equal ones is found. Of a policy, building checks that every tensor is
+/// placed whole and that the last pieces of the first and the last rank end inside their segments; a policy of your own
+/// should pass all laws (laws.hpp), which also find overlaps.
+///
 /// The gathered buffer is the segments of all ranks in rank order: W * S elements. One template for constant and
 /// run-time shapes (`std::array` or list of parameters) and for static and dynamic worlds. Memory: O(T), nothing of
 /// size T * W; a listed layout takes 44 bytes a tensor (48 if its pieces lie out of tensor order) and each different
@@ -513,6 +517,27 @@ class layout {
                 static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()),
             "the gathered buffer must stay below 2^63 bytes");
     if constexpr (order == piece_order::by_start) sort_by_start();
+    check_end(0);
+    if (world_.value() > 1) check_end(world_.value() - 1);
+  }
+  // The last piece of rank r ends within its segment. Complexity: O(log T) and the empty pieces behind it, O(T) for
+  // policies in any order.
+  constexpr void check_end(std::size_t r) const {
+    auto const segment = segment_of(r);
+    auto const inside = [&](std::size_t t) {
+      auto const p = cut(t, r);
+      return p.begin >= p.end || (p.local <= segment && p.size() <= segment - p.local);
+    };
+    bool right = true;
+    if constexpr (order == piece_order::any) {
+      for (std::size_t t = 0; t < size() && right; ++t) right = inside(t);
+    } else {
+      auto behind = first_with([&](std::size_t t) { return local_of(t, r) >= segment; }, size());
+      if (behind < size()) right = inside(tensor_at(behind));
+      while (behind > 0 && begin(tensor_at(behind - 1), r) >= begin(tensor_at(behind - 1), r + 1)) --behind;
+      if (behind > 0) right &= inside(tensor_at(behind - 1));
+    }
+    require(right, "a policy must place every piece inside its rank's segment");
   }
   // Empty tensors stand before the one that shares their start.
   constexpr void sort_by_start() {

@@ -13,6 +13,6 @@ extern "C" int LLVMFuzzerTestOneInput(std::uint8_t const* data, std::size_t size
     return 0;
   }
   fuzz::check_round_trip(*read);
-  fuzz::resolve_any(*read, 1 + size % 8);
+  fuzz::resolve_any(*read, flatshard::config_form::deepspeed, 1 + size % 8);
   return 0;
 }

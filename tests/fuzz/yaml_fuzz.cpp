@@ -16,6 +16,6 @@ extern "C" int LLVMFuzzerTestOneInput(std::uint8_t const* data, std::size_t size
     fuzz::check(plain.has_value() || !read, "what is no YAML is no front-end file");
     return 0;
   }
-  fuzz::resolve_any(*read, 1 + size % 8);
+  fuzz::resolve_any(*read, flatshard::config_form::llamafactory_file, 1 + size % 8);
   return 0;
 }
