@@ -36,7 +36,8 @@ struct upstream_error {
 }
 
 /// Upstream's moments, as problems name them.
-inline constexpr std::string_view at_read = "read", at_load = "load", at_train = "train", at_first_step = "first step";
+inline constexpr std::string_view at_read = "read", at_load = "load", at_train = "train", at_first_step = "first step",
+                                  at_load_and_train = "load, train";
 
 /// A value as Python prints it: True, None, 'text', 4.0.
 [[nodiscard]] std::string python_text(value const& v);

@@ -442,9 +442,8 @@ class llamafactory_file {
 
   void load() {
     if (named_) {
-      engine_.emplace(named_->content, profile_, facts_, out_, policies_);
-      engine_root_ = engine_->load();
-      if (!engine_root_) engine_.reset();
+      engine_ = load_deepspeed(named_->content, profile_, facts_, out_, policies_);
+      if (!engine_->readable) engine_.reset();
     }
     if (policies_.load.partitioned) {
       if (init_.present())
@@ -688,7 +687,9 @@ class llamafactory_file {
                  {"ValueError", "llamafactory", "DeepSpeed config_file is required."});
       return;
     }
-    if (engine_) engine_->train(policies_.front_end->micro_batch_size, policies_.front_end->num_micro_batch);
+    if (engine_)
+      flatshard::train_deepspeed(named_->content, *engine_, profile_, facts_, policies_.front_end->micro_batch_size,
+                                 policies_.front_end->num_micro_batch, out_, policies_);
   }
 
   /// Without sharding: everything in fp32, nothing on the wire.
@@ -825,8 +826,8 @@ class llamafactory_file {
   std::vector<std::string> broken_;
   std::string backend_name_;
   named_file const* named_ = nullptr;
-  std::optional<deepspeed_under_llamafactory> engine_;
-  bool engine_root_ = false, mesh_failed_ = false, batch_failed_ = false;
+  std::optional<deepspeed_load> engine_;
+  bool mesh_failed_ = false, batch_failed_ = false;
   value timeout_;
 };
 
