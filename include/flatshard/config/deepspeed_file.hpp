@@ -146,9 +146,7 @@ inline void train_deepspeed(document const& config, deepspeed_load const& load, 
     auto const engine = decide_roles(root, setting, widened, p, out);
     policies.dtypes = engine.dtypes;
     policies.wrapper = engine.wrapper;
-    if (*mode == precision_mode::fp32) policies.printed.push_back("mixed_precision=no");
-    policies.printed.push_back(
-        precision_debug_line("deepspeed", engine.dtypes.parameter_storage, engine.dtypes.output));
+    policies.printed = precision_lines(p, *mode, engine.dtypes);
   }
   decide_batch(root, read.batch, policies.batch_at_load, p, out);
   decide_batch_world(root, read.batch, policies.load.partitioned, f, p, out);

@@ -51,14 +51,14 @@ inline void report_top_keys(node const& root, findings& out) {
   }
 }
 
-/// Sections that a front end takes the effect from.
+/// Sections that a front end takes the effect from: all but the native one end with a section `bf16` of their own.
 inline void report_idle_sections(node const& root, profile p, findings& out) {
   std::string const product{product_of(p)};
-  if (auto const old = root["bfloat16"]; old.present())
+  if (auto const old = root["bfloat16"]; old.present() && p != profile::deepspeed)
     out.warn(errc::shadowed_key, old.where(), at_train,
              "the section \"bfloat16\" is ignored: " + product +
                  " always writes a \"bf16\" section, which shadows it; rename it to \"bf16\"");
-  if (auto const section = root["activation_checkpointing"]; section.present())
+  if (auto const section = root["activation_checkpointing"]; section.present() && is_llamafactory(p))
     out.warn(errc::ignored_key, section.where(), at_train,
              "DeepSpeed's activation_checkpointing does nothing here: " + product +
                  "'s enable_activation_checkpointing decides");

@@ -36,10 +36,12 @@ inline constexpr std::array<std::string_view, 7> profile_names{
     if (profile_names[i] == text) return static_cast<profile>(i);
   return std::nullopt;
 }
-/// Whether `resolve` has the rules of a profile.
-[[nodiscard]] constexpr bool available(profile p) {
+/// LLaMA-Factory in either of its two rules.
+[[nodiscard]] constexpr bool is_llamafactory(profile p) {
   return p == profile::llamafactory || p == profile::llamafactory_review;
 }
+/// Whether `resolve` has the rules of a profile.
+[[nodiscard]] constexpr bool available(profile p) { return is_llamafactory(p); }
 
 /// How messages name a front end.
 [[nodiscard]] constexpr std::string_view product_of(profile p) {

@@ -14,6 +14,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace flatshard {
 inline namespace v0 {
@@ -89,10 +90,17 @@ static_assert(!deepspeed_roles({.stage = 0, .grad_accum = dtype::f32}).accepted)
          ", forward_logits_dtype=" + std::string{torch_name(output)};
 }
 
-/// Whether a front end casts the whole model to fp32 before the engine sees it.
-[[nodiscard]] constexpr bool casts_model(profile p, facts const& f) {
-  return f.full_tuning && (p == profile::llamafactory || p == profile::llamafactory_review);
+/// The lines that a front end prints about the precision of a DeepSpeed engine.
+[[nodiscard]] inline std::vector<std::string> precision_lines(profile p, precision_mode mode, precision const& dtypes) {
+  std::vector<std::string> lines;
+  if (!is_llamafactory(p)) return lines;
+  if (mode == precision_mode::fp32) lines.emplace_back("mixed_precision=no");
+  lines.push_back(precision_debug_line("deepspeed", dtypes.parameter_storage, dtypes.output));
+  return lines;
 }
+
+/// Whether a front end casts the whole model to fp32 before the engine sees it.
+[[nodiscard]] constexpr bool casts_model(profile p, facts const& f) { return f.full_tuning && is_llamafactory(p); }
 
 /// Reads `data_types.grad_accum_dtype`; `none` if it is not set or upstream refuses it.
 [[nodiscard]] inline dtype read_accumulation_dtype(node const& root, findings& out) {
