@@ -2,10 +2,10 @@
 /// What replaces "auto": bucket sizes from the hidden size, accelerate's variables, and the search for what is left.
 #pragma once
 
+#include <flatshard/config/coercion.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/precision_mode.hpp>
 #include <flatshard/config/profiles.hpp>
-#include <flatshard/config/schema.hpp>
+#include <flatshard/require.hpp>
 
 #include <array>
 #include <cstddef>

@@ -58,7 +58,7 @@ inline deepspeed_load load_deepspeed(document const& config, profile p, facts co
     return {};
   }
   deepspeed_load load{.readable = true, .precision_known = false, .mode = std::nullopt};
-  auto const trigger = llamafactory_load_trigger(root);
+  auto const trigger = load_trigger(root);
   report_load_trigger(trigger, root, p, out);
   if (trigger.active) {
     load.precision_known = true;

@@ -2,11 +2,10 @@
 /// LLaMA-Factory v1's keys and sections: which are known, how sections are converted, what is refused while reading.
 #pragma once
 
+#include <flatshard/config/coercion.hpp>
 #include <flatshard/config/deepspeed_keys.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/precision_mode.hpp>
 #include <flatshard/config/profiles.hpp>
-#include <flatshard/config/schema.hpp>
 
 #include <algorithm>
 #include <array>

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Whether LLaMA-Factory builds the model partitioned (ZeRO-3 low-memory loading), and why not.
+/// Whether the model is built partitioned (ZeRO-3 low-memory loading), and why not.
 #pragma once
 
+#include <flatshard/config/coercion.hpp>
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/precision_mode.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
-#include <flatshard/config/schema.hpp>
 
 #include <cstdint>
 #include <optional>
@@ -22,9 +22,10 @@ struct trigger_answer {
   place where;
 };
 
-/// Stage equal to the number 3 (3.0 too) and nothing else: neither "3", "auto", true nor null.
+/// Stage equal to the number 3 (3.0 too) and nothing else: neither "3", "auto", true nor null; every front end asks so,
+/// of its own copy of the file.
 /// Source: docs/config.md, ZeRO-3 low-memory loading.
-[[nodiscard]] inline trigger_answer llamafactory_load_trigger(node const& config) {
+[[nodiscard]] inline trigger_answer load_trigger(node const& config) {
   auto const zero = config["zero_optimization"];
   trigger_answer out{false, false, {}, zero.where()};
   if (!zero.present()) {

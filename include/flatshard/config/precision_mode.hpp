@@ -87,14 +87,6 @@ static_assert(llamafactory_review_mode(truth_word::falsy, truth_word::automatic)
 static_assert(llamafactory_review_mode(truth_word::falsy, truth_word::falsy).mode == precision_mode::bf16);
 static_assert(llamafactory_review_mode(truth_word::truthy, truth_word::truthy).mode == precision_mode::bf16);
 
-/// ASCII letters in lower case, as Python's str.lower() gives them for the words that are compared here.
-[[nodiscard]] inline std::string lower(std::string_view text) {
-  std::string out{text};
-  for (auto& c : out)
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  return out;
-}
-
 /// How LLaMA-Factory reads one `enabled`.
 [[nodiscard]] inline enabled_word read_enabled_word(value const& enabled) {
   if (!enabled.present()) return enabled_word::automatic;
