@@ -6,6 +6,7 @@
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/precision_mode.hpp>
 #include <flatshard/config/profiles.hpp>
+#include <flatshard/config/sixteen_bit_sections.hpp>
 #include <flatshard/config/zero_section.hpp>
 
 #include <cstddef>

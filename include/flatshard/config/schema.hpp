@@ -26,6 +26,9 @@ struct range {
   double least = -std::numeric_limits<double>::infinity();
   double most = std::numeric_limits<double>::infinity();
 };
+inline constexpr range not_negative{.least = 0};
+inline constexpr range share{.least = 0, .most = 1};
+
 /// What upstream does with a key that it wants to go away.
 enum class key_state : std::uint8_t { current, deprecated };
 

@@ -20,6 +20,9 @@ inline namespace v0 {
   return stage == 3 ? sharding_kind::zero3 : stage > 0 ? sharding_kind::zero12 : sharding_kind::none;
 }
 
+static_assert(sharding_of_stage(3) == sharding_kind::zero3 && sharding_of_stage(2) == sharding_kind::zero12);
+static_assert(sharding_of_stage(1) == sharding_kind::zero12 && sharding_of_stage(0) == sharding_kind::none);
+
 /// accelerate's refusal of a file without the section.
 inline void require_zero_section(node const& root, findings& out) {
   if (!root["zero_optimization"].present())
