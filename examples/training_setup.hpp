@@ -133,7 +133,8 @@ inline void refuse_unsupported(flatshard::resolution const& r, setup_arguments c
       s.optimizer.beta2 = p.optimizer->betas->at(1);
     }
   }
-  bool const whole = !p.load.partitioned && p.load.way == flatshard::load_way::from_pretrained;
+  auto const loading = loading_of(s.resolved);
+  bool const whole = !loading.partitioned;
   s.load.mode = whole ? flatshard::load_mode::whole : flatshard::load_mode::ranges;
 
   std::string roles;
@@ -144,8 +145,8 @@ inline void refuse_unsupported(flatshard::resolution const& r, setup_arguments c
   }
   s.lines.push_back("config " + args.config + ": " + std::string{s.dist()} + ", " + roles);
   s.lines.push_back(std::string{"loading "} + (whole ? "whole on every rank" : "each rank's own ranges") +
-                    (p.load.reason.empty() ? "" : ": " + p.load.reason) +
-                    (to_string(p.load.where).empty() ? "" : " (" + to_string(p.load.where) + ")"));
+                    (loading.reason.empty() ? "" : ": " + loading.reason) +
+                    (to_string(loading.where).empty() ? "" : " (" + to_string(loading.where) + ")"));
   s.lines.push_back(fmt::format("activation checkpointing {}, clipping {}, AdamW lr {} betas {} {} eps {} decay {}",
                                 s.activation_checkpointing ? "on" : "off",
                                 s.clip ? fmt::format("to norm {}", *s.clip) : "off", s.optimizer.lr, s.optimizer.beta1,
@@ -161,10 +162,10 @@ inline void refuse_unsupported(flatshard::resolution const& r, setup_arguments c
   s.report.set("dist", s.dist());
   s.report.set("layout", s.layout);
   s.report.set("precision", precision);
-  s.report.set("load", value::object({{"partitioned", p.load.partitioned},
+  s.report.set("load", value::object({{"partitioned", loading.partitioned},
                                       {"whole", whole},
-                                      {"reason", p.load.reason},
-                                      {"where", to_string(p.load.where)}}));
+                                      {"reason", loading.reason},
+                                      {"where", to_string(loading.where)}}));
   s.report.set("activation_checkpointing", s.activation_checkpointing);
   s.report.set("clip", s.clip ? value{*s.clip} : value{nullptr});
   s.report.set("lr", s.optimizer.lr);

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "tier.hpp"
+
 #include <flatshard/layouts/fsdp2.hpp>
 #include <flatshard/layouts/native.hpp>
 #include <flatshard/layouts/zero3.hpp>
@@ -21,7 +23,7 @@ __extension__ using wide_int = unsigned __int128;
 // The user's own policy, with the three functions and nothing else: tensors dealt out whole, rank after rank.
 struct dealt {
   friend constexpr bool operator==(dealt, dealt) = default;
-  static constexpr bool in_order = false;
+  static constexpr piece_order order = piece_order::any;
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
     std::size_t longest = 0;
     for (std::size_t r = 0; r < w; ++r) {
@@ -142,7 +144,7 @@ TEST_CASE("a layout answers the same when compiled and when run") {
 
 TEST_CASE("every element lies in exactly one place, for random shapes and worlds") {
   std::mt19937_64 random{20260101};
-  for (int round = 0; round < 700; ++round) {
+  for (std::size_t round = 0, rounds = cases_of("FLATSHARD_CASES", 700); round < rounds; ++round) {
     auto const w = 1 + static_cast<std::size_t>(random() % 9);
     native aligned;
     aligned.tensor_align = std::size_t{1} << random() % 4;
@@ -158,7 +160,7 @@ TEST_CASE("every element lies in exactly one place, for random shapes and worlds
 
 TEST_CASE("1000 elements over 7 ranks, fewer elements than ranks, none at all") {
   std::vector<parameter> const unit{{"n", {1000}}, {"few", {3}}, {"none", {0}}, {"empty rows", {4, 0}}};
-  for (std::size_t w : {1, 2, 7, 8, 64}) {
+  for (std::size_t w : {1u, 2u, 7u, 8u, 64u}) {
     check_laws(layout{zero3{}, unit, world{w}});
     check_laws(layout{fsdp2{}, unit, world{w}});
     check_laws(layout{native{}, unit, world{w}});

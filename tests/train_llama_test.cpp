@@ -210,6 +210,8 @@ TEST_CASE("the loading trigger decides, and says where") {
   folder.text("two.json", R"({"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": 2})");
   auto const on = run(folder.options("mixed.json", 2, {"--steps", "1"}));
   CHECK(has(on.out, "loading each rank's own ranges"));
+  auto const full = run(folder.options("fsdp2-mixed.json", 2, {"--steps", "1"}));
+  CHECK(has(full.out, "loading each rank's own ranges: on: FSDP2 shards every parameter"));
   auto const off = run(folder.options("string.json", 2, {"--steps", "1"}));
   INFO(off.out << off.err);
   CHECK(off.exit_code == 0);

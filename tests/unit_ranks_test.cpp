@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Units over rank threads: whole tensors come back, sums are exact, disagreement is an error on every rank.
 #include <flatshard/kernels/cpu.hpp>
+#include <flatshard/layouts/fsdp1.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
+#include <flatshard/layouts/megatron.hpp>
 #include <flatshard/layouts/native.hpp>
+#include <flatshard/layouts/owned.hpp>
+#include <flatshard/layouts/planned.hpp>
+#include <flatshard/layouts/zero12.hpp>
 #include <flatshard/layouts/zero3.hpp>
 #include <flatshard/unit.hpp>
 
@@ -96,7 +101,7 @@ void train_once(std::size_t w, precision p, unsigned char poison,
 }  // namespace
 
 TEST_CASE_TEMPLATE("gather, reduce-scatter and norm over 1 to 8 ranks, at every precision", Sharding, native, zero3,
-                   fsdp2) {
+                   fsdp2, zero12, fsdp1, megatron, owned, planned) {
   for (std::size_t const w : {1, 2, 3, 4, 7, 8})
     for (auto const& p : {fsdp2_bf16, fsdp2_fp32, deepspeed_bf16, deepspeed_fp32,
                           precision{.reduce = dtype::f32, .grad_accum = dtype::bf16}}) {
@@ -105,7 +110,8 @@ TEST_CASE_TEMPLATE("gather, reduce-scatter and norm over 1 to 8 ranks, at every 
     }
 }
 
-TEST_CASE_TEMPLATE("what memory held before is never seen", Sharding, native, zero3, fsdp2) {
+TEST_CASE_TEMPLATE("what memory held before is never seen", Sharding, native, zero3, fsdp2, zero12, fsdp1, megatron,
+                   owned, planned) {
   std::vector<std::vector<std::byte>> first, second;
   train_once<Sharding>(3, deepspeed_bf16, 0x77, &first);
   train_once<Sharding>(3, deepspeed_bf16, 0xFF, &second);

@@ -203,18 +203,12 @@ load_plan plan_of(request const& r) {
   auto const& policies = resolved.policies;
   auto const stored = policies.load.partitioned ? policies.load.type : policies.dtypes.parameter_storage;
   if (stored != fs::dtype::none) plan.storage = stored;
-  plan.reason = policies.load.reason;
-  plan.source = policies.load.where;
-  if (policies.sharding == fs::sharding_kind::fsdp2) {
-    // Upstream's trigger is about ZeRO-3; FSDP2 shards every parameter, and ours are read where they belong.
-    plan.layout = "fsdp2";
-    plan.reason = "on: FSDP2 shards every parameter";
-    if (auto const* const d = resolved.find("backend"); d != nullptr) plan.source = d->source;
-    if (policies.fsdp2 && policies.fsdp2->shard > 0) plan.shards = static_cast<std::uint64_t>(policies.fsdp2->shard);
-  } else {
-    plan.trigger = policies.load.partitioned;
-    plan.layout = plan.trigger ? "zero3" : "whole";
-  }
+  auto loading = loading_of(resolved);
+  plan.trigger = loading.partitioned;
+  plan.reason = std::move(loading.reason);
+  plan.source = std::move(loading.where);
+  plan.layout = plan.trigger ? std::string{name(policies.sharding)} : "whole";
+  if (policies.fsdp2 && policies.fsdp2->shard > 0) plan.shards = static_cast<std::uint64_t>(policies.fsdp2->shard);
   return plan;
 }
 

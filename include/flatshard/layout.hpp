@@ -14,9 +14,12 @@
 #include <cstdint>
 #include <iterator>
 #include <limits>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace flatshard {
@@ -68,6 +71,13 @@ struct element_place {
   friend constexpr bool operator==(element_place const&, element_place const&) = default;
 };
 
+/// In which order a rank's pieces lie in its segment; a policy that says nothing is `by_tensor`.
+enum class piece_order : std::uint8_t {
+  by_tensor,  ///< `local(t, w, r)` never decreases in t
+  by_start,   ///< it never decreases in `placement::start`: the layout keeps a permutation, 4 bytes a tensor
+  any         ///< neither: `at` and `pieces` walk over all tensors
+};
+
 namespace detail {
 
 inline constexpr std::uint64_t fnv_offset = 0xcbf29ce484222325u;
@@ -81,23 +91,97 @@ constexpr std::uint64_t fnv(std::uint64_t hash, std::uint64_t number) {
   return hash;
 }
 
-template <std::size_t T>
-struct fixed_table {
-  std::array<parameter, T> parameters{};
-  std::array<placement, T> places{};
-};
-struct listed_table {
-  std::vector<parameter> parameters;
-  std::vector<placement> places;
+/// The shapes of a list of parameters, each different one kept once: [rank, dimensions...] runs in one pool.
+class shape_pool {
+ public:
+  constexpr std::uint32_t intern(shape const& s) {
+    if (last_ != none && equal(last_, s)) return last_;
+    if (2 * (count_ + 1) > slots_.size()) grow();
+    auto at = hash(s.sizes()) & (slots_.size() - 1);
+    while (slots_[at] != none && !equal(slots_[at], s)) at = (at + 1) & (slots_.size() - 1);
+    if (slots_[at] == none) {
+      require(pool_.size() < none - shape::max_rank - 1, "a layout holds fewer than 2^32 different dimensions");
+      slots_[at] = static_cast<std::uint32_t>(pool_.size());
+      pool_.push_back(s.rank);
+      for (auto const d : s.sizes()) pool_.push_back(d);
+      ++count_;
+    }
+    return last_ = slots_[at];
+  }
+  /// Frees what only `intern` needs.
+  constexpr void close() {
+    slots_ = {};
+    pool_.shrink_to_fit();
+  }
+  [[nodiscard]] constexpr std::span<std::size_t const> operator[](std::uint32_t at) const {
+    return {pool_.data() + at + 1, pool_[at]};
+  }
+
+ private:
+  static constexpr std::uint32_t none = ~std::uint32_t{0};
+  static constexpr std::size_t hash(std::span<std::size_t const> sizes) {
+    std::size_t h = sizes.size();
+    for (auto const d : sizes) h = (h ^ d) * 0x9E3779B97F4A7C15u;
+    return h ^ (h >> 29);
+  }
+  [[nodiscard]] constexpr bool equal(std::uint32_t at, shape const& s) const {
+    auto const held = (*this)[at];
+    return std::equal(held.begin(), held.end(), s.sizes().begin(), s.sizes().end());
+  }
+  constexpr void grow() {
+    std::vector<std::uint32_t> const old = std::move(slots_);
+    slots_.assign(old.empty() ? 16 : old.size() * 2, none);
+    for (auto const held : old) {
+      if (held == none) continue;
+      auto at = hash((*this)[held]) & (slots_.size() - 1);
+      while (slots_[at] != none) at = (at + 1) & (slots_.size() - 1);
+      slots_[at] = held;
+    }
+  }
+  std::vector<std::size_t> pool_;
+  std::vector<std::uint32_t> slots_;
+  std::size_t count_ = 0;
+  std::uint32_t last_ = none;
 };
 
-/// Policies whose `local` does not grow with the tensor's number say `static constexpr bool in_order = false`.
+/// What a layout keeps of its parameters: all of it when their number is part of the type, else 20 bytes a tensor and
+/// each different shape once.
+template <std::size_t T>
+struct fixed_table {
+  using order_type = std::array<std::uint32_t, T>;
+  std::array<parameter, T> parameters;
+  std::array<placement, T> places{};
+  constexpr explicit fixed_table(std::array<parameter, T> const& of_unit) : parameters{of_unit} {}
+  [[nodiscard]] constexpr std::string_view name(std::size_t t) const { return parameters[t].name; }
+  [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::size_t t) const { return parameters[t].dims.sizes(); }
+};
+struct listed_table {
+  using order_type = std::vector<std::uint32_t>;
+  std::vector<std::string_view> names;
+  std::vector<std::uint32_t> shapes;
+  shape_pool pool;
+  std::vector<placement> places;
+  constexpr explicit listed_table(std::span<parameter const> of_unit) {
+    names.reserve(of_unit.size());
+    shapes.reserve(of_unit.size());
+    for (auto const& p : of_unit) {
+      names.push_back(p.name);
+      shapes.push_back(pool.intern(p.dims));
+    }
+    pool.close();
+    places.resize(of_unit.size(), placement{});
+  }
+  [[nodiscard]] constexpr std::string_view name(std::size_t t) const { return names[t]; }
+  [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::size_t t) const { return pool[shapes[t]]; }
+};
+struct no_order {};
+
 template <class P>
-constexpr bool in_order() {
-  if constexpr (requires { P::in_order; }) {
-    return P::in_order;
+constexpr piece_order order_of() {
+  if constexpr (requires { P::order; }) {
+    return P::order;
   } else {
-    return true;
+    return piece_order::by_tensor;
   }
 }
 /// Policies whose gathered buffer holds every tensor in one piece say `static constexpr bool contiguous_gather = true`.
@@ -117,6 +201,14 @@ constexpr std::string_view policy_name() {
     return "custom";
   }
 }
+template <class P>
+concept has_segments = requires(P const& p, elements placed, std::size_t w, std::size_t r) {
+  { p.segment(placed, w, r) } -> std::same_as<elements>;
+};
+template <class P>
+concept sees_unit = requires(P const& p, std::span<parameter const> unit, std::size_t w) {
+  { p.for_unit(unit, w) } -> std::same_as<P>;
+};
 
 }  // namespace detail
 
@@ -124,13 +216,27 @@ constexpr std::string_view policy_name() {
 ///
 /// The gathered buffer is the segments of all ranks in rank order: W * S elements. One template for constant and
 /// run-time shapes (`std::array` or list of parameters) and for static and dynamic worlds. Memory: O(T), nothing of
-/// size T * W.
+/// size T * W; a listed layout takes 44 bytes a tensor (48 if its pieces lie out of tensor order) and each different
+/// shape once. Beyond the three functions of `ShardingPolicy` a policy may say
+///   `name`               what it is called in hashes and messages
+///   `order`              a `piece_order`
+///   `contiguous_gather`  true if the gathered buffer holds each tensor in one piece
+///   `owner(t, w, i)`     the rank of element i, O(1); without it a search over the ranks
+///   `segment(placed, w, r)`, `before(placed, w, r)`  rank r's segment and the sum of those before it, where they
+///                        differ by rank; `placed` is what `place` returned
+///   `padding_value()`    what fills the rest: a value, or nothing if undefined; zero without it
+///   `for_unit(unit, w)`  itself with the tables that it needs for this unit
+///   `hash(h)`            h continued over what its placements do not show
+///   `may_cut(parameter, i)`  whether a rank may begin at element i, 0 < i < numel; `alignment()`: what every piece
+///                        begins at a multiple of, in its tensor and in the segment. Both for the laws (laws.hpp)
 template <ShardingPolicy P, std::size_t W, class Table>
 class layout {
  public:
   using policy_type = P;
   /// True if a gathered buffer holds each tensor in one piece, so that the gather needs no copy afterwards.
   static constexpr bool contiguous_gather = detail::contiguous_gather<P>();
+  /// True if the segments of all ranks have the same length, so that collectives need no counts by rank.
+  static constexpr bool equal_segments = !detail::has_segments<P>;
 
   /// What a name stands for.
   struct tensor {
@@ -142,41 +248,63 @@ class layout {
 
   template <std::size_t T>
   constexpr layout(P sharding_policy, std::array<parameter, T> const& of_unit, world<W> over)
-      : policy_{sharding_policy}, world_{over} {
-    table_.parameters = of_unit;
-    build();
+      : policy_{std::move(sharding_policy)}, world_{over}, table_{of_unit} {
+    build(of_unit);
   }
   constexpr layout(P sharding_policy, std::span<parameter const> of_unit,
                    world<W> over) requires std::same_as<Table, detail::listed_table>
-      : policy_{sharding_policy}, world_{over} {
-    table_.parameters.assign(of_unit.begin(), of_unit.end());
-    table_.places.resize(of_unit.size());
-    build();
+      : policy_{std::move(sharding_policy)}, world_{over}, table_{of_unit} {
+    build(of_unit);
   }
 
   [[nodiscard]] constexpr P const& policy() const { return policy_; }
   /// Number of tensors.
   [[nodiscard]] constexpr std::size_t size() const { return table_.places.size(); }
   [[nodiscard]] constexpr std::size_t world_size() const { return world_.value(); }
-  /// Elements of every rank's segment, padding included.
+  /// Elements of every rank's segment, padding included; of the longest where they differ. Complexity: O(1).
   [[nodiscard]] constexpr elements segment() const { return segment_; }
-  /// Elements of the gathered buffer: W * S.
-  [[nodiscard]] constexpr elements gathered() const { return segment_ * world_.value(); }
-  /// Elements of all tensors together, without padding.
-  [[nodiscard]] constexpr elements real() const {
-    elements n;
-    for (auto const& place : table_.places) n += elements{place.numel};
-    return n;
+  /// Elements of rank `r`'s segment, padding included. Complexity: O(1).
+  [[nodiscard]] constexpr elements segment(rank_id r) const { return segment_of(checked(r)); }
+  /// Where rank `r`'s segment begins in the gathered buffer; r = W gives its end. Complexity: O(1), O(W) for a policy
+  /// with `segment` but without `before`.
+  [[nodiscard]] constexpr elements segment_start(std::size_t r) const {
+    require(r <= world_.value(), "rank must be smaller than the world size");
+    if constexpr (equal_segments) {
+      return {segment_.value * r};
+    } else if constexpr (requires { policy_.before(placed_, world_.value(), r); }) {
+      return policy_.before(placed_, world_.value(), r);
+    } else {
+      elements sum;
+      for (std::size_t i = 0; i < r; ++i) sum += policy_.segment(placed_, world_.value(), i);
+      return sum;
+    }
   }
-  [[nodiscard]] constexpr parameter const& parameter_at(std::size_t t) const {
+  /// Elements of the gathered buffer: all segments together.
+  [[nodiscard]] constexpr elements gathered() const { return segment_start(world_.value()); }
+  /// Elements of all tensors together, without padding. Complexity: O(T).
+  [[nodiscard]] constexpr elements real() const {
+    std::size_t n = 0;
+    for (auto const& place : table_.places) n += place.numel;  // build has checked the sum
+    return {n};
+  }
+  /// The value that fills the rest of the segments; nothing if it is undefined. Complexity: O(1).
+  [[nodiscard]] constexpr std::optional<int> padding_value() const {
+    if constexpr (requires { policy_.padding_value(); }) {
+      return policy_.padding_value();
+    } else {
+      return 0;
+    }
+  }
+  /// The name and shape of tensor `t`, by value. Complexity: O(1).
+  [[nodiscard]] constexpr parameter parameter_at(std::size_t t) const {
     require(t < size(), "the unit has no parameter of that number");
-    return table_.parameters[t];
+    return {table_.name(t), shape{table_.sizes(t)}};
   }
   [[nodiscard]] constexpr placement const& place_at(std::size_t t) const {
     require(t < size(), "the unit has no parameter of that number");
     return table_.places[t];
   }
-  /// Bytes of one rank's segment in one role. Units: bytes. Complexity: O(1).
+  /// Bytes of one rank's segment (the longest) in one role. Units: bytes. Complexity: O(1).
   [[nodiscard]] constexpr bytes shard_bytes(PrecisionPolicy auto const& p, role r) const {
     return size_of(segment_, p(r));
   }
@@ -188,8 +316,8 @@ class layout {
   }
   /// What rank `r` owns of tensor `t`, maybe nothing. Complexity: O(1).
   [[nodiscard]] constexpr piece piece_of(std::size_t t, rank_id r) const {
-    auto const i = checked(r);
-    return {t, begin(t, i), begin(t, i + 1), policy_.local(place_at(t), world_.value(), i)};
+    require(t < size(), "the unit has no parameter of that number");
+    return cut(t, checked(r));
   }
   /// The rank that owns element `i` of tensor `t`. Complexity: O(1), O(log W) for a policy without its own `owner`.
   [[nodiscard]] constexpr rank_id owner(std::size_t t, elements i) const {
@@ -210,31 +338,56 @@ class layout {
   }
   /// Where element `i` of tensor `t` lies in its owner's segment. Complexity: as `owner`.
   [[nodiscard]] constexpr elements local(std::size_t t, elements i) const {
-    auto const mine = piece_of(t, owner(t, i));
+    auto const mine = cut(t, index(owner(t, i)));
     return mine.local + (i - mine.begin);
   }
   /// Where element `i` of tensor `t` lies in the gathered buffer. Complexity: as `owner`.
   [[nodiscard]] constexpr elements gathered(std::size_t t, elements i) const {
-    return segment_ * index(owner(t, i)) + local(t, i);
+    auto const r = index(owner(t, i));
+    auto const mine = cut(t, r);
+    return segment_start(r) + mine.local + (i - mine.begin);
   }
-  /// What lies at position `j` of rank `r`'s segment. Complexity: O(log T), O(T) for policies out of order.
+  /// What lies at position `j` of rank `r`'s segment. Complexity: O(log T), O(T) for policies in any order.
   [[nodiscard]] constexpr element_place at(rank_id r, elements j) const {
     auto const i = checked(r);
-    require(j < segment_, "the segment has no element of that number");
-    if constexpr (detail::in_order<P>()) {
-      auto const after = first_with([&](std::size_t t) { return local_of(t, i) > j; });
+    require(j < segment_of(i), "the segment has no element of that number");
+    if constexpr (order != piece_order::any) {
+      // Sizes are mostly alike, so the share of the positions before this one says about where to begin to look.
+      auto const share_before =
+          contiguous_gather
+              ? (static_cast<double>(i) + static_cast<double>(j.value) / static_cast<double>(segment_.value)) /
+                    static_cast<double>(world_.value())
+              : static_cast<double>(j.value) / static_cast<double>(segment_.value);
+      auto const after = first_with([&](std::size_t t) { return local_of(t, i) > j; },
+                                    static_cast<std::size_t>(share_before * static_cast<double>(size())));
       if (after == 0) return {0, {}, true};
-      return within(piece_of(after - 1, r), j);
+      return within(cut(tensor_at(after - 1), i), j);
     } else {
       for (std::size_t t = 0; t < size(); ++t) {
-        auto const found = within(piece_of(t, r), j);
+        auto const found = within(cut(t, i), j);
         if (!found.padding) return found;
       }
       return {0, {}, true};
     }
   }
+  /// What lies at position `g` of the gathered buffer. Complexity: as `at`, and O(log W) where segments differ.
+  [[nodiscard]] constexpr element_place at_gathered(elements g) const {
+    require(g < gathered(), "the gathered buffer has no element of that number");
+    std::size_t r = 0;
+    if constexpr (equal_segments) {
+      r = g.value / segment_.value;
+    } else {
+      std::size_t high = world_.value();  // the last rank whose segment begins at or before g is not empty
+      while (high - r > 1) {
+        auto const middle = r + (high - r) / 2;
+        (segment_start(middle) <= g ? r : high) = middle;
+      }
+    }
+    return at(rank_at(r), g - segment_start(r));
+  }
 
-  /// The pieces of one rank that hold at least one element, in tensor order: a lazy range.
+  /// The pieces of one rank that hold at least one element, in the order in which they lie in its segment (any order:
+  /// of the tensors): a lazy range.
   class piece_range {
    public:
     class iterator {
@@ -245,55 +398,60 @@ class layout {
       using reference = piece;
       using pointer = void;
       constexpr iterator() = default;
-      constexpr iterator(layout const* whole, rank_id r, std::size_t t) : whole_{whole}, rank_{r}, tensor_{t} {
+      constexpr iterator(layout const* whole, std::size_t r, std::size_t position)
+          : whole_{whole}, rank_{r}, position_{position} {
         skip();
       }
-      constexpr piece operator*() const { return whole_->piece_of(tensor_, rank_); }
+      constexpr piece operator*() const { return here_; }
       constexpr iterator& operator++() {
-        ++tensor_;
+        ++position_;
         skip();
         return *this;
       }
       constexpr void operator++(int) { ++*this; }
-      friend constexpr bool operator==(iterator const& a, iterator const& b) { return a.tensor_ == b.tensor_; }
+      friend constexpr bool operator==(iterator const& a, iterator const& b) { return a.position_ == b.position_; }
 
      private:
       constexpr void skip() {
-        while (tensor_ < whole_->size()) {
-          auto const here = whole_->piece_of(tensor_, rank_);
-          if (here.begin < here.end) return;
-          if (detail::in_order<P>() && here.local >= whole_->segment_) {  // flat: what follows lies in later segments
-            tensor_ = whole_->size();
-            return;
+        auto const count = whole_->size();
+        while (position_ < count) {
+          here_ = whole_->cut(whole_->tensor_at(position_), rank_);
+          if (here_.begin < here_.end) return;
+          if constexpr (order == piece_order::any) {
+            ++position_;
+          } else if (here_.local >= whole_->segment_) {  // what follows lies in later segments
+            position_ = count;
+          } else {
+            position_ = whole_->last_not_after(position_, here_.local, rank_);
           }
-          ++tensor_;
         }
       }
       layout const* whole_{};
-      rank_id rank_{};
-      std::size_t tensor_{};
+      std::size_t rank_{}, position_{};
+      piece here_;
     };
-    constexpr piece_range(layout const& whole, rank_id r) : whole_{&whole}, rank_{r} {}
+    constexpr piece_range(layout const& whole, rank_id r) : whole_{&whole}, rank_{index(r)} {}
     [[nodiscard]] constexpr iterator begin() const { return {whole_, rank_, whole_->first_piece(rank_)}; }
     [[nodiscard]] constexpr iterator end() const { return {whole_, rank_, whole_->size()}; }
 
    private:
     layout const* whole_;
-    rank_id rank_;
+    std::size_t rank_;
   };
-  /// Complexity: the first piece in O(log T), each further one in O(1); O(T) in all for policies out of order.
+  /// Complexity: the first piece in O(log T), each further one in O(1); O(T) in all for per-tensor policies and those
+  /// in any order. The layout must outlive the range.
   [[nodiscard]] constexpr piece_range pieces(rank_id r) const {
     static_cast<void>(checked(r));
     return {*this, r};
   }
   /// Elements that rank `r` owns. Complexity: O(pieces).
   [[nodiscard]] constexpr elements owned(rank_id r) const {
-    elements n;
-    for (auto const& p : pieces(r)) n += p.size();
-    return n;
+    std::size_t n = 0;
+    for (auto const& p : pieces(r)) n += p.end.value - p.begin.value;
+    return {n};
   }
   /// Elements of rank `r`'s segment that belong to no tensor. Complexity: O(pieces).
-  [[nodiscard]] constexpr elements padding(rank_id r) const { return segment_ - owned(r); }
+  [[nodiscard]] constexpr elements padding(rank_id r) const { return segment(r) - owned(r); }
 
   /// The tensor of that name; a misspelt name in a constant expression stops the build. Complexity: O(T).
   [[nodiscard]] constexpr tensor operator[](std::string_view name) const { return (*this)[number_of(name)]; }
@@ -305,7 +463,7 @@ class layout {
   /// The number of the tensor of that name. Complexity: O(T).
   [[nodiscard]] constexpr std::size_t number_of(std::string_view name) const {
     std::size_t found = 0;
-    while (found < size() && table_.parameters[found].name != name) ++found;
+    while (found < size() && table_.name(found) != name) ++found;
     require(found < size(), "the unit has no parameter of that name");
     return found;
   }
@@ -315,24 +473,86 @@ class layout {
   [[nodiscard]] constexpr std::uint64_t hash() const {
     auto h = detail::fnv(detail::fnv(detail::fnv_offset, std::uint64_t{1}), detail::policy_name<P>());
     h = detail::fnv(detail::fnv(h, world_.value()), segment_.value);
+    if constexpr (requires { policy_.hash(h); }) h = policy_.hash(h);
     for (std::size_t t = 0; t < size(); ++t) {
-      h = detail::fnv(detail::fnv(h, table_.parameters[t].name.size()), table_.parameters[t].name);
-      auto const sizes = table_.parameters[t].dims.sizes();
-      h = detail::fnv(h, sizes.size());
-      for (auto const d : sizes) h = detail::fnv(h, d);
+      h = fold_parameter(h, t);
       h = detail::fnv(detail::fnv(h, table_.places[t].start), table_.places[t].step);
     }
     return h;
   }
+  /// FNV-1a 64 over names and shapes alone: equal for the same unit in every world and policy. Complexity: O(T).
+  [[nodiscard]] constexpr std::uint64_t unit_hash() const {
+    auto h = detail::fnv(detail::fnv(detail::fnv_offset, std::uint64_t{1}), size());
+    for (std::size_t t = 0; t < size(); ++t) h = fold_parameter(h, t);
+    return h;
+  }
 
  private:
-  constexpr void build() {
-    segment_ = policy_.place(table_.parameters, world_.value(), table_.places);
-    for (std::size_t t = 0; t < size(); ++t)
-      require(table_.places[t].numel == table_.parameters[t].dims.numel(),
-              "a policy must place every element of a tensor");
-    require(checked_mul(gathered().value, 8) <= static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()),
+  static constexpr piece_order order = detail::order_of<P>();
+  using order_type = std::conditional_t<order == piece_order::by_start, typename Table::order_type, detail::no_order>;
+
+  constexpr void build(std::span<parameter const> of_unit) {
+    if constexpr (detail::sees_unit<P>) policy_ = policy_.for_unit(of_unit, world_.value());
+    segment_ = policy_.place(of_unit, world_.value(), table_.places);
+    std::size_t real = 0;
+    bool whole = true, wraps = false;
+    auto const* place = table_.places.data();  // plain pointers: compilers run this loop, too, and count its steps
+    for (auto const *p = of_unit.data(), *const end = p + of_unit.size(); p != end; ++p, ++place) {
+      if (place->numel != p->dims.numel()) whole = false;
+      wraps |= __builtin_add_overflow(real, place->numel, &real);
+    }
+    require(whole, "a policy must place every element of a tensor");
+    require(!wraps, "a sum of sizes must fit in 64 bits");
+    if constexpr (!equal_segments) {
+      placed_ = segment_;
+      segment_ = {};
+      for (std::size_t r = 0; r < world_.value(); ++r)
+        segment_ = std::max(segment_, policy_.segment(placed_, world_.value(), r));
+    }
+    require(checked_mul(checked_mul(segment_.value, world_.value()), 8) <=
+                static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()),
             "the gathered buffer must stay below 2^63 bytes");
+    if constexpr (order == piece_order::by_start) sort_by_start();
+  }
+  // Empty tensors stand before the one that shares their start.
+  constexpr void sort_by_start() {
+    require(size() < std::numeric_limits<std::uint32_t>::max(), "a layout holds fewer than 2^32 - 1 tensors");
+    auto const& places = table_.places;
+    auto const before = [&](std::size_t a, std::size_t b) {
+      if (places[a].start != places[b].start) return places[a].start < places[b].start;
+      return (places[a].numel) < (places[b].numel);
+    };
+    for (std::size_t t = 1; t < size() && sorted_; ++t) sorted_ = !before(t, t - 1);
+    if (sorted_) return;
+    if constexpr (requires { order_.resize(size()); }) order_.resize(size(), 0);
+    for (std::size_t t = 0; t < size(); ++t) order_[t] = static_cast<std::uint32_t>(t);
+    std::sort(order_.begin(), order_.end(), before);
+  }
+  [[nodiscard]] constexpr std::size_t tensor_at(std::size_t position) const {
+    if constexpr (order == piece_order::by_start) {
+      return sorted_ ? position : order_[position];
+    } else {
+      return position;
+    }
+  }
+  [[nodiscard]] constexpr elements segment_of(std::size_t r) const {
+    if constexpr (equal_segments) {
+      return segment_;
+    } else {
+      return policy_.segment(placed_, world_.value(), r);
+    }
+  }
+  [[nodiscard]] constexpr piece cut(std::size_t t, std::size_t r) const {
+    auto const& place = table_.places[t];
+    auto const w = world_.value();
+    return {t, policy_.begin(place, w, r), policy_.begin(place, w, r + 1), policy_.local(place, w, r)};
+  }
+  [[nodiscard]] constexpr std::uint64_t fold_parameter(std::uint64_t h, std::size_t t) const {
+    h = detail::fnv(detail::fnv(h, table_.name(t).size()), table_.name(t));
+    auto const sizes = table_.sizes(t);
+    h = detail::fnv(h, sizes.size());
+    for (auto const d : sizes) h = detail::fnv(h, d);
+    return h;
   }
   constexpr std::size_t checked(rank_id r) const {
     auto const i = index(r);
@@ -342,12 +562,20 @@ class layout {
   constexpr elements local_of(std::size_t t, std::size_t r) const {
     return policy_.local(table_.places[t], world_.value(), r);
   }
+  // The first position where `holds`, which is false, then true, over the tensors in order; from a guess outwards.
   template <class Predicate>
-  constexpr std::size_t first_with(Predicate holds) const {  // holds is false, then true, over the tensors
+  constexpr std::size_t first_with(Predicate holds, std::size_t guess) const {
     std::size_t low = 0, high = size();
+    if (guess < high && !holds(tensor_at(guess))) {
+      low = guess + 1;
+      for (std::size_t step = 1; high - low > step && !holds(tensor_at(low + step)); step *= 2) low += step + 1;
+    } else if (guess < high) {
+      high = guess;
+      for (std::size_t step = 1; high > step && holds(tensor_at(high - step)); step *= 2) high -= step;
+    }
     while (low < high) {
       auto const middle = low + (high - low) / 2;
-      if (holds(middle)) {
+      if (holds(tensor_at(middle))) {
         high = middle;
       } else {
         low = middle + 1;
@@ -355,10 +583,23 @@ class layout {
     }
     return low;
   }
-  constexpr std::size_t first_piece(rank_id r) const {
-    if constexpr (detail::in_order<P>()) {
-      auto const i = index(r);  // pieces that lie at 0 are empty but for the last of them
-      auto const after = first_with([&](std::size_t t) { return local_of(t, i) > elements{0}; });
+  // Of the tensors behind position k, the last one that lies at or before `local`, for the others there hold nothing;
+  // k + 1 if there is none. Complexity: O(log of the distance).
+  constexpr std::size_t last_not_after(std::size_t k, elements local, std::size_t r) const {
+    std::size_t step = 1, low = k;
+    while (low + step < size() && local_of(tensor_at(low + step), r) <= local) {
+      low += step;
+      step *= 2;
+    }
+    for (; step > 0; step /= 2)
+      if (low + step < size() && local_of(tensor_at(low + step), r) <= local) low += step;
+    return std::max(low, k + 1);
+  }
+  constexpr std::size_t first_piece(std::size_t r) const {
+    if constexpr (order != piece_order::any) {
+      // pieces that lie at 0 are empty but for the last of them
+      auto const after = first_with([&](std::size_t t) { return local_of(t, r) > elements{0}; },
+                                    contiguous_gather ? size() * r / world_.value() : 0);
       return after == 0 ? 0 : after - 1;
     } else {
       return 0;
@@ -372,7 +613,10 @@ class layout {
   [[no_unique_address]] P policy_;
   [[no_unique_address]] world<W> world_;
   elements segment_{};
-  Table table_{};
+  [[no_unique_address]] std::conditional_t<equal_segments, detail::no_order, elements> placed_{};
+  bool sorted_ = true;
+  Table table_;
+  [[no_unique_address]] order_type order_{};
 };
 template <class P, std::size_t T, std::size_t W>
 layout(P, std::array<parameter, T> const&, world<W>) -> layout<P, W, detail::fixed_table<T>>;
@@ -385,19 +629,40 @@ layout(P, std::span<parameter const>, world<W>) -> layout<P, W, detail::listed_t
 template <ShardingPolicy P, std::size_t W = std::dynamic_extent>
 using listed_layout = layout<P, W, detail::listed_table>;
 
-/// `1001/8 -> 126 + 7 pad`: elements / world -> elements of a segment + padding of all segments together.
+/// `1001/8 -> 126 + 7 pad`: elements / world -> elements of a segment (the longest) + padding of all segments together;
+/// a policy that searched for its segment adds the length that no segment can go below.
 template <ShardingPolicy P, std::size_t W, class Table>
 [[nodiscard]] std::string to_string(layout<P, W, Table> const& l) {
   auto const real = l.real().value;
   auto const pad = l.gathered().value - real;
   auto text = std::to_string(real) + '/' + std::to_string(l.world_size()) + " -> " + std::to_string(l.segment().value);
-  return pad == 0 ? text : text + " + " + std::to_string(pad) + " pad";
+  if (pad != 0) text += " + " + std::to_string(pad) + " pad";
+  if constexpr (requires { l.policy().lower_bound(); })
+    text += ", at least " + std::to_string(l.policy().lower_bound().value);
+  return text;
 }
 template <class Stream, ShardingPolicy P, std::size_t W, class Table>
 requires requires(Stream& s, std::string const& text) { s << text; }
 Stream& operator<<(Stream& s, layout<P, W, Table> const& l) {
   s << to_string(l);
   return s;
+}
+
+/// A run of bytes of a file or buffer, [begin, end).
+struct byte_range {
+  bytes begin, end;
+  [[nodiscard]] constexpr bytes size() const { return end - begin; }
+  friend constexpr bool operator==(byte_range const&, byte_range const&) = default;
+};
+/// The bytes of a piece in a file that holds its tensor, whole and row-major, from byte `tensor_begin` on; a cut inside
+/// a byte (4- and 6-bit types) is a broken rule. Complexity: O(1). Source: docs/design.md, the model.
+[[nodiscard]] constexpr byte_range file_range(piece const& p, bytes tensor_begin, dtype type) {
+  return {tensor_begin + size_of(p.begin, type), tensor_begin + size_of(p.end, type)};
+}
+/// The largest power of two, up to 4096, that divides a position of a buffer in bytes. Units: bytes.
+[[nodiscard]] constexpr bytes alignment_of(elements position, dtype type) {
+  auto const at = size_of(position, type).value;
+  return {at == 0 ? 4096 : std::min<std::size_t>(at & (~at + 1), 4096)};
 }
 
 }  // namespace v0

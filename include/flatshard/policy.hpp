@@ -11,7 +11,6 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 #include <span>
 #include <string_view>
 
@@ -107,25 +106,52 @@ struct shape {
   std::array<std::size_t, max_rank> dims{};
   std::size_t rank{};
   constexpr shape() = default;
-  constexpr shape(std::initializer_list<std::size_t> sizes) : shape(std::span{sizes.begin(), sizes.size()}) {}
+  // One constructor a rank, not a list: a table of 10 000 shapes is then no work for the compiler.
+  constexpr shape(std::size_t a) : dims{a}, rank{1} {}
+  constexpr shape(std::size_t a, std::size_t b) : dims{a, b}, rank{2} {}
+  constexpr shape(std::size_t a, std::size_t b, std::size_t c) : dims{a, b, c}, rank{3} {}
+  constexpr shape(std::size_t a, std::size_t b, std::size_t c, std::size_t d) : dims{a, b, c, d}, rank{4} {}
+  constexpr shape(std::size_t a, std::size_t b, std::size_t c, std::size_t d, std::size_t e)
+      : dims{a, b, c, d, e}, rank{5} {}
+  constexpr shape(std::size_t a, std::size_t b, std::size_t c, std::size_t d, std::size_t e, std::size_t f)
+      : dims{a, b, c, d, e, f}, rank{6} {}
+  constexpr shape(std::size_t a, std::size_t b, std::size_t c, std::size_t d, std::size_t e, std::size_t f,
+                  std::size_t g)
+      : dims{a, b, c, d, e, f, g}, rank{7} {}
+  constexpr shape(std::size_t a, std::size_t b, std::size_t c, std::size_t d, std::size_t e, std::size_t f,
+                  std::size_t g, std::size_t h)
+      : dims{a, b, c, d, e, f, g, h}, rank{8} {}
+  template <class... More>
+  requires(sizeof...(More) > max_rank) constexpr shape(More...) { require(false, "a shape has at most 8 dimensions"); }
   constexpr explicit shape(std::span<std::size_t const> sizes) {
     require(sizes.size() <= max_rank, "a shape has at most 8 dimensions");
     for (auto const size : sizes) dims[rank++] = size;
   }
   friend constexpr bool operator==(shape const&, shape const&) = default;
   /// The product of the dimensions; a broken rule if it passes 64 bits.
-  [[nodiscard]] constexpr std::size_t numel() const {
+  [[nodiscard]] constexpr std::size_t numel() const { return product(*this); }
+  [[nodiscard]] constexpr std::span<std::size_t const> sizes() const { return {dims.data(), rank}; }
+
+ private:
+  // By value: g++ evaluates a constant call with equal arguments once, and a table has few different shapes.
+  static constexpr std::size_t product(shape s) {
     std::size_t n = 1;
-    for (std::size_t i = 0; i < rank; ++i) n = checked_mul(n, dims[i]);
+    bool wraps = false;
+    for (std::size_t i = 0; i < s.rank; ++i) wraps |= __builtin_mul_overflow(n, s.dims[i], &n);
+    require(!wraps, "a product of sizes must fit in 64 bits");
     return n;
   }
-  [[nodiscard]] constexpr std::span<std::size_t const> sizes() const { return {dims.data(), rank}; }
 };
 
 /// A parameter of a unit. The name is not owned: it must outlive every list and layout that refers to it.
 struct parameter {
   std::string_view name;
   shape dims;
+  constexpr parameter() = default;
+  constexpr parameter(std::string_view its_name, shape its_dims) : name{its_name}, dims{its_dims} {}
+  // The length by the compiler at once, where std::string_view counts letter after letter: 10 000 literals.
+  constexpr parameter(char const* its_name, shape its_dims)
+      : name{its_name, __builtin_strlen(its_name)}, dims{its_dims} {}
   friend constexpr bool operator==(parameter const&, parameter const&) = default;
 };
 

@@ -15,13 +15,15 @@ inline namespace v0 {
 
 /// The product of two counts, or a broken rule: sizes come from users and pass 2^32.
 [[nodiscard]] constexpr std::size_t checked_mul(std::size_t a, std::size_t b) {
-  require(b == 0 || a <= std::numeric_limits<std::size_t>::max() / b, "a product of sizes must fit in 64 bits");
-  return a * b;
+  std::size_t product = 0;
+  require(!__builtin_mul_overflow(a, b, &product), "a product of sizes must fit in 64 bits");  // no division: hot
+  return product;
 }
 /// The sum of two counts, or a broken rule.
 [[nodiscard]] constexpr std::size_t checked_add(std::size_t a, std::size_t b) {
-  require(a <= std::numeric_limits<std::size_t>::max() - b, "a sum of sizes must fit in 64 bits");
-  return a + b;
+  std::size_t sum = 0;
+  require(!__builtin_add_overflow(a, b, &sum), "a sum of sizes must fit in 64 bits");
+  return sum;
 }
 /// a / b rounded up; b > 0.
 [[nodiscard]] constexpr std::size_t ceil_div(std::size_t a, std::size_t b) { return a / b + (a % b != 0); }

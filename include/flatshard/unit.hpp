@@ -140,6 +140,7 @@ template <PrecisionPolicy Precision, ShardingPolicy Sharding, std::size_t W = st
 class sharded_unit {
  public:
   using layout_type = listed_layout<Sharding, W>;
+  static_assert(layout_type::equal_segments, "the segments of a unit have one length on every rank");
 
   /// `states`: how many optimizer states a parameter has (Adam: 2). Shards are zeroed.
   sharded_unit(std::span<parameter const> parameters, world<W> w, Precision precision, Sharding sharding,

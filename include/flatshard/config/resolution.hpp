@@ -158,6 +158,21 @@ struct resolution {
   }
 };
 
+/// How this library loads the weights, and why.
+struct loading_choice {
+  bool partitioned = false;  ///< each rank reads its own ranges; else every rank reads everything
+  std::string reason;
+  place where;
+};
+/// Partitioned where the configuration shards the parameters from the start: under ZeRO-3 when the front end's own
+/// trigger is on, under FSDP2 always (upstream's trigger is about ZeRO-3; loading takes the layout, whoever cuts).
+[[nodiscard]] inline loading_choice loading_of(resolution const& r) {
+  if (r.policies.sharding != sharding_kind::fsdp2)
+    return {r.policies.load.partitioned, r.policies.load.reason, r.policies.load.where};
+  auto const* const backend = r.find("backend");
+  return {true, "on: FSDP2 shards every parameter", backend ? backend->source : place{}};
+}
+
 /// Every warning becomes an error; notes stay.
 [[nodiscard]] inline resolution strict(resolution r) {
   for (auto& p : r.problems)

@@ -42,14 +42,20 @@ struct native : flat_cuts {
     require(tensor_align > 0 && segment_align > 0, "alignments must be positive");
     require(segment_align % tensor_align == 0, "the tensor alignment must divide the segment alignment");
     std::size_t end = 0;
-    for (std::size_t i = 0; i < unit.size(); ++i) {
-      out[i] = {unit[i].dims.numel(), round_up(end, tensor_align), 0};
-      end = checked_add(out[i].start, out[i].numel);
+    bool wraps = false;
+    auto* t = out.data();  // plain pointers: compilers run this loop, too, and count its steps
+    for (auto const *p = unit.data(), *const last = p + unit.size(); p != last; ++p, ++t) {
+      auto const n = p->dims.numel();
+      wraps |= __builtin_add_overflow(end, (tensor_align - end % tensor_align) % tensor_align, &end);
+      *t = {n, end, 0};
+      wraps |= __builtin_add_overflow(end, n, &end);
     }
+    require(!wraps, "a sum of sizes must fit in 64 bits");
     auto const segment = round_up(ceil_div(end, w), segment_align);
-    for (auto& t : out) t.step = segment;
+    for (auto* const first = out.data(); t != first;) (--t)->step = segment;
     return {segment};
   }
+  [[nodiscard]] constexpr elements alignment() const { return {tensor_align}; }
 };
 
 }  // namespace v0

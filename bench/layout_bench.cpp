@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+// Layouts at the size that they are designed for: 1e6 tensors over 1e5 ranks, on one core; and the search of `planned`.
+// Every benchmark checks an answer before it times it.
+#include "models.hpp"
+
+#include <flatshard/flatshard.hpp>
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <benchmark/benchmark.h>
+
+using namespace flatshard;
+
+// Bytes that are allocated now, and the most that ever were, so that a layout's memory is counted and not estimated.
+namespace {
+std::size_t held = 0, peak = 0;
+constexpr std::size_t header = alignof(std::max_align_t);
+}  // namespace
+void* operator new(std::size_t size) {
+  auto* const block = static_cast<std::size_t*>(std::malloc(size + header));
+  if (block == nullptr) throw std::bad_alloc{};
+  *block = size;
+  held += size;
+  peak = std::max(peak, held);
+  return reinterpret_cast<std::byte*>(block) + header;
+}
+void operator delete(void* p) noexcept {
+  if (p == nullptr) return;
+  auto* const block = reinterpret_cast<std::byte*>(p) - header;
+  held -= *reinterpret_cast<std::size_t*>(block);
+  std::free(block);
+}
+void operator delete(void* p, std::size_t) noexcept { operator delete(p); }
+
+namespace {
+
+constexpr std::size_t tensors = 1000000, ranks = 100000, other_ranks = 99991;
+
+void expect(benchmark::State& state, bool holds, char const* what) {
+  if (!holds) state.SkipWithError(what);
+}
+
+// Experts and norms in turn, as one flat list of parameters.
+std::vector<parameter> const& unit() {
+  static std::vector<parameter> const list = [] {
+    std::vector<parameter> made;
+    made.reserve(tensors);
+    shape const shapes[]{{768, 2048}, {768, 2048}, {2048, 768}, {2048}};
+    for (std::size_t t = 0; t < tensors; ++t) made.push_back({"layers.mlp.experts.weight", shapes[t % 4]});
+    return made;
+  }();
+  return list;
+}
+struct query {
+  std::size_t tensor;
+  elements index;
+  rank_id rank;
+  elements position;
+};
+// Random elements, with where they lie.
+template <class L>
+std::vector<query> queries(L const& l) {
+  std::mt19937_64 random{7};
+  std::vector<query> list(1 << 16);
+  for (auto& q : list) {
+    q.tensor = random() % l.size();
+    q.index = {random() % l.place_at(q.tensor).numel};
+    q.rank = l.owner(q.tensor, q.index);
+    q.position = l.local(q.tensor, q.index);
+  }
+  return list;
+}
+
+template <class P>
+void build(benchmark::State& state, P policy) {
+  static_cast<void>(unit());
+  auto const before = held;
+  peak = held;
+  std::size_t kept = 0;
+  {
+    layout const l{policy, unit(), world{ranks}};
+    kept = held - before;
+    expect(state, l.size() == tensors && l.gathered() >= l.real(), "a wrong layout");
+  }
+  state.counters["MB"] = static_cast<double>(kept) / 1e6;
+  state.counters["peak_MB"] = static_cast<double>(peak - before) / 1e6;
+  for (auto _ : state) {
+    layout const l{policy, unit(), world{ranks}};
+    benchmark::DoNotOptimize(l.segment());
+  }
+}
+template <class P>
+void owner(benchmark::State& state, P policy) {
+  layout const l{policy, unit(), world{ranks}};
+  auto const list = queries(l);
+  for (auto const& q : list)
+    expect(state, l.at(q.rank, q.position) == element_place{q.tensor, q.index, false}, "owner and inverse differ");
+  for (auto _ : state)
+    for (auto const& q : list) benchmark::DoNotOptimize(l.owner(q.tensor, q.index));
+  state.SetItemsProcessed(static_cast<std::int64_t>(list.size()) * state.iterations());
+}
+template <class P>
+void inverse(benchmark::State& state, P policy) {
+  layout const l{policy, unit(), world{ranks}};
+  auto const list = queries(l);
+  for (auto _ : state)
+    for (auto const& q : list) benchmark::DoNotOptimize(l.at(q.rank, q.position));
+  state.SetItemsProcessed(static_cast<std::int64_t>(list.size()) * state.iterations());
+}
+template <class A, class B>
+void reshard(benchmark::State& state, A from, B to) {
+  layout const a{from, unit(), world{ranks}};
+  layout const b{to, unit(), world{other_ranks}};
+  resharding const plan{a, b};
+  auto const own = rank_at(ranks / 2);
+  std::size_t transfers = 0, sent = 0;
+  for (auto const& m : plan.sends(own)) {
+    expect(state, b.owner(m.tensor, m.begin) == m.to && a.at(own, m.from_position).index == m.begin,
+           "a wrong transfer");
+    ++transfers;
+    sent += m.size().value;
+  }
+  expect(state, sent == a.owned(own).value, "not every element is sent once");
+  state.counters["transfers"] = static_cast<double>(transfers);
+  for (auto _ : state) {
+    std::size_t sum = 0;
+    for (auto const& m : plan.sends(own)) sum += m.size().value + m.to_position.value;
+    benchmark::DoNotOptimize(sum);
+  }
+}
+void plan(benchmark::State& state, bench_models::model const& model, block keep) {
+  auto const w = static_cast<std::size_t>(state.range(0));
+  layout const l{planned{keep}, model.unit, world{w}};
+  auto const bound = l.policy().lower_bound();
+  expect(state, l.segment() >= bound, "a segment below its bound");
+  state.counters["over_percent"] =
+      100 * (static_cast<double>(l.segment().value) / static_cast<double>(bound.value) - 1);
+  for (auto _ : state) {
+    layout const again{planned{keep}, model.unit, world{w}};
+    benchmark::DoNotOptimize(again.segment());
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  using benchmark::kMillisecond;
+  using benchmark::RegisterBenchmark;
+  zero12 robin;
+  robin.round_robin = true;
+  RegisterBenchmark("build/native", [](auto& s) { build(s, native{}); })->Unit(kMillisecond);
+  RegisterBenchmark("build/zero3", [](auto& s) { build(s, zero3{}); })->Unit(kMillisecond);
+  RegisterBenchmark("build/fsdp2", [](auto& s) { build(s, fsdp2{}); })->Unit(kMillisecond);
+  RegisterBenchmark("build/fsdp1", [](auto& s) { build(s, fsdp1{}); })->Unit(kMillisecond);
+  RegisterBenchmark("build/zero12 round robin", [=](auto& s) { build(s, robin); })->Unit(kMillisecond);
+  RegisterBenchmark("owner/native", [](auto& s) { owner(s, native{}); });
+  RegisterBenchmark("owner/zero3", [](auto& s) { owner(s, zero3{}); });
+  RegisterBenchmark("inverse/native", [](auto& s) { inverse(s, native{}); });
+  RegisterBenchmark("inverse/zero3", [](auto& s) { inverse(s, zero3{}); });
+  RegisterBenchmark("reshard one rank/native to native", [](auto& s) {
+    reshard(s, native{}, native{});
+  })->Unit(kMillisecond);
+  RegisterBenchmark("reshard one rank/zero3 to zero3", [](auto& s) {
+    reshard(s, zero3{}, zero3{});
+  })->Unit(kMillisecond);
+  RegisterBenchmark("reshard one rank/zero3 to native", [](auto& s) {
+    reshard(s, zero3{}, native{});
+  })->Unit(kMillisecond);
+  RegisterBenchmark("reshard one rank/fsdp2 to zero3", [](auto& s) {
+    reshard(s, fsdp2{}, zero3{});
+  })->Unit(kMillisecond);
+  static auto const models = bench_models::five();
+  for (auto const& model : models)
+    for (auto const& [name, keep] : {std::pair{"tiles of 128", block::tiles(128)}, std::pair{"rows", block::rows()}})
+      RegisterBenchmark((std::string{"planned/"} + name + '/' + model.name).c_str(),
+                        [&model, kept = keep](auto& s) { plan(s, model, kept); })
+          ->RangeMultiplier(2)
+          ->Range(8, 1024)
+          ->Unit(kMillisecond);
+  benchmark::Initialize(&argc, argv);
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Blocks that are never cut: what a parameter asks for, where cuts may fall, how short a segment can be.
+#pragma once
+
+#include <flatshard/layout.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace flatshard {
+inline namespace v0 {
+
+/// What no rank may hold a part of. Rows are those of the last dimension; a vector has one element a row; a tensor of
+/// more than two dimensions is a stack of matrices, and blocks begin anew in each.
+struct block {
+  enum class kind : std::uint8_t { run, rows, matrix, tensor };
+  kind of = kind::rows;
+  std::size_t count = 1;  ///< elements of a run, or rows
+  friend constexpr bool operator==(block const&, block const&) = default;
+  /// `n` elements, counted from the tensor's first one: a quantisation block.
+  [[nodiscard]] static constexpr block run(std::size_t n) { return {kind::run, n}; }
+  /// `n` whole rows.
+  [[nodiscard]] static constexpr block rows(std::size_t n = 1) { return {kind::rows, n}; }
+  /// Tiles of n x n elements: an interval that cuts none of them is made of whole strips of `n` rows.
+  [[nodiscard]] static constexpr block tiles(std::size_t n) { return rows(n); }
+  /// A whole matrix; of a stack, each.
+  [[nodiscard]] static constexpr block matrix() { return {kind::matrix, 1}; }
+  /// The whole tensor.
+  [[nodiscard]] static constexpr block tensor() { return {kind::tensor, 1}; }
+};
+
+/// The block of every parameter whose name contains `part`. The text must outlive the rule.
+struct block_rule {
+  std::string_view part;
+  block keep;
+  friend constexpr bool operator==(block_rule const&, block_rule const&) = default;
+};
+
+/// Where a tensor may be cut: every `length` elements, begun anew every `period` elements. Units: elements.
+struct block_grid {
+  std::size_t length = 1, period = 1;
+  friend constexpr bool operator==(block_grid const&, block_grid const&) = default;
+  /// The last place at or before `i` where the tensor may be cut. Complexity: O(1).
+  [[nodiscard]] constexpr std::size_t cut_before(std::size_t i) const {
+    return i / period * period + i % period / length * length;
+  }
+};
+/// The grid of a block in a tensor, with cuts at multiples of `align` only: a block that is no multiple of it grows
+/// until it is, at most to the whole tensor. Complexity: O(1), constexpr.
+[[nodiscard]] constexpr block_grid grid_of(shape const& dims, block const& b, std::size_t align) {
+  require(b.count > 0 && align > 0, "a block has at least one element");
+  auto const n = dims.numel();
+  if (n == 0 || b.of == block::kind::tensor) return {std::max<std::size_t>(n, 1), std::max<std::size_t>(n, 1)};
+  auto const row = dims.rank < 2 ? 1 : dims.dims[dims.rank - 1];
+  auto const matrix = dims.rank < 2 ? n : dims.dims[dims.rank - 2] * row;
+  auto const common = [](std::size_t x, std::size_t y) { return checked_mul(x / std::gcd(x, y), y); };
+  auto const period = b.of == block::kind::run ? n : matrix;
+  auto length = b.of == block::kind::matrix ? matrix
+                : b.of == block::kind::rows ? checked_mul(std::min(b.count, n), row)
+                                            : std::min(b.count, n);
+  if (period < n && period % align != 0) {  // a stack of matrices whose bounds are no places for a cut
+    length = common(period, align);
+  } else if (length = std::min(common(length, align), period); period < n) {
+    return {length, period};
+  }
+  return {std::min(length, n), n};
+}
+
+namespace detail {
+
+/// The tensors of a unit in lines, one a block length, longest first; more than 16 lengths share the last line. A
+/// position counts through all lines; tensors begin at multiples of the alignment.
+class block_lines {
+ public:
+  static constexpr std::size_t most = 16;
+  struct item {
+    std::size_t tensor{}, numel{}, start{}, line{};
+    block_grid grid;
+  };
+  template <class BlockOf>
+  constexpr block_lines(std::span<parameter const> of_unit, BlockOf block_of, std::size_t align) {
+    items_.reserve(of_unit.size());
+    std::vector<std::size_t> lengths;
+    for (std::size_t t = 0; t < of_unit.size(); ++t) {
+      auto const grid = grid_of(of_unit[t].dims, block_of(of_unit[t]), align);
+      items_.push_back({t, of_unit[t].dims.numel(), 0, 0, grid});
+      if (lengths.empty() || lengths.back() != grid.length) lengths.push_back(grid.length);
+    }
+    std::sort(lengths.begin(), lengths.end(), [](std::size_t a, std::size_t b) { return a > b; });
+    lengths.erase(std::unique(lengths.begin(), lengths.end()), lengths.end());
+    auto const lines = std::min(lengths.size(), most);
+    for (auto& i : items_) {
+      auto const at = std::lower_bound(lengths.begin(), lengths.end(), i.grid.length,
+                                       [](std::size_t a, std::size_t b) { return a > b; });
+      i.line = std::min(static_cast<std::size_t>(at - lengths.begin()), most - 1);
+    }
+    std::sort(items_.begin(), items_.end(),
+              [](item const& a, item const& b) { return a.line != b.line ? a.line < b.line : a.tensor < b.tensor; });
+    std::size_t end = 0;
+    for (std::size_t k = 0; k < items_.size(); ++k) {
+      while (first_.size() <= items_[k].line) {
+        first_.push_back(k);
+        starts_.push_back(end);
+      }
+      items_[k].start = end;
+      end = round_up(checked_add(end, items_[k].numel), align);
+    }
+    while (first_.size() <= lines) {
+      first_.push_back(items_.size());
+      starts_.push_back(end);
+    }
+  }
+  [[nodiscard]] constexpr std::size_t size() const { return starts_.size() - 1; }
+  [[nodiscard]] constexpr std::vector<item> const& items() const { return items_; }
+  [[nodiscard]] constexpr std::size_t begin(std::size_t line) const { return starts_[line]; }
+  [[nodiscard]] constexpr std::size_t end(std::size_t line) const { return starts_[line + 1]; }
+  /// The longest block of a line.
+  [[nodiscard]] constexpr std::size_t length(std::size_t line) const { return items_[first_[line]].grid.length; }
+  /// The last position of a line at or before `limit` where it may be cut. Complexity: O(log T).
+  [[nodiscard]] constexpr std::size_t cut_before(std::size_t line, std::size_t limit) const {
+    if (limit >= end(line)) return end(line);
+    auto low = first_[line], high = first_[line + 1];  // the last tensor that begins at or before the limit
+    while (high - low > 1) {
+      auto const middle = low + (high - low) / 2;
+      (items_[middle].start <= limit ? low : high) = middle;
+    }
+    auto const& i = items_[low];
+    auto const inside = limit - i.start;
+    return inside >= i.numel ? end(line) : i.start + i.grid.cut_before(inside);
+  }
+  /// All block lengths with their numbers, longest first. Complexity: O(T log T).
+  [[nodiscard]] constexpr std::vector<std::pair<std::size_t, std::size_t>> blocks() const {
+    std::vector<std::pair<std::size_t, std::size_t>> all;
+    auto const add = [&](std::size_t length, std::size_t count) {
+      if (length > 0 && count > 0) all.emplace_back(length, count);
+    };
+    for (auto const& i : items_) {
+      if (i.numel == 0) continue;
+      auto const stacked = i.numel / i.grid.period;
+      add(i.grid.length, stacked * (i.grid.period / i.grid.length));
+      add(i.grid.period % i.grid.length, stacked);
+    }
+    std::sort(all.begin(), all.end(), [](auto const& a, auto const& b) { return a.first > b.first; });
+    std::size_t kept = 0;
+    for (std::size_t k = 0; k < all.size(); ++k) {
+      if (kept > 0 && all[kept - 1].first == all[k].first) {
+        all[kept - 1].second += all[k].second;
+      } else {
+        all[kept++] = all[k];
+      }
+    }
+    all.resize(kept);
+    return all;
+  }
+
+ private:
+  std::vector<item> items_;
+  std::vector<std::size_t> first_, starts_;
+};
+
+/// True if a dual feasible function proves that the blocks do not fit in `w` segments of `s` elements: one that maps
+/// what fits in a segment to at most 1 in all, and the blocks to more than w.
+constexpr bool cannot_fit(std::span<std::pair<std::size_t, std::size_t> const> blocks, std::size_t w, std::size_t s) {
+  auto const most = static_cast<double>(w) * (1 + 1e-9);
+  double volume = 0;
+  for (auto const& [length, count] : blocks) {
+    if (length > s) return true;
+    volume += static_cast<double>(length) / static_cast<double>(s) * static_cast<double>(count);
+  }
+  if (volume > most) return true;
+  auto const refutes = [&](std::size_t k) {  // u(x) = x if (k + 1) x is whole, else floor((k + 1) x) / k
+    double sum = 0;
+    for (auto const& [length, count] : blocks) {
+      if (length > std::numeric_limits<std::size_t>::max() / (k + 1)) return false;
+      auto const scaled = (k + 1) * length;
+      sum += static_cast<double>(count) * (scaled % s == 0 ? static_cast<double>(length) / static_cast<double>(s)
+                                                           : static_cast<double>(scaled / s) / static_cast<double>(k));
+    }
+    return sum > most;
+  };
+  for (std::size_t k = 1; k <= 64; ++k)
+    if (refutes(k)) return true;
+  for (std::size_t i = 0; i < blocks.size() && i < 24; ++i)  // as many as fit of one length
+    if (refutes(s / blocks[i].first)) return true;
+  for (auto const& [least, ignored] : blocks) {  // more than 1 - l counts as 1, less than l as nothing, l <= 1/2
+    static_cast<void>(ignored);
+    if (least > s / 2) continue;
+    double sum = 0;
+    for (auto const& [length, count] : blocks) {
+      if (length < least) continue;
+      sum += static_cast<double>(count) *
+             (length > s - least ? 1.0 : static_cast<double>(length) / static_cast<double>(s));
+    }
+    if (sum > most) return true;
+  }
+  return false;
+}
+
+}  // namespace detail
+
+}  // namespace v0
+}  // namespace flatshard

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+/// veScale RaggedShard: every tensor cut into parts in proportion to one whole number a rank.
+#pragma once
+
+#include <flatshard/layout.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <numeric>
+#include <span>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+namespace flatshard {
+inline namespace v0 {
+
+/// Rank r holds units[r] of sum(units) equal parts of every tensor, in rank order; segments differ by rank, none has
+/// padding. `prefix_dims` leading dimensions may be cut: a part must be a whole number of blocks of the remaining ones.
+/// With `W` the number of ranks is part of the type. Holds W + 1 numbers, nothing of size T * W.
+/// Source: veScale@20cf5c71:vescale/dtensor/placement_types.py:46-192.
+template <std::size_t W = std::dynamic_extent>
+class ragged {
+ public:
+  static constexpr std::string_view name = "ragged";
+  using list = std::conditional_t<W == std::dynamic_extent, std::vector<std::size_t>,
+                                  std::array<std::size_t, W == std::dynamic_extent ? 1 : W + 1>>;
+  constexpr ragged() = default;
+  constexpr explicit ragged(std::span<std::size_t const> units, std::size_t prefix_dims = 1)
+      : prefix_dims_{prefix_dims} {
+    if constexpr (W == std::dynamic_extent) {
+      cuts_.resize(units.size() + 1, 0);
+    } else {
+      require(units.size() == W, "ragged needs one unit count a rank");
+    }
+    for (std::size_t r = 0; r < units.size(); ++r) cuts_[r + 1] = checked_add(cuts_[r], units[r]);
+  }
+  constexpr ragged(std::initializer_list<std::size_t> units, std::size_t prefix_dims = 1)
+      : ragged(std::span{units.begin(), units.size()}, prefix_dims) {}
+  friend constexpr bool operator==(ragged const&, ragged const&) = default;
+
+  /// placement.step is the elements of one unit of the tensor, .start those of the tensors before; so is the result.
+  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
+    require(cuts_.size() == w + 1, "ragged needs one unit count a rank");
+    require(cuts_[w] > 0, "ragged needs at least one unit");
+    std::size_t common = 0;
+    for (std::size_t r = 0; r < w; ++r) common = std::gcd(common, units(r));
+    std::size_t before = 0;
+    for (std::size_t i = 0; i < unit.size(); ++i) {
+      auto const n = unit[i].dims.numel();
+      require(n % cuts_[w] == 0, "the units must divide every tensor");
+      out[i] = {n, before, n / cuts_[w]};
+      require(n == 0 || checked_mul(out[i].step, common) % block(unit[i]) == 0,
+              "every part must be a whole number of blocks");
+      before = checked_add(before, out[i].step);
+    }
+    return {before};
+  }
+  constexpr elements begin(placement const& t, std::size_t, std::size_t r) const { return {t.step * cuts_[r]}; }
+  constexpr elements local(placement const& t, std::size_t, std::size_t r) const { return {t.start * units(r)}; }
+  /// Complexity: O(log W).
+  constexpr std::size_t owner(placement const& t, std::size_t, elements i) const {
+    auto const after = std::upper_bound(cuts_.begin(), cuts_.end(), i.value / t.step);
+    return static_cast<std::size_t>(after - cuts_.begin()) - 1;
+  }
+  constexpr elements segment(elements placed, std::size_t, std::size_t r) const { return {placed.value * units(r)}; }
+  constexpr elements before(elements placed, std::size_t, std::size_t r) const { return {placed.value * cuts_[r]}; }
+  constexpr std::uint64_t hash(std::uint64_t h) const {
+    for (auto const c : cuts_) h = detail::fnv(h, c);
+    return h;
+  }
+  [[nodiscard]] constexpr bool may_cut(parameter const& p, elements i) const { return i.value % block(p) == 0; }
+
+ private:
+  // Elements behind the dimensions that may be cut.
+  [[nodiscard]] constexpr std::size_t block(parameter const& p) const {
+    std::size_t n = 1;
+    for (std::size_t i = prefix_dims_; i < p.dims.rank; ++i) n = checked_mul(n, p.dims.dims[i]);
+    return n;
+  }
+  [[nodiscard]] constexpr std::size_t units(std::size_t r) const { return cuts_[r + 1] - cuts_[r]; }
+  list cuts_{};
+  std::size_t prefix_dims_ = 1;
+};
+ragged(std::initializer_list<std::size_t>)->ragged<>;
+ragged(std::initializer_list<std::size_t>, std::size_t)->ragged<>;
+ragged(std::vector<std::size_t> const&)->ragged<>;
+ragged(std::vector<std::size_t> const&, std::size_t)->ragged<>;
+template <std::size_t W>
+ragged(std::array<std::size_t, W> const&) -> ragged<W>;
+template <std::size_t W>
+ragged(std::array<std::size_t, W> const&, std::size_t) -> ragged<W>;
+
+}  // namespace v0
+}  // namespace flatshard

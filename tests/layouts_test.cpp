@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every policy on an example small enough to check by hand, as a constant and at run time, and what each refuses.
+#include <flatshard/flatshard.hpp>
+
+#include <array>
+#include <sstream>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+using namespace flatshard;
+
+namespace {
+
+constexpr auto three = parameters({{"a", {10}}, {"b", {7}}, {"c", {3}}});
+// A policy with some members set.
+template <class P, class M, class... More>
+constexpr P with(P policy, M P::*member, std::type_identity_t<M> value, More... more) {
+  policy.*member = value;
+  if constexpr (sizeof...(more) > 0) {
+    return with(policy, more...);
+  } else {
+    return policy;
+  }
+}
+constexpr auto robin = with(zero12{}, &zero12::round_robin, true);
+constexpr auto experimental = with(megatron{}, &megatron::packing, megatron_packing::experimental);
+
+template <class L>
+constexpr std::vector<std::size_t> real(L const& l) {
+  std::vector<std::size_t> n;
+  for (std::size_t r = 0; r < l.world_size(); ++r) n.push_back(l.owned(rank_at(r)).value);
+  return n;
+}
+template <class L>
+constexpr std::vector<std::size_t> starts(L const& l) {
+  std::vector<std::size_t> p;
+  for (std::size_t t = 0; t < l.size(); ++t) p.push_back(l.place_at(t).start);
+  return p;
+}
+using list = std::vector<std::size_t>;
+
+static_assert(ShardingPolicy<zero12> && ShardingPolicy<fsdp1> && ShardingPolicy<hpz> && ShardingPolicy<llmc> &&
+              ShardingPolicy<megatron> && ShardingPolicy<ragged<>> && ShardingPolicy<ragged<4>> &&
+              ShardingPolicy<owned> && ShardingPolicy<planned>);
+
+// ZeRO-1/2: 20 elements are padded to 24, an even number a rank.
+static_assert(layout{zero12{}, three, world<4>{}}.segment() == elements{6});
+static_assert(real(layout{zero12{}, three, world<4>{}}) == list{6, 6, 6, 2});
+static_assert(starts(layout{robin, three, world<2>{}}) == list{0, 13, 10} &&
+              round_robin_order(5, 2) == list{0, 2, 4, 1, 3});
+// FSDP1 in bf16: 8-element steps, padding 42.
+static_assert(starts(layout{fsdp1{}, three, world<4>{}}) == list{0, 16, 24} &&
+              layout{fsdp1{}, three, world<4>{}}.segment() == elements{7});
+static_assert(real(layout{fsdp1{}, three, world<4>{}}) == list{7, 3, 5, 5});
+static_assert(layout{fsdp1{}, three, world<4>{}}.padding_value() == 42);
+static_assert(starts(layout{with(fsdp1{}, &fsdp1::use_orig_params, false), three, world<4>{}}) == list{0, 10, 17});
+static_assert(gradient_divide_factors(1000).pre == 16 && gradient_divide_factors(1024).pre == 32);
+// hpZ: 10 elements over 8 ranks in groups of 2.
+constexpr auto of_eight = with(hpz{}, &hpz::whole_world, 8);
+static_assert(real(layout{of_eight, parameters({{"a", {10}}}), world<2>{}}) == list{8, 2});
+// Megatron-FSDP: the packing example.
+constexpr auto rows = parameters({{"a", {2, 6}}, {"b", {4, 4}}, {"c", {4, 4}}, {"d", {1, 2}}, {"e", {1, 6}}});
+static_assert(starts(layout{megatron{}, rows, world<5>{}}) == list{0, 12, 32, 28, 48});
+static_assert(layout{megatron{}, rows, world<5>{}}.gathered() == elements{60} &&
+              megatron{}.quantum(rows) == elements{12});
+static_assert(layout{megatron{}, rows, world<5>{}}.padding_value() == std::nullopt);
+// RaggedShard: 12 elements as 1 2 1 2 of 6 units.
+constexpr layout uneven{ragged<4>{std::array<std::size_t, 4>{1, 2, 1, 2}}, parameters({{"a", {12}}, {"b", {6}}}),
+                        world<4>{}};
+static_assert(real(uneven) == list{3, 6, 3, 6} && uneven.gathered() == elements{18} && !uneven.equal_segments);
+static_assert(uneven.segment_start(2) == elements{9} && uneven.gathered(1, {5}) == elements{17});
+static_assert(uneven.at_gathered({17}) == element_place{1, {5}, false} && uneven.segment(rank_id{0}) == elements{3});
+// owned: the largest first, each to who holds least; the gathered buffer holds every tensor in one piece.
+constexpr auto whole = with(owned{}, &owned::tensor_align, 1, &owned::segment_align, 1u);
+static_assert(real(layout{whole, three, world<2>{}}) == list{10, 10} &&
+              starts(layout{whole, three, world<2>{}}) == list{0, 10, 17});
+static_assert(real(layout{whole, three, world<5>{}}) == list{10, 7, 3, 0, 0});
+// llm.c
+static_assert(real(layout{llmc{}, parameters({{"a", {12}}, {"b", {4, 2}}}), world<4>{}}) == list{5, 5, 5, 5});
+// Shard(1) of a 2 x 6 matrix: two runs of two.
+constexpr auto columns = shard_along({2, 6}, 1, 3, rank_id{1});
+static_assert(columns == run_list{{2}, {2}, {6}, 2} && columns[elements{3}] == elements{9} &&
+              columns.size() == elements{4});
+// Places in files and buffers.
+static_assert(file_range(piece{0, {4}, {10}, {0}}, {100}, dtype::bf16) == byte_range{{108}, {120}});
+static_assert(file_range(piece{0, {4}, {10}, {0}}, {100}, dtype::f4) == byte_range{{102}, {105}});
+static_assert(alignment_of({24}, dtype::bf16) == bytes{16} && alignment_of({0}, dtype::f32) == bytes{4096});
+static_assert(alignment_of({3}, dtype::bf16) == bytes{2});
+
+// A user's policy whose segments differ, with `segment` alone: `before` and `owner` are found by counting and search.
+struct staircase {  // rank r holds r + 1 of W (W + 1) / 2 parts
+  static constexpr std::size_t parts(std::size_t r) { return r * (r + 1) / 2; }
+  friend constexpr bool operator==(staircase, staircase) = default;
+  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
+    std::size_t one = 0;
+    for (std::size_t i = 0; i < unit.size(); ++i) {
+      auto const n = unit[i].dims.numel();
+      require(n % parts(w) == 0, "a staircase needs tensors that its steps divide");
+      out[i] = {n, one, n / parts(w)};
+      one += out[i].step;
+    }
+    return {one};
+  }
+  static constexpr elements begin(placement const& t, std::size_t, std::size_t r) { return {t.step * parts(r)}; }
+  static constexpr elements local(placement const& t, std::size_t, std::size_t r) { return {t.start * (r + 1)}; }
+  static constexpr elements segment(elements placed, std::size_t, std::size_t r) { return placed * (r + 1); }
+};
+static_assert(staircase{} == staircase{});
+constexpr layout steps{staircase{}, parameters({{"a", {12}}, {"b", {6}}}), world<3>{}};
+static_assert(real(steps) == list{3, 6, 9} && steps.segment_start(2) == elements{9} &&
+              steps.gathered() == elements{18});
+static_assert(steps.at_gathered({17}) == element_place{1, {5}, false} && steps.segment() == elements{9});
+
+template <class F>
+std::string sentence(F f) {
+  try {
+    f();
+  } catch (broken_rule const& broken) {
+    return broken.what();
+  }
+  return "accepted";
+}
+template <class P>
+std::string refusal(P const& policy, std::vector<parameter> const& unit, std::size_t w) {
+  return sentence([&] { layout{policy, unit, world{w}}; });
+}
+
+}  // namespace
+
+TEST_CASE("the examples at run time") {
+  std::vector<parameter> const unit{three.begin(), three.end()};
+  CHECK(real(layout{zero12{}, unit, world{4}}) == list{6, 6, 6, 2});
+  CHECK(real(layout{fsdp1{}, unit, world{4}}) == list{7, 3, 5, 5});
+  CHECK(starts(layout{robin, unit, world{2}}) == list{0, 13, 10});
+  std::vector<parameter> const packed{rows.begin(), rows.end()};
+  CHECK(starts(layout{megatron{}, packed, world{5}}) == list{0, 12, 32, 28, 48});
+  layout const dealt{robin, unit, world{2}};
+  std::vector<std::size_t> order;  // in the order of the segment, not of the tensors
+  for (auto const& p : dealt.pieces(rank_id{1})) order.push_back(p.tensor);
+  CHECK(order == list{2, 1});
+}
+
+TEST_CASE("the order of a rank's pieces is that of its segment, empty tensors or not") {
+  std::vector<parameter> const unit{{"a", {0}}, {"b", {5}}, {"c", {0}}, {"d", {4}}, {"e", {0}}};
+  for (std::size_t w : {1u, 2u, 3u, 9u}) {
+    layout const l{robin, unit, world{w}};
+    for (std::size_t r = 0; r < w; ++r) {
+      elements end;
+      for (auto const& p : l.pieces(rank_at(r))) {
+        CHECK(p.local == end);
+        end = p.local + p.size();
+      }
+    }
+  }
+}
+
+TEST_CASE("what each policy refuses, in its own words") {
+  std::vector<parameter> const scalar{{"s", {}}}, ten{{"a", {10}}}, hollow{{"a", {7, 0}}};
+  CHECK(refusal(experimental, scalar, 1) == "the experimental packing of megatron cannot shard a scalar");
+  CHECK(refusal(megatron{}, scalar, 1) == "accepted");
+  CHECK(refusal(megatron{}, hollow, 2) == "megatron cannot pack a tensor whose rows are empty");
+  std::vector<parameter> const coprime{
+      {"a", {4096, 4096}}, {"b", {4097, 4097}}, {"c", {4099, 4099}}, {"d", {4111, 4111}}};
+  CHECK(refusal(experimental, coprime, 2) ==
+        "the least common multiple of the rows is too long for one group: split it or raise longest_quantum");
+  CHECK(refusal(with(megatron{}, &megatron::longest_quantum, 1 << 20), {coprime.begin(), coprime.begin() + 2}, 2) !=
+        "accepted");
+  CHECK(refusal(megatron{}, {coprime.begin(), coprime.begin() + 2}, 2) == "accepted");
+  CHECK(refusal(llmc{}, ten, 4) == "llm.c needs a world size that divides every tensor");
+  CHECK(refusal(of_eight, ten, 3) == "the hpZ group size must divide the world size");
+  CHECK(refusal(with(fsdp1{}, &fsdp1::element_bytes, 3), ten, 2) == "the bytes of an element must divide 16");
+  CHECK(refusal(ragged{1, 2}, ten, 3) == "ragged needs one unit count a rank");
+  CHECK(refusal(ragged{0, 0}, ten, 2) == "ragged needs at least one unit");
+  CHECK(refusal(ragged{1, 2}, ten, 2) == "the units must divide every tensor");
+  CHECK(refusal(ragged{1, 3}, {{"a", {2, 2}}}, 2) == "every part must be a whole number of blocks");
+  CHECK(refusal(with(owned{}, &owned::tensor_align, 3, &owned::segment_align, 4u), ten, 2) ==
+        "the tensor alignment must divide the segment alignment");
+  CHECK(refusal(staircase{}, ten, 3) == "a staircase needs tensors that its steps divide");
+  CHECK(sentence([] {
+          static_cast<void>(shard_along({4, 6}, 1, 4, rank_id{0}));
+        }) == "fsdp2 cuts a dimension after the first only if the world size divides it");
+  CHECK(sentence([] {
+          static_cast<void>(shard_along({4, 6}, 2, 2, rank_id{0}));
+        }) == "the tensor has no dimension of that number");
+  CHECK(sentence([] { static_cast<void>(columns[elements{4}]); }) == "the shard has no element of that number");
+  CHECK(sentence([] {
+          static_cast<void>(file_range(piece{0, {1}, {3}, {0}}, {0}, dtype::f4));
+        }) == "a run of elements must end on a whole byte");
+  CHECK(sentence([] { static_cast<void>(quantisation_groups({12})); }) ==
+        "quantised weights need a multiple of 8 elements a rank");
+}
+
+TEST_CASE("sizes past 64 bits are refused by every policy, never wrapped") {
+  std::vector<parameter> const huge{{"a", {std::size_t{1} << 60}}, {"b", {std::size_t{1} << 60}}};
+  std::vector<parameter> const past{{"a", {std::size_t{1} << 63}}, {"b", {std::size_t{1} << 63}}};
+  for (auto const* unit : {&huge, &past}) {
+    CHECK(refusal(zero12{}, *unit, 3) != "accepted");
+    CHECK(refusal(fsdp1{}, *unit, 3) != "accepted");
+    CHECK(refusal(of_eight, *unit, 8) != "accepted");
+    CHECK(refusal(llmc{}, *unit, 8) != "accepted");
+    CHECK(refusal(megatron{}, *unit, 3) != "accepted");
+    CHECK(refusal(ragged{1, 1}, *unit, 2) != "accepted");
+    CHECK(refusal(owned{}, *unit, 3) != "accepted");
+    CHECK(refusal(planned{block::run(1 << 20)}, *unit, 3) != "accepted");
+  }
+}
+
+TEST_CASE("hashes tell units, worlds, policies and uneven cuts apart; the unit's own does not see the world") {
+  std::vector<parameter> const unit{{"a", {12}}, {"b", {24}}};
+  CHECK(layout{ragged{1, 2, 3}, unit, world{3}}.hash() != layout{ragged{3, 2, 1}, unit, world{3}}.hash());
+  CHECK(layout{robin, unit, world{4}}.hash() == layout{robin, unit, world<4>{}}.hash());
+  CHECK(layout{zero12{}, unit, world{4}}.unit_hash() == layout{owned{}, unit, world{7}}.unit_hash());
+  CHECK(layout{zero12{}, unit, world{4}}.unit_hash() !=
+        layout{zero12{}, std::vector<parameter>{{"a", {12}}, {"b", {4, 6}}}, world{4}}.unit_hash());
+  layout const rows_first{planned{block::rows(), 8, 8}, unit, world{2}};
+  layout const whole_first{planned{block::tensor(), 8, 8}, unit, world{2}};
+  CHECK(rows_first.hash() != whole_first.hash());
+}
+
+TEST_CASE("a listed layout keeps names and shapes, each different shape once") {
+  std::vector<parameter> unit;
+  std::vector<std::string> names;
+  for (int i = 0; i < 300; ++i) names.push_back("p" + std::to_string(i));
+  for (std::size_t i = 0; i < 300; ++i) {
+    shape dims;
+    dims.rank = i % 9;
+    for (std::size_t k = 0; k < dims.rank; ++k) dims.dims[k] = 1 + (i * 7 + k) % 5;
+    unit.push_back({names[i], dims});
+  }
+  layout const l{zero3{}, unit, world{4}};
+  auto const copy = l;  // of its own
+  for (std::size_t t = 0; t < unit.size(); ++t)
+    CHECK((l.parameter_at(t) == unit[t] && copy.parameter_at(t) == unit[t]));
+  CHECK(l.number_of("p217") == 217);
+  CHECK(l["p217"].numel.value == unit[217].dims.numel());
+}

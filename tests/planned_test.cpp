@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "models.hpp"
+
+#include <flatshard/laws.hpp>
+#include <flatshard/layouts/native.hpp>
+#include <flatshard/layouts/planned.hpp>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+using namespace flatshard;
+
+static_assert(ShardingPolicy<planned>);
+// Rows of 10 elements in steps of 8: the block grows to 40. Stacks begin anew in each matrix where that is aligned.
+static_assert(grid_of({4, 10}, block::rows(), 8) == block_grid{40, 40});
+static_assert(grid_of({8, 10}, block::rows(), 8) == block_grid{40, 80});
+static_assert(grid_of({4096, 14336}, block::tiles(128), 8) == block_grid{128 * 14336, 4096 * 14336});
+static_assert(grid_of({32, 2880, 5760}, block::tiles(128), 8) == block_grid{128 * 5760, 2880 * 5760});
+static_assert(grid_of({32, 2880, 5760}, block::matrix(), 8) == block_grid{2880 * 5760, 2880 * 5760});
+static_assert(grid_of({3, 5, 5}, block::rows(), 8) == block_grid{75, 75});
+static_assert(grid_of({100}, block::run(12), 8) == block_grid{24, 100} && grid_of({}, block::rows(), 8).length == 1);
+static_assert(block_grid{40, 100}.cut_before(99) == 80 && block_grid{40, 100}.cut_before(139) == 100);
+// A whole plan is a constant expression too.
+static_assert([] {
+  constexpr auto unit = parameters({{"a", {6, 8}}, {"b", {5, 16}}, {"c", {16}}});
+  layout const l{planned{block::rows(), 8, 8}, unit, world<3>{}};
+  return l.segment() == elements{48} && l.policy().lower_bound() == elements{48} && l.owned(rank_id{0}) <= l.segment();
+}());
+
+TEST_CASE("tiles of 128 x 128 and whole rows: at most 1 % over the lower bound, five models, 8 to 1024 ranks") {
+  for (auto const& keep : {block::tiles(128), block::rows()})
+    for (auto const& model : test_models::five())
+      for (std::size_t w = 8; w <= 1024; w *= 2) {
+        layout const l{planned{keep}, model.unit, world{w}};
+        CAPTURE(keep.count);
+        CAPTURE(model.name);
+        CAPTURE(w);
+        auto const bound = l.policy().lower_bound().value;
+        CHECK(bound * w >= l.real().value);
+        CHECK(l.segment().value >= bound);
+        CHECK(static_cast<double>(l.segment().value) <= 1.01 * static_cast<double>(bound));
+        auto const broken = first_broken_law(l);
+        CHECK_MESSAGE(!broken, (broken ? broken->counterexample : std::string{}));
+      }
+}
+
+// The least segment by trying every way to deal blocks out to ranks.
+namespace {
+bool deal(std::vector<std::size_t> const& blocks, std::size_t k, std::vector<std::size_t>& space) {
+  if (k == blocks.size()) return true;
+  for (std::size_t r = 0; r < space.size(); ++r) {
+    if (space[r] < blocks[k]) continue;
+    bool const seen = std::find(space.begin(), space.begin() + static_cast<std::ptrdiff_t>(r), space[r]) !=
+                      space.begin() + static_cast<std::ptrdiff_t>(r);
+    if (seen) continue;  // an equal rank was tried
+    space[r] -= blocks[k];
+    if (deal(blocks, k + 1, space)) return true;
+    space[r] += blocks[k];
+  }
+  return false;
+}
+}  // namespace
+
+TEST_CASE("the bound is never above the least segment, the plan never below, against every possible deal") {
+  std::size_t optimal = 0, cases = 0;
+  for (std::size_t w = 1; w <= 4; ++w)
+    for (std::size_t a = 1; a <= 5; ++a)
+      for (std::size_t b = 1; b <= 4; ++b)
+        for (std::size_t c = 1; c <= 3; ++c) {
+          std::vector<parameter> const unit{{"a", {a, 24}}, {"b", {b, 40}}, {"c", {c, 8}}};
+          std::vector<std::size_t> blocks;
+          blocks.insert(blocks.end(), b, 40);
+          blocks.insert(blocks.end(), a, 24);
+          blocks.insert(blocks.end(), c, 8);
+          std::size_t least = 8;
+          for (;; least += 8) {
+            std::vector<std::size_t> space(w, least);
+            if (deal(blocks, 0, space)) break;
+          }
+          layout const l{planned{block::rows(), 8, 8}, unit, world{w}};
+          CHECK(l.policy().lower_bound().value <= least);
+          CHECK(l.segment().value >= least);
+          optimal += l.segment().value == least;
+          ++cases;
+        }
+  MESSAGE(optimal << " of " << cases << " plans are the shortest possible");
+  CHECK(optimal * 10 >= cases * 9);
+}
+
+TEST_CASE("each parameter names its block; the printed form has the bound beside the segment") {
+  std::vector<parameter> const unit{{"w.q", {64, 64}}, {"w.expert", {4, 16, 16}}, {"norm", {64}}, {"none", {0, 3}}};
+  planned const policy{{{"expert", block::matrix()}, {"norm", block::tensor()}}, block::rows()};
+  layout const l{policy, unit, world{4}};
+  for (std::size_t r = 0; r < 4; ++r) {
+    CHECK(l.begin(0, r) % 64 == 0);
+    CHECK(l.begin(1, r) % 256 == 0);
+    CHECK((l.begin(2, r) == elements{0} || l.begin(2, r) == elements{64}));
+  }
+  CHECK(to_string(l) == "5184/4 -> 1408 + 448 pad, at least 1408");
+  CHECK_FALSE(first_broken_law(policy, unit, 4, 7));
+  CHECK_FALSE(first_broken_law(policy, unit, 1000, 3));
+  CHECK_FALSE(first_broken_law(policy, std::vector<parameter>{}, 5, 2));
+}
+
+TEST_CASE("misuse of planned is a broken rule with its sentence") {
+  std::vector<parameter> const unit{{"a", {10}}};
+  std::vector<placement> out(1);
+  CHECK_THROWS_WITH_AS(static_cast<void>(planned{}.place(unit, 2, out)), "a planned policy is placed by a layout",
+                       broken_rule);
+  CHECK_THROWS_WITH_AS(planned(block::rows(), 3), "the tensor alignment must divide the segment alignment",
+                       broken_rule);
+  CHECK_THROWS_WITH_AS((layout{planned{block::rows(0)}, unit, world{2}}), "a block has at least one element",
+                       broken_rule);
+}
