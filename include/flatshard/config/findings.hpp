@@ -24,6 +24,7 @@ struct decision {
   std::string rule;        ///< id of docs/config.md, or `<profile>.<key>`
   place source;            ///< of the deciding value; of its parent if the value is absent
   std::string upstream = "nothing, silent";
+  bool of_rank = false;  ///< depends on the rank that asks; not part of `resolution::hash`
 };
 
 /// An upstream exception: `ValueError (llamafactory): message`.

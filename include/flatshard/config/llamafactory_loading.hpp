@@ -93,6 +93,7 @@ inline load_policy decide_loading(load_policy load, node const& root, checked_se
   out.decide("load.way", std::string{name(load.way)}, load.partitioned ? load.reason : said,
              llamafactory_rule("init_config"), at.where());
   out.decide("load.device", load.device, said, llamafactory_rule("init_config"), at.where());
+  out.decisions.back().of_rank = at["name"]->is_text("init_on_rank0");
   return load;
 }
 
