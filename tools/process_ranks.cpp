@@ -73,7 +73,7 @@ bool send(int pipe, message kind, void const* data, std::size_t size) {
   } catch (flatshard::bad_input const& e) {
     error = to_string(e.error);
   } catch (std::bad_alloc const&) {
-    error = "out of memory";
+    error = fmt::format("out of memory while rank {} did its work; more ranks need less memory each", rank);
   } catch (std::exception const& e) {
     error = e.what();
   } catch (...) {
