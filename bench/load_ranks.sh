@@ -7,6 +7,7 @@
 #
 #     bench/load_ranks.sh [BUILD=build/host] [RUNS=5] [SIZE=2G] [RANKS=4]
 set -euo pipefail
+export LC_ALL=C # decimal points
 cd "$(dirname "$0")/.."
 build=${1:-build/host} runs=${2:-5} size=${3:-2G} ranks=${4:-4}
 tool=$build/bin/flatshard once=$build/bin/read_once
@@ -32,8 +33,12 @@ for enabled in true false; do
 done
 
 # The median of the first words of files.
-median_of() { awk 'FNR == 1 { print $1 }' "$@" | sort -g | awk '{ v[NR] = $1 } END { m = int((NR + 1) / 2); print NR % 2 ? v[m] : (v[m] + v[m + 1]) / 2 }'; }
-# One number a line of a report that `load --json` wrote: its keys stand 2 deep, those of a rank 6 deep, one a line.
+median_of() {
+  awk 'FNR == 1 { print $1 }' "$@" | sort -g |
+    awk '{ v[NR] = $1 } END { m = int((NR + 1) / 2); print NR % 2 ? v[m] : (v[m] + v[m + 1]) / 2 }'
+}
+# Seconds, bytes of the files, bytes read, ranks and the largest excess of memory, from what `load --json` wrote: one key
+# a line, those of a rank 6 deep.
 summary_of() {
   awk -F '[:,]' '
     /^  "seconds"/ { seconds = $2 }
@@ -55,13 +60,15 @@ judge() { # configuration words limit
     summary_of "$work/$1.$i" >"$work/$1.$i.sum"
     all+=("$work/$1.$i.sum")
   done
-  cat "${all[@]}" | awk -v seconds="$(median_of "${all[@]}")" -v once="$once_s" -v large="$large_s" -v what="$2" -v limit="$3" '
-    { file = $2; read = $3; ranks = $4; if (NR == 1 || $5 > over) over = $5 }
-    END {
-      printf "%d ranks, %s: %.3f s = %.2f x (limit %s), %.2f x 2 MiB pages; read %.4f of the file; ", ranks, what, seconds, seconds / once, limit, seconds / large, read / file
-      printf "peak <= shard + baseline + %.1f MiB (limit 64)\n", over / 1048576
-      exit !(ranks > 0 && seconds / once <= limit && read <= 1.02 * file && over <= 64 * 1048576)
-    }' || broken=1
+  cat "${all[@]}" |
+    awk -v seconds="$(median_of "${all[@]}")" -v once="$once_s" -v large="$large_s" -v what="$2" -v limit="$3" '
+      { file = $2; read = $3; ranks = $4; if (NR == 1 || $5 > over) over = $5 }
+      END {
+        printf "%d ranks, %s: %.3f s = %.2f x (limit %s), ", ranks, what, seconds, seconds / once, limit
+        printf "%.2f x 2 MiB pages; read %.4f of the file; ", seconds / large, read / file
+        printf "peak <= shard + baseline + %.1f MiB (limit 64)\n", over / 1048576
+        exit !(ranks > 0 && seconds / once <= limit && read <= 1.02 * file && over <= 64 * 1048576)
+      }' || broken=1
 }
 judge true "bf16, as in the file" 1.5
 judge false "widened to fp32" 3.0
