@@ -3,6 +3,7 @@
 #pragma once
 
 #include <flatshard/dtype.hpp>
+#include <flatshard/problem.hpp>
 #include <flatshard/require.hpp>
 
 #include <algorithm>
@@ -10,14 +11,16 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #if defined(FLATSHARD_ONEDNN)
 #include <array>
 #include <map>
-#include <utility>
+#include <unordered_map>
 
 #include <dnnl.hpp>
 #include <omp.h>
@@ -50,13 +53,25 @@ enum class matmul_backend { loops, onednn };
 [[nodiscard]] constexpr std::string_view name(matmul_backend b) {
   return b == matmul_backend::onednn ? "oneDNN" : "loops";
 }
-/// oneDNN if it was built in and FLATSHARD_MATMUL does not say `loops`. Reads the environment: call it once, at start.
-[[nodiscard]] inline matmul_backend chosen_backend() {
 #if defined(FLATSHARD_ONEDNN)
-  auto const* const asked = std::getenv("FLATSHARD_MATMUL");
-  if (asked == nullptr || std::string_view{asked} != "loops") return matmul_backend::onednn;
+inline constexpr bool has_onednn = true;
+#else
+inline constexpr bool has_onednn = false;
 #endif
-  return matmul_backend::loops;
+/// What FLATSHARD_MATMUL asks for, `loops` or `onednn`; unset or empty: oneDNN if it was built in. Throws `bad_input`
+/// if it asks for anything else, or for what this build lacks. Reads the environment: call it once, at start.
+[[nodiscard]] inline matmul_backend chosen_backend() {
+  auto const* const set = std::getenv("FLATSHARD_MATMUL");
+  std::string_view const asked = set != nullptr ? set : "";
+  if (asked == "loops") return matmul_backend::loops;
+  if (asked.empty()) return has_onednn ? matmul_backend::onednn : matmul_backend::loops;
+  if (asked == "onednn" && has_onednn) return matmul_backend::onednn;
+  flatshard::problem p;
+  p.code = flatshard::errc::other;
+  p.where.file = "FLATSHARD_MATMUL";
+  p.detail = asked == "onednn" ? "onednn is asked for, but this build has no oneDNN; use loops, or unset the variable"
+                               : "it must be loops or onednn, found " + std::string{asked};
+  flatshard::throw_bad_input(flatshard::config_error{std::move(p)});
 }
 
 namespace detail {

@@ -4,6 +4,7 @@
 
 #include "llama.hpp"
 
+#include <flatshard/checkpoint_files.hpp>
 #include <flatshard/document.hpp>
 #include <flatshard/json.hpp>
 #include <flatshard/problem.hpp>
@@ -131,6 +132,28 @@ inline void read_rope(config_reader& read, model_shape& m) {
     read.refuse(read["use_sliding_window"], "sliding-window attention is not part of this trainer");
   if (!read.problems().empty()) return flatshard::config_error{std::move(read.problems())};
   return m;
+}
+
+/// Refuses sizes that the checkpoint cannot have: more layers than it has tensors, or a tensor with more elements than
+/// it has bytes. So a wrong config.json cannot make a training ask for any amount of memory.
+[[nodiscard]] inline flatshard::result<void> check_sizes(flatshard::document const& d, model_shape const& m,
+                                                         flatshard::checkpoint_files const& from) {
+  detail::config_reader read{d};
+  auto const in_checkpoint = ", but the checkpoint has " + std::to_string(from.size()) + " tensors of " +
+                             std::to_string(from.data_size().value) + " bytes in all";
+  if (m.layers > from.size())
+    read.refuse(read["num_hidden_layers"], "num_hidden_layers is " + std::to_string(m.layers) + in_checkpoint);
+  for (auto const& list : {root_tensors(m), layer_tensors(m, 0)})
+    for (auto const& t : list) {
+      double count = 1;  // a product of hostile sizes need not fit 64 bits
+      for (auto const n : t.dims.sizes()) count *= static_cast<double>(n);
+      if (count <= static_cast<double>(from.data_size().value)) continue;
+      std::string dims;
+      for (auto const n : t.dims.sizes()) dims += (dims.empty() ? "" : ", ") + std::to_string(n);
+      read.refuse(d.root(), "these sizes make " + t.name + " [" + dims + ']' + in_checkpoint);
+    }
+  if (!read.problems().empty()) return flatshard::config_error{std::move(read.problems())};
+  return {};
 }
 
 }  // namespace llama

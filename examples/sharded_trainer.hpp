@@ -269,14 +269,11 @@ template <class T, class Unit, flatshard::Communicator C>
   comm.wait({});
   std::vector<std::vector<T>> tensors;
   if (index(comm.self()) != 0) return tensors;
-  for (std::size_t t = 0; t < l.size(); ++t) {
-    auto& whole = tensors.emplace_back(l.place_at(t).numel);
-    for (std::size_t r = 0; r < l.world_size(); ++r) {
-      auto const p = l.piece_of(t, flatshard::rank_at(r));
+  for (std::size_t t = 0; t < l.size(); ++t) tensors.emplace_back(l.place_at(t).numel);
+  for (std::size_t r = 0; r < l.world_size(); ++r)
+    for (auto const& p : l.pieces(flatshard::rank_at(r)))
       std::copy_n(full.begin() + static_cast<std::ptrdiff_t>((l.segment() * r + p.local).value), p.size().value,
-                  whole.begin() + static_cast<std::ptrdiff_t>(p.begin.value));
-    }
-  }
+                  tensors[p.tensor].begin() + static_cast<std::ptrdiff_t>(p.begin.value));
   return tensors;
 }
 

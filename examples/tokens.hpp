@@ -3,6 +3,7 @@
 #pragma once
 
 #include <flatshard/dtype.hpp>
+#include <flatshard/file.hpp>
 #include <flatshard/problem.hpp>
 #include <flatshard/quantity.hpp>
 #include <flatshard/safetensors.hpp>
@@ -11,8 +12,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <span>
 #include <string>
 #include <string_view>
@@ -58,16 +57,16 @@ template <class T>
 /// Sequences of tokens by number. The same for every number of ranks.
 class token_source {
  public:
-  /// Bytes of the files, one after the other; sequences begin at places drawn from `seed`.
+  /// Bytes of the files, one after the other; sequences begin at places drawn from `seed`. Throws `bad_input`.
   [[nodiscard]] static token_source text(std::vector<std::string> const& files, std::uint64_t seed) {
     token_source source;
     source.seed_ = seed;
     for (auto const& name : files) {
-      std::error_code ignored;
-      std::ifstream in{name, std::ios::binary};
-      if (std::filesystem::is_directory(name, ignored) || !in)
-        refuse(flatshard::errc::file_unreadable, name, "the text cannot be read");
-      source.text_.append(std::istreambuf_iterator<char>{in}, {});
+      auto const opened = flatshard::input_file::open(name);
+      auto const& in = opened.value();
+      auto const before = source.text_.size();
+      source.text_.resize(before + in.size().value);
+      in.read_at(std::as_writable_bytes(std::span{source.text_}.subspan(before)), {}).value();
       source.files_ += (source.files_.empty() ? "" : ", ") + name;
     }
     return source;

@@ -7,21 +7,29 @@
 #include "sharded_trainer.hpp"
 #include "tokens.hpp"
 #include "training_setup.hpp"
+#include "unfinished_folder.hpp"
 
+#include <flatshard/checkpoint_files.hpp>
 #include <flatshard/communicator.hpp>
 #include <flatshard/dtype.hpp>
+#include <flatshard/file.hpp>
 #include <flatshard/kernels/cpu.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
 #include <flatshard/layouts/native.hpp>
 #include <flatshard/layouts/zero3.hpp>
 #include <flatshard/loader.hpp>
+#include <flatshard/policy.hpp>
+#include <flatshard/quantity.hpp>
 #include <flatshard/safetensors_writer.hpp>
 #include <flatshard/unit.hpp>
 #include <flatshard/value.hpp>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
+#include <concepts>
+#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -29,8 +37,10 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <new>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -38,7 +48,6 @@
 
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
-#include <unistd.h>
 
 namespace {
 
@@ -70,8 +79,13 @@ class tensor_dump {
     data_.emplace_back(name, std::vector<std::byte>(raw.begin(), raw.end()));
   }
   void write(fs::path const& path) const {
+    signals_noted const noted;
     flatshard::safetensors_writer out{path, specs_};
-    for (auto const& [name, raw] : data_) out.write(name, raw);
+    for (auto const& [name, raw] : data_) {
+      stop_if_interrupted();
+      out.write(name, raw);
+    }
+    stop_if_interrupted();
     out.commit();
   }
 
@@ -95,42 +109,50 @@ void add_whole(tensor_dump& dump, std::string const& prefix, unit_tables const& 
   }
 }
 
+/// Writes config.json as it was read, but for the dtype of the tensors beside it.
+void write_config(fs::path const& path, value config, dtype type) {
+  for (auto const* const key : {"dtype", "torch_dtype"})  // transformers 5 and 4
+    if (config.has(key)) config.set(key, flatshard::torch_name(type).substr(std::string_view{"torch."}.size()));
+  std::ofstream out{path, std::ios::binary};
+  out << flatshard::to_json(config) << '\n';
+  out.close();
+  if (!out) throw flatshard::file_error{errno, "writing", path.string()};
+}
+
 /// Writes a Hugging Face checkpoint, in the dtype of the parameters' storage, unit by unit. The folder appears under
-/// its name when it is complete. Collective.
+/// its name when it is complete; an error or a signal in between leaves nothing. Collective.
 template <class Units, class C>
-void save_checkpoint(fs::path const& to, fs::path const& from, unit_tables const& tables, Units& units, C& comm) {
+void save_checkpoint(fs::path const& to, value const& config, unit_tables const& tables, Units& units, C& comm) {
   bool const writes = index(comm.self()) == 0;
-  auto const partial = fs::path{to.string() + ".partial-" + std::to_string(::getpid())};
   auto const type = units.front().storage().type;
+  std::optional<signals_noted> noted;
+  std::optional<unfinished_folder> folder;
   std::optional<flatshard::safetensors_writer> out;
-  try {
-    if (writes) {
-      std::vector<flatshard::tensor_spec> specs;
-      for (auto const& unit : tables.tensors)
-        for (auto const& t : unit) specs.push_back({t.name, type, dims_of(t)});
-      fs::create_directories(partial);
-      fs::copy_file(from / "config.json", partial / "config.json");
-      out.emplace(partial / "model.safetensors", std::move(specs));
-    }
-    for (std::size_t u = 0; u < units.size(); ++u) {
-      units[u].publish(comm, {});
-      auto const storage = units[u].storage();
-      with_element(type, [&]<class T>(T) {
-        std::span<T const> const shard{reinterpret_cast<T const*>(storage.data), storage.count.value};
-        auto const whole = whole_tensors<T>(units[u], shard, comm);
-        for (std::size_t t = 0; t < whole.size(); ++t)
-          out->write(tables.tensors[u][t].name, std::as_bytes(std::span{whole[t]}));
-      });
-    }
-    if (writes) {
-      out->commit();
-      fs::rename(partial, to);
-    }
-  } catch (...) {
-    out.reset();
-    std::error_code ignored;
-    if (writes) fs::remove_all(partial, ignored);
-    throw;
+  if (writes) {
+    std::vector<flatshard::tensor_spec> specs;
+    for (auto const& unit : tables.tensors)
+      for (auto const& t : unit) specs.push_back({t.name, type, dims_of(t)});
+    noted.emplace();
+    folder.emplace(to);
+    write_config(folder->path() / "config.json", config, type);
+    out.emplace(folder->path() / "model.safetensors", std::move(specs));
+  }
+  for (std::size_t u = 0; u < units.size(); ++u) {
+    units[u].publish(comm, {});
+    auto const storage = units[u].storage();
+    with_element(type, [&]<class T>(T) {
+      std::span<T const> const shard{reinterpret_cast<T const*>(storage.data), storage.count.value};
+      auto const whole = whole_tensors<T>(units[u], shard, comm);
+      for (std::size_t t = 0; t < whole.size(); ++t) {
+        stop_if_interrupted();
+        out->write(tables.tensors[u][t].name, std::as_bytes(std::span{whole[t]}));
+      }
+    });
+  }
+  if (writes) {
+    out->commit();
+    stop_if_interrupted();
+    folder->finish();
   }
 }
 
@@ -160,9 +182,10 @@ class reporter {
   void step(std::size_t number, step_report const& done, double seconds) {
     line(fmt::format("step {:4}  loss {:.6f}  grad norm {:.6f}  {:.3f} s{}", number, done.loss, done.norm, seconds,
                      done.updated ? "" : "  not finite, no update"));
+    auto const finite = [](double x) { return std::isfinite(x) ? value{x} : value{nullptr}; };  // JSON has no NaN
     steps_.push_back(value::object({{"step", number},
-                                    {"loss", done.loss},
-                                    {"grad_norm", done.norm},
+                                    {"loss", finite(done.loss)},
+                                    {"grad_norm", finite(done.norm)},
                                     {"seconds", seconds},
                                     {"updated", done.updated}}));
   }
@@ -190,6 +213,7 @@ class reporter {
 struct training {
   arguments const& args;
   training_setup const& setup;
+  value const& config;  ///< the model's config.json
   model_shape const& model;
   token_source const& tokens;
   training_options options;
@@ -220,8 +244,11 @@ void train_rank(training const& job, Precision precision, Sharding sharding, C& 
   load_units(units, args.model, job.setup, comm);
 
   auto const lines = precision_lines(job.setup.dist(), units.front().storage().type, trainer_type::logits_type());
-  if (speaks)
+  if (speaks) {
     for (auto const& line : lines) report.line(line);
+    // Whether the dtypes of this instantiation are constants, too; the layout's policy is a type always.
+    report.set("static", !std::same_as<Precision, flatshard::precision>);
+  }
 
   tensor_dump dump;
   bool const dumps = !args.dump.empty();
@@ -273,7 +300,7 @@ void train_rank(training const& job, Precision precision, Sharding sharding, C& 
     read_batch(args.steps);
     losses.push_back(trainer.loss_of(ids));
     if (speaks) report.line(fmt::format("after the last step  loss {:.6f}", losses.back()));
-    if (speaks) report.set("final_loss", losses.back());
+    if (speaks) report.set("final_loss", std::isfinite(losses.back()) ? value{losses.back()} : value{nullptr});
   }
   if (speaks && args.steps > 0) {
     report.line(fmt::format("per step: {} gathers, {} reduce-scatters", gathers / args.steps, reduces / args.steps));
@@ -307,18 +334,30 @@ void train_rank(training const& job, Precision precision, Sharding sharding, C& 
     }
   }
   if (!args.save.empty()) {
-    save_checkpoint(args.save, args.model, tables, units, comm);
+    save_checkpoint(args.save, job.config, tables, units, comm);
     if (speaks) report.line("saved " + args.save);
     if (speaks) report.set("saved", args.save);
   }
 }
 
+/// Refuses a target whose nearest folder that exists cannot be written to: after the training it would be too late.
+void check_writable(char const* option, fs::path const& target) {
+  auto folder = fs::absolute(target).parent_path();
+  while (!fs::exists(folder) && folder.has_relative_path()) folder = folder.parent_path();
+  if (::access(folder.c_str(), W_OK | X_OK) != 0)
+    refuse(
+        flatshard::errc::path, target.string(),
+        fmt::format("{} cannot be written: {} is not a folder that this user may write to", option, folder.string()));
+}
+
 /// Everything that can be refused is refused here, before a rank starts.
 void train(arguments const& args) {
+  auto const backend = chosen_backend();
   reporter report{args.json};
   auto const config_path = fs::path{args.model} / "config.json";
   auto const config = flatshard::parse_file(config_path.string()).value();
   auto const model = read_model(config).value();
+  check_sizes(config, model, flatshard::open_checkpoint(args.model).value()).value();
   auto const tokens = !args.tokens.empty()
                           ? token_source::rows(args.tokens)
                           : token_source::text(args.data.empty() ? default_texts() : args.data, args.seed);
@@ -333,8 +372,9 @@ void train(arguments const& args) {
   tokens.check(model.vocabulary, options.tokens);
   if (!args.save.empty() && fs::exists(args.save) && !(fs::is_directory(args.save) && fs::is_empty(args.save)))
     refuse(flatshard::errc::path, args.save, "--save needs a name that is free, or an empty folder");
+  for (auto const& [option, target] : {std::pair{"--save", &args.save}, std::pair{"--dump", &args.dump}})
+    if (!target->empty()) check_writable(option, *target);
 
-  auto const backend = chosen_backend();
   std::size_t parameters = 0;
   for (auto const& list : unit_tables{model}.parameters)
     for (auto const& p : list) parameters += p.dims.numel();
@@ -351,12 +391,26 @@ void train(arguments const& args) {
   report.set("matmul", name(backend));
   for (auto const& m : setup.report.members()) report.set(m.key, m.held);
 
-  std::vector<float> logits(args.dump.empty() ? 0 : options.batch * options.tokens * model.vocabulary);
-  training const job{args, setup, model, tokens, options, backend, report, logits};
-  with_policies(setup, [&]<class A>(A, auto precision, auto sharding) {
-    flatshard::kernels::thread_group const ranks{flatshard::world{args.world}};
-    ranks.run([&](flatshard::kernels::thread_communicator& comm) { train_rank<A>(job, precision, sharding, comm); });
-  });
+  auto const too_large = [&] {
+    return std::runtime_error{
+        fmt::format("there is not enough memory for {} on {} ranks with {} sequences of {} tokens a step; a smaller "
+                    "--world, --batch or --seq needs less",
+                    args.model, args.world, options.batch, options.tokens)};
+  };
+  try {
+    std::vector<float> logits;
+    if (!args.dump.empty())
+      logits.resize(flatshard::checked_mul(flatshard::checked_mul(options.batch, options.tokens), model.vocabulary));
+    training const job{args, setup, config.value_of_root(), model, tokens, options, backend, report, logits};
+    with_policies(setup, [&]<class A>(A, auto precision, auto sharding) {
+      flatshard::kernels::thread_group const ranks{flatshard::world{args.world}};
+      ranks.run([&](flatshard::kernels::thread_communicator& comm) { train_rank<A>(job, precision, sharding, comm); });
+    });
+  } catch (std::bad_alloc const&) {
+    throw too_large();
+  } catch (std::length_error const&) {  // what a container says of a size that no memory could have
+    throw too_large();
+  }
   report.finish();
 }
 
@@ -403,16 +457,16 @@ int main(int argc, char** argv) {
   auto* const model = app.add_option("--model", args.model, "folder with config.json and safetensors files");
   auto* const config =
       app.add_option("--config", args.setup.config, "DeepSpeed JSON, or LLaMA-Factory's settings as YAML or JSON");
-  auto const at_least = [](std::size_t low) {
-    return CLI::Validator{[low](std::string& text) {
+  auto const at_least = [](std::size_t low, std::size_t high = 999999999) {
+    return CLI::Validator{[low, high](std::string& text) {
                             std::size_t const digits = text.find_first_not_of("0123456789");
-                            if (digits == std::string::npos && text.size() < 10 && std::stoull("0" + text) >= low)
-                              return std::string{};
-                            return fmt::format("must be a whole number from {} to 999999999, found {}", low, text);
+                            if (digits == std::string::npos && !text.empty() && text.size() < 10)
+                              if (auto const n = std::stoull(text); n >= low && n <= high) return std::string{};
+                            return fmt::format("must be a whole number from {} to {}, found {}", low, high, text);
                           },
                           ""};
   };
-  app.add_option("--world", args.world, "ranks, threads of this process (1)")->check(at_least(1));
+  app.add_option("--world", args.world, "ranks, threads of this process (1; at most 1024)")->check(at_least(1, 1024));
   app.add_option("--steps", args.steps, "optimizer steps (10)")->check(at_least(0));
   auto* const batch =
       app.add_option("--batch", args.batch, "sequences in a step over all ranks (8; all rows of --tokens)")
@@ -420,7 +474,7 @@ int main(int argc, char** argv) {
   auto* const seq = app.add_option("--seq", args.tokens_in_sequence, "tokens in a sequence (64; the rows of --tokens)")
                         ->check(at_least(1));
   app.add_option("--lr", args.lr, "learning rate (1e-3); the configuration's own wins");
-  app.add_option("--seed", args.seed, "where in the text sequences begin (0)");
+  app.add_option("--seed", args.seed, "where in the text sequences begin (0)")->check(at_least(0));
   app.add_option("--data", args.data, "text files; their bytes are the tokens (the project's docs and README)");
   app.add_option("--tokens", args.tokens, "safetensors file with input_ids, I64 [rows, tokens + 1], instead of text");
   app.add_option("--sum-order", args.sum_order, "how gradients are added: by_rank or pairwise (by_rank)")
@@ -443,6 +497,9 @@ int main(int argc, char** argv) {
                                      "written to --dump");
   app.add_option("--max-grad-norm", args.max_grad_norm, "of --adamw: clip to this norm (0 = off)")->needs(adamw);
   app.add_option("--grad-scale", args.grad_scale, "of --adamw: multiplies the gradients first (1)")->needs(adamw);
+  CLI::Validator const named{[](std::string& text) { return text.empty() ? "must not be empty" : std::string{}; }, ""};
+  for (auto const* const option : {"--model", "--config", "--save", "--dump", "--tokens", "--adamw"})
+    app.get_option(option)->check(named);
   try {
     app.parse(argc, argv);
     if (args.adamw.empty() && (!*model || !*config)) throw CLI::RequiredError("--model and --config");
@@ -461,7 +518,15 @@ int main(int argc, char** argv) {
     } else {
       train(args);
     }
+    stop_if_interrupted();  // too late to stop anything, but asked for
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+      throw std::runtime_error{"cannot write to standard output"};
     return 0;
+  } catch (interrupted const&) {
+    fmt::print(stderr, "train_llama: interrupted; nothing unfinished was left behind\n");
+    std::fflush(nullptr);
+    ::raise(caught_signal);  // ends as the signal would have
+    return 1;
   } catch (std::exception const& e) {
     fmt::print(stderr, "train_llama: {}\n", e.what());
     return 1;

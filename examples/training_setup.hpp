@@ -24,6 +24,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -125,6 +126,8 @@ inline void refuse_unsupported(flatshard::resolution const& r, setup_arguments c
     s.clip = norm;
   s.optimizer.lr = file.learning_rate.value_or(args.lr);
   if (p.optimizer) {
+    s.lines.push_back(
+        "the optimizer section of the configuration decides; LLaMA-Factory itself would refuse the section");
     s.optimizer.lr = p.optimizer->learning_rate.value_or(s.optimizer.lr);
     s.optimizer.epsilon = p.optimizer->eps.value_or(s.optimizer.epsilon);
     s.optimizer.decay = p.optimizer->weight_decay.value_or(s.optimizer.decay);
@@ -173,10 +176,19 @@ inline void refuse_unsupported(flatshard::resolution const& r, setup_arguments c
   return s;
 }
 
+/// The vectorised casts in the form that the loader takes.
+struct fast_cast {
+  template <flatshard::CastElement To, flatshard::CastElement From>
+  void operator()(std::span<To> out, std::span<From const> in) const requires requires {
+    flatshard::kernels::cast(out, in);
+  }
+  { flatshard::kernels::cast(out, in); }
+};
+
 /// Loads the units as the configuration asks for it. Collective; throws alike on every rank.
 template <class Units, class C>
 void load_units(Units& units, std::string const& model, training_setup const& setup, C& comm) {
-  static_cast<void>(flatshard::load(units, model, comm, setup.load));
+  static_cast<void>(flatshard::load(units, std::filesystem::path{model}, comm, setup.load, fast_cast{}));
 }
 
 /// Calls `use` with the element type of the compute dtype, the precision and the sharding policy, as types: the one

@@ -179,12 +179,6 @@ inline void write_model(fs::path const& folder, small_model const& m, std::strin
   out.commit();
 }
 
-/// Where the golden data are: FLATSHARD_GOLDEN, else tests/golden.
-inline fs::path golden(std::string_view part) {
-  auto const* const set = std::getenv("FLATSHARD_GOLDEN");
-  return fs::path{set != nullptr ? set : "tests/golden"} / part;
-}
-
 /// A DeepSpeed file: stage 3, and what else is said.
 inline std::string deepspeed(bool bf16, std::string const& clip, std::string const& more = {}) {
   return std::string{R"({"bf16": {"enabled": )"} + (bf16 ? "true" : "false") +
