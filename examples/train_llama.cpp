@@ -182,9 +182,10 @@ class reporter {
   void step(std::size_t number, step_report const& done, double seconds) {
     line(fmt::format("step {:4}  loss {:.6f}  grad norm {:.6f}  {:.3f} s{}", number, done.loss, done.norm, seconds,
                      done.updated ? "" : "  not finite, no update"));
+    auto const finite = [](double x) { return std::isfinite(x) ? value{x} : value{nullptr}; };  // JSON has no NaN
     steps_.push_back(value::object({{"step", number},
-                                    {"loss", done.loss},
-                                    {"grad_norm", done.norm},
+                                    {"loss", finite(done.loss)},
+                                    {"grad_norm", finite(done.norm)},
                                     {"seconds", seconds},
                                     {"updated", done.updated}}));
   }
@@ -299,7 +300,7 @@ void train_rank(training const& job, Precision precision, Sharding sharding, C& 
     read_batch(args.steps);
     losses.push_back(trainer.loss_of(ids));
     if (speaks) report.line(fmt::format("after the last step  loss {:.6f}", losses.back()));
-    if (speaks) report.set("final_loss", losses.back());
+    if (speaks) report.set("final_loss", std::isfinite(losses.back()) ? value{losses.back()} : value{nullptr});
   }
   if (speaks && args.steps > 0) {
     report.line(fmt::format("per step: {} gathers, {} reduce-scatters", gathers / args.steps, reduces / args.steps));
@@ -339,6 +340,16 @@ void train_rank(training const& job, Precision precision, Sharding sharding, C& 
   }
 }
 
+/// Refuses a target whose nearest folder that exists cannot be written to: after the training it would be too late.
+void check_writable(char const* option, fs::path const& target) {
+  auto folder = fs::absolute(target).parent_path();
+  while (!fs::exists(folder) && folder.has_relative_path()) folder = folder.parent_path();
+  if (::access(folder.c_str(), W_OK | X_OK) != 0)
+    refuse(
+        flatshard::errc::path, target.string(),
+        fmt::format("{} cannot be written: {} is not a folder that this user may write to", option, folder.string()));
+}
+
 /// Everything that can be refused is refused here, before a rank starts.
 void train(arguments const& args) {
   auto const backend = chosen_backend();
@@ -361,6 +372,8 @@ void train(arguments const& args) {
   tokens.check(model.vocabulary, options.tokens);
   if (!args.save.empty() && fs::exists(args.save) && !(fs::is_directory(args.save) && fs::is_empty(args.save)))
     refuse(flatshard::errc::path, args.save, "--save needs a name that is free, or an empty folder");
+  for (auto const& [option, target] : {std::pair{"--save", &args.save}, std::pair{"--dump", &args.dump}})
+    if (!target->empty()) check_writable(option, *target);
 
   std::size_t parameters = 0;
   for (auto const& list : unit_tables{model}.parameters)
@@ -461,7 +474,7 @@ int main(int argc, char** argv) {
   auto* const seq = app.add_option("--seq", args.tokens_in_sequence, "tokens in a sequence (64; the rows of --tokens)")
                         ->check(at_least(1));
   app.add_option("--lr", args.lr, "learning rate (1e-3); the configuration's own wins");
-  app.add_option("--seed", args.seed, "where in the text sequences begin (0)");
+  app.add_option("--seed", args.seed, "where in the text sequences begin (0)")->check(at_least(0));
   app.add_option("--data", args.data, "text files; their bytes are the tokens (the project's docs and README)");
   app.add_option("--tokens", args.tokens, "safetensors file with input_ids, I64 [rows, tokens + 1], instead of text");
   app.add_option("--sum-order", args.sum_order, "how gradients are added: by_rank or pairwise (by_rank)")
@@ -484,6 +497,9 @@ int main(int argc, char** argv) {
                                      "written to --dump");
   app.add_option("--max-grad-norm", args.max_grad_norm, "of --adamw: clip to this norm (0 = off)")->needs(adamw);
   app.add_option("--grad-scale", args.grad_scale, "of --adamw: multiplies the gradients first (1)")->needs(adamw);
+  CLI::Validator const named{[](std::string& text) { return text.empty() ? "must not be empty" : std::string{}; }, ""};
+  for (auto const* const option : {"--model", "--config", "--save", "--dump", "--tokens", "--adamw"})
+    app.get_option(option)->check(named);
   try {
     app.parse(argc, argv);
     if (args.adamw.empty() && (!*model || !*config)) throw CLI::RequiredError("--model and --config");
@@ -503,6 +519,8 @@ int main(int argc, char** argv) {
       train(args);
     }
     stop_if_interrupted();  // too late to stop anything, but asked for
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+      throw std::runtime_error{"cannot write to standard output"};
     return 0;
   } catch (interrupted const&) {
     fmt::print(stderr, "train_llama: interrupted; nothing unfinished was left behind\n");

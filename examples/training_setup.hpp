@@ -126,6 +126,8 @@ inline void refuse_unsupported(flatshard::resolution const& r, setup_arguments c
     s.clip = norm;
   s.optimizer.lr = file.learning_rate.value_or(args.lr);
   if (p.optimizer) {
+    s.lines.push_back(
+        "the optimizer section of the configuration decides; LLaMA-Factory itself would refuse the section");
     s.optimizer.lr = p.optimizer->learning_rate.value_or(s.optimizer.lr);
     s.optimizer.epsilon = p.optimizer->eps.value_or(s.optimizer.epsilon);
     s.optimizer.decay = p.optimizer->weight_decay.value_or(s.optimizer.decay);

@@ -59,7 +59,7 @@ struct rank_record {
   static constexpr std::size_t kept = 64;
   std::uint64_t calls = 0;
   std::array<call_record, kept> recent{};
-  std::vector<void const*> pointers;  // one a rank: sources of a sum
+  std::vector<void const*> pointers;  // sources of a sum, one a rank; empty before the first sum
   std::vector<double> values;
   // The counts of an exchange, for as long as others may compare them; the caller's are gone once it has thrown.
   std::array<std::vector<elements>, 2> send{}, receive{};
@@ -68,9 +68,7 @@ struct rank_record {
 class thread_meeting {
  public:
   explicit thread_meeting(std::size_t ranks)
-      : here_(ranks), gone_(ranks), notices_(2 * ranks), records_(ranks), spin_{ranks <= cores()} {
-    for (auto& r : records_) r.pointers.resize(ranks);
-  }
+      : here_(ranks), gone_(ranks), notices_(2 * ranks), records_(ranks), spin_{ranks <= cores()} {}
   [[nodiscard]] std::size_t size() const { return here_.size(); }
   [[nodiscard]] rank_record& record(std::size_t rank) { return records_[rank]; }
 
@@ -373,9 +371,10 @@ void thread_communicator::reduce_memory(memory out, const_memory grads, reduce_o
                         .options = options,
                         .target = out.data,
                         .source = grads.data};
+  auto& in = meeting_->record(self).pointers;
+  in.resize(ranks);  // here, where it may still fail
   auto const all = meeting_->announce(self, own, limit_);
   auto const work = [&]() noexcept {
-    auto& in = meeting_->record(self).pointers;
     for (std::size_t k = 0; k < ranks; ++k) in[k] = offset(all[k].source, self * count, grads.type);
     run_sum(out.data, out.type, in.data(), ranks, grads.type, count, options, {});
   };

@@ -7,6 +7,7 @@
 #include <string>
 
 #include <doctest/doctest.h>
+#include <sys/stat.h>
 
 using namespace flatshard;
 
@@ -109,6 +110,14 @@ TEST_CASE("files: missing, a folder, a good one") {
   auto const folder = parse_file(".");
   REQUIRE_FALSE(folder.has_value());
   CHECK(folder.error().problems[0].code == errc::file_unreadable);
+  auto const fifo = std::string{"json_test.fifo"};  // nobody writes to it: opening it as a stream would wait for ever
+  std::remove(fifo.c_str());
+  REQUIRE(::mkfifo(fifo.c_str(), 0600) == 0);
+  auto const stream = parse_file(fifo);
+  std::remove(fifo.c_str());
+  REQUIRE_FALSE(stream.has_value());
+  CHECK(stream.error().problems[0].code == errc::file_unreadable);
+  CHECK(stream.error().problems[0].detail.find("FIFO") != std::string::npos);
   CHECK_THROWS_AS((void)parse_file("no/such/file.json").value(), bad_input);
   auto const path = std::string{"json_test.tmp"};
   std::ofstream{path} << "{\"a\": 1}";

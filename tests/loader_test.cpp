@@ -80,9 +80,10 @@ void check_model(checkpoint_files const& from, std::vector<tensor_spec> const& t
     REQUIRE(done.has_value());
     needed += done->bytes_needed.value;
     if (options.mode == load_mode::ranges)
-      CHECK(done->bytes_read == done->bytes_needed);
+      CHECK(done->data_bytes == done->bytes_needed);
     else
-      CHECK(done->bytes_read.value == total);
+      CHECK(done->data_bytes.value == total);
+    CHECK(done->bytes_read == done->data_bytes + from.header_size());
     CHECK(done->ring.value <= options.chunk.value);
     std::size_t wrong = 0;
     for (std::size_t j = 0; j < l.segment().value; ++j) {
@@ -138,6 +139,7 @@ TEST_CASE_TEMPLATE("every element lands where the layout says, cast by the one r
       auto const path = here.path / (std::to_string(number++) + ".safetensors");
       write_test_file(path, with_odd);
       auto const from = open_checkpoint(path).value();
+      CHECK(from.header_size().value == fs::file_size(path) - from.data_size().value);
       load_options small;
       small.chunk = {4096};
       small.request = {10'000};
@@ -190,7 +192,8 @@ TEST_CASE("neighbours of other types and units share a chunk: nothing is read tw
       {&large, rank_at(0), {std::as_writable_bytes(std::span{storage}), dtype::bf16}}};
   auto const done = load_segments(from, jobs, options);
   REQUIRE(done.has_value());
-  CHECK(done->bytes_read == from.data_size());
+  CHECK(done->data_bytes == from.data_size());
+  CHECK(done->bytes_read == from.file_size());
   CHECK(done->bytes_needed == from.data_size());
   CHECK(done->merged > 0);
   for (std::size_t i = 0; i < 3; ++i) CHECK(std::to_integer<std::uint8_t>(u[i]) == test_byte("u", i));
@@ -223,6 +226,8 @@ TEST_CASE("several files: each byte is read once over all ranks, long ranges str
   auto const from = open_checkpoint(here.path).value();
   CHECK(from.files().size() == 2);
   CHECK(from.warnings().empty());
+  auto const index = fs::file_size(here.path / "model.safetensors.index.json");
+  CHECK(from.header_size().value == index + from.file_size().value - from.data_size().value);
   auto const model = std::vector{parameters_of(first), parameters_of(second)};
   std::size_t read = 0;
   std::uint64_t seen = 0;
@@ -245,7 +250,8 @@ TEST_CASE("several files: each byte is read once over all ranks, long ranges str
     REQUIRE(done.has_value());
     CHECK(last == done->bytes_read);
     CHECK(done->requests <= 4);
-    read += done->bytes_read.value;
+    read += done->data_bytes.value;
+    CHECK(done->bytes_read == done->data_bytes + from.header_size());
     CHECK((seen == 0 || seen == done->header_hash));
     seen = done->header_hash;
     for (std::size_t u = 0; u < 2; ++u)
@@ -255,7 +261,8 @@ TEST_CASE("several files: each byte is read once over all ranks, long ranges str
               test_byte(std::string{name}, 2 * piece.begin.value));
       }
   }
-  CHECK(read == from.data_size().value);
+  CHECK(read == from.data_size().value);  // and with the headers on each rank, the promise:
+  CHECK(50 * (read + 3 * from.header_size().value) <= 51 * from.file_size().value);
 }
 
 TEST_CASE("everything that does not fit is listed before a byte is read") {
@@ -434,7 +441,7 @@ TEST_CASE("peak memory of a rank of a sparse 16 GB model: its shard, a chunk and
       auto const done = load_segment(from, l, rank_at(255), {storage, type});
       auto const peak = process_status("VmHWM:");
       auto const right =
-          done && done->bytes_read == done->bytes_needed && done->bytes_needed.value == l.segment().value * 2;
+          done && done->data_bytes == done->bytes_needed && done->bytes_needed.value == l.segment().value * 2;
 #if defined(__SANITIZE_ADDRESS__)
       auto const lean = peak > 0;
 #else

@@ -497,3 +497,36 @@ TEST_CASE("a hostile configuration costs no quadratic time") {
   CHECK(std::chrono::steady_clock::now() - started < std::chrono::seconds{20});
   CHECK(errors(r) >= 40'000);
 }
+
+TEST_CASE("the hash is equal on all ranks of one configuration, and on no other configuration") {
+  auto const hash = [](std::string const& text, std::size_t rank) {
+    facts f{.world = 4, .hidden_size = 64};
+    f.rank = rank;
+    return resolve(config(text), profile::llamafactory, f).hash();
+  };
+  std::string const rank0 = R"({"dist_config": {"name": "fsdp2"}, "init_config": {"name": "init_on_rank0"}})";
+  CHECK(hash(rank0, 0) == hash(rank0, 1));
+  std::string const fp32 =
+      R"({"dist_config": {"name": "fsdp2"}, "bf16": false, "init_config": {"name": "init_on_rank0"}})";
+  CHECK(hash(rank0, 0) != hash(fp32, 0));
+  CHECK(hash(R"({"zero_optimization": {"stage": 3}})", 0) == hash(R"({"zero_optimization": {"stage": 3}})", 3));
+  CHECK(hash(R"({"zero_optimization": {"stage": 3}})", 0) != hash(R"({"zero_optimization": {"stage": 2}})", 0));
+}
+
+TEST_CASE("a timeout that is no number of seconds is reported with its place") {
+  for (std::string const odd : {"\"abc\"", "\"30\"", "null", "-5", "true", "[1]"}) {
+    CAPTURE(odd);
+    auto const r = resolve(config(R"({"dist_config": {"name": "fsdp2"}, "dist_timeout": )" + odd + "}"),
+                           profile::llamafactory, {.world = 2});
+    bool found = false;
+    for (auto const& p : r.problems)
+      found |= p.where.pointer == "/dist_timeout" && p.detail.find(odd) != std::string::npos;
+    CHECK(found);
+  }
+  for (auto const& [text, seconds] : {std::pair{"1.5", 1}, std::pair{"600", 600}}) {
+    auto const r = resolve(config(R"({"dist_config": {"name": "fsdp2"}, "dist_timeout": )" + std::string{text} + "}"),
+                           profile::llamafactory, {.world = 2});
+    CHECK(r.policies.process_group.timeout_seconds == seconds);
+    for (auto const& p : r.problems) CHECK(p.where.pointer != "/dist_timeout");
+  }
+}

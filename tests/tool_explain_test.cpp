@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <doctest/doctest.h>
+#include <sys/stat.h>
 
 using namespace tool_test;
 
@@ -341,12 +342,41 @@ TEST_CASE("load under FSDP2 partitions, in fp32, over the ranks of one copy") {
     CHECK(d["source"]["line"]->integer() == 2);
     std::uint64_t read = 0, shards = 0;
     for (auto const& rank : d["ranks"]->elements()) {
-      read += static_cast<std::uint64_t>(rank["bytes_read"].integer().value());
+      read += static_cast<std::uint64_t>(rank["data_bytes"].integer().value());
       shards += static_cast<std::uint64_t>(rank["shard_bytes"].integer().value());
     }
     CHECK(read == copies * bytes);
     CHECK(shards >= 2 * copies * bytes);
     CHECK(shards <= 2 * copies * bytes * 11 / 10);
+  }
+}
+
+TEST_CASE("a FIFO or a folder in place of a file is refused at once") {
+  folder const dir;
+  auto const fifo = [&](std::string const& name) {
+    REQUIRE(::mkfifo((dir / name).c_str(), 0600) == 0);
+    return dir / name;
+  };
+  auto const refused = [](std::vector<std::string> const& words, std::string const& file, std::string const& what) {
+    auto const r = run(words);  // throws if it waits
+    CHECK(r.code == 1);
+    CHECK_MESSAGE(r.says(file), r.err);
+    CHECK_MESSAGE(r.says(what), r.err);
+  };
+  auto const plain = fifo("ff"), yaml = fifo("ff.yaml"), json = fifo("ff.json");
+  for (auto const& file : {plain, json}) refused({"explain", file}, file, "this is a FIFO");
+  files::create_directory(dir / "folder");
+  refused({"explain", dir / "folder"}, dir / "folder", "this is a directory");
+  refused({"explain", dir / "absent"}, dir / "absent", "there is no such file");
+  files::create_directory(dir / "model");
+  fifo("model/config.json");
+  spill(dir / "z3.json", R"({"zero_optimization": {"stage": 3}})");
+  refused({"explain", dir / "z3.json", "--model", dir / "model"}, "config.json", "this is a FIFO");
+  if (!reads_yaml()) return;
+  refused({"explain", yaml}, yaml, "this is a FIFO");
+  for (auto const& file : {plain, json}) {
+    spill(dir / "names.yaml", "dist_config:\n  name: deepspeed\n  config_file: " + file + '\n');
+    refused({"explain", dir / "names.yaml"}, file, "this is a FIFO");
   }
 }
 
@@ -408,7 +438,7 @@ TEST_CASE("load obeys the resolved trigger and stores in the resolved dtype") {
       auto const stored = bytes * (e.storage == "fp32" ? 2 : 1);
       for (auto const& rank : d["ranks"]->elements()) {
         auto const shard = static_cast<std::uint64_t>(rank["shard_bytes"].integer().value());
-        read += static_cast<std::uint64_t>(rank["bytes_read"].integer().value());
+        read += static_cast<std::uint64_t>(rank["data_bytes"].integer().value());
         if (e.trigger) {
           CHECK(shard <= stored / 3 + 4096);
         } else {

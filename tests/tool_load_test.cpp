@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `flatshard load`: bytes, memory and errors of ranks as processes, as threads, and alone.
+#include "checkpoint_folder.hpp"
 #include "tool_run.hpp"
 
+#include <flatshard/dtype.hpp>
 #include <flatshard/json.hpp>
 
 #include <chrono>
@@ -49,8 +51,8 @@ flatshard::document load(std::vector<std::string> words, std::string const& expe
     CHECK(rank["seconds"].number().value() >= 0);
     CHECK(number(rank, "peak_rss") >= number(rank, "baseline_rss"));
   }
-  CHECK(rank_keys ==
-        std::set<std::string>{"rank", "bytes_read", "shard_bytes", "baseline_rss", "peak_rss", "requests", "seconds"});
+  CHECK(rank_keys == std::set<std::string>{"rank", "bytes_read", "data_bytes", "shard_bytes", "baseline_rss",
+                                           "peak_rss", "requests", "seconds"});
   return d;
 }
 std::uint64_t sum(flatshard::document const& d, std::string_view key) {
@@ -113,6 +115,10 @@ TEST_CASE("every layout and world reads each byte of the checkpoint once") {
            {"three", {"--arch", "qwen3", "--size", "1M", "--files", "3"}}}) {
     auto const model = make(dir, name, more);
     auto const tensors = 2 * elements_of(read_checkpoint(model, false));
+    std::uint64_t headers = 0;  // of the files, and the index
+    for (auto const& entry : files::directory_iterator{model})
+      if (entry.path().filename() != "config.json") headers += entry.file_size();
+    headers -= tensors;
     for (std::string const layout : {"native", "zero3", "fsdp2"})
       for (std::string const world : {"1", "2", "3", "5", "8"})
         for (bool const threads : {false, true}) {
@@ -128,7 +134,8 @@ TEST_CASE("every layout and world reads each byte of the checkpoint once") {
           CHECK(number(*d.root(), "tensor_bytes") == tensors);
           CHECK(number(*d.root(), "world") == std::stoull(world));
           CHECK(number(*d.root(), "file_bytes") > tensors);
-          CHECK(sum(d, "bytes_read") == tensors);
+          CHECK(sum(d, "data_bytes") == tensors);
+          CHECK(sum(d, "bytes_read") == tensors + std::stoull(world) * headers);
           CHECK(sum(d, "shard_bytes") >= tensors);
           REQUIRE(d["ranks"]->elements().size() == std::stoull(world));
           for (std::size_t r = 0; r < d["ranks"]->elements().size(); ++r)
@@ -139,7 +146,7 @@ TEST_CASE("every layout and world reads each byte of the checkpoint once") {
     for (std::uint64_t r = 0; r < 5; ++r) {
       auto const alone = load({model, "--world", "5", "--rank", std::to_string(r)});
       REQUIRE(alone["ranks"]->elements().size() == 1);
-      for (std::string const key : {"rank", "bytes_read", "shard_bytes"})
+      for (std::string const key : {"rank", "bytes_read", "data_bytes", "shard_bytes"})
         CHECK(number(alone["ranks"]->elements()[0], key) == number(all["ranks"]->elements()[r], key));
     }
   }
@@ -151,6 +158,9 @@ TEST_CASE("a rank's memory is its shard and little more") {
   for (std::string const layout : {"native", "zero3", "fsdp2"}) {
     auto const d = load({model, "--world", "4", "--layout", layout});
     auto const tensors = number(*d.root(), "tensor_bytes");
+    CHECK(sum(d, "data_bytes") == tensors);
+    CHECK(sum(d, "bytes_read") > tensors);
+    CHECK(50 * sum(d, "bytes_read") <= 51 * number(*d.root(), "file_bytes"));
     for (auto const& rank : d["ranks"]->elements()) {
       CHECK(number(rank, "shard_bytes") <= tensors / 4 + (1u << 20));
       CHECK(number(rank, "peak_rss") >= number(rank, "shard_bytes"));
@@ -190,6 +200,11 @@ TEST_CASE("wrong numbers of ranks are wrong usage") {
            {{"load", "x", "--world", "2", "--layout", "zero4"}, "must be one of zero3, fsdp2, native, found 'zero4'"},
            {{"load", "x", "--world", "2", "--layout", "zero3", "--config", "c"}, "--config excludes --layout"},
            {{"load", "x", "--world", "2", "--deadline", "0"}, "--deadline"},
+           {{"load", "x", "--world", "1025", "--threads"}, "--threads takes at most 1024 ranks, --world says 1025"},
+           {{"load", "x", "--world", "2", "--profile", "llamafactory"}, "--profile requires --config"},
+           {{"load", "x", "--world", "2", "--bf16", "true"}, "--bf16 requires --config"},
+           {{"load", "x", "--world", "2", "--device", "cpu"}, "--device requires --config"},
+           {{"load", "x", "--world", "2", "--strict"}, "--strict requires --config"},
        }) {
     auto const shown_words = words.empty() ? std::string{} : words.back();
     CAPTURE(shown_words);
@@ -251,6 +266,10 @@ TEST_CASE("a damaged checkpoint is an error with file and reason, once for all r
   spill(model + "/model.safetensors.index.json", index);
   spill(model + "/config.json", "{");
   fails(model, "[model_config]");
+  files::remove(model + "/config.json");
+  REQUIRE(::mkfifo((model + "/config.json").c_str(), 0600) == 0);
+  fails(model, "this is a FIFO");
+  files::remove(model + "/config.json");
   spill(model + "/config.json", config);
   load({model, "--world", "2"});
   auto wrong_size = index;
@@ -258,6 +277,66 @@ TEST_CASE("a damaged checkpoint is an error with file and reason, once for all r
   spill(model + "/model.safetensors.index.json", wrong_size);
   load({model, "--world", "2"}, "total_size");
 }
+
+TEST_CASE("every tensor that a layout cannot cut is named with file, reason and remedy") {
+  folder const dir;
+  using flatshard::dtype;
+  auto const path = dir / "odd.safetensors";
+  std::vector<flatshard::tensor_spec> const tensors{{"whole", dtype::bf16, {6, 4}}, {"scale", dtype::f32, {}},
+                                                    {"bias", dtype::bf16, {}},      {"packed", dtype::f4, {3, 2}},
+                                                    {"six", dtype::f6_e2m3, {4}},   {"even", dtype::f4, {2, 16}}};
+  write_test_file(path, tensors);
+  spill(dir / "z3.json", R"({"zero_optimization": {"stage": 3}})");
+  auto const refused = [&](std::vector<std::string> const& more, std::vector<std::string> const& says,
+                           std::vector<std::string> const& silent) {
+    std::vector<std::string> words{"load", path, "--world", "2"};
+    words.insert(words.end(), more.begin(), more.end());
+    auto const r = run(words);
+    CHECK(r.code == 1);
+    CHECK(r.out.empty());
+    CHECK_MESSAGE(r.says(path), r.err);
+    CHECK_MESSAGE(r.says("--layout native"), r.err);
+    for (auto const& text : says) CHECK_MESSAGE(r.says(text), r.err);
+    for (auto const& text : silent) CHECK_MESSAGE(!r.says(text), r.err);
+  };
+  refused({"--layout", "fsdp2"}, {"\"scale\" is a scalar", "\"bias\" is a scalar", "\"six\" is fp6_e2m3"},
+          {"\"whole\"", "\"packed\"", "\"even\""});  // 2 rows of 2 elements are whole bytes
+  refused({"--layout", "zero3"},
+          {"\"packed\" is fp4, 4 bits an element, and zero3 over 2 ranks", "runs of 3 elements", "\"six\" is fp6_e2m3"},
+          {"\"whole\"", "\"scale\"", "\"bias\"", "\"even\""});
+  refused({"--config", dir / "z3.json"}, {"\"packed\" is fp4", "\"six\""}, {"\"scale\""});
+  for (std::string const world : {"1", "2", "3", "7"}) {
+    auto const d = load({path, "--world", world});
+    CHECK(sum(d, "data_bytes") == number(*d.root(), "tensor_bytes"));
+  }
+  load({path, "--world", "1", "--layout", "zero3"});
+
+  auto const deep = dir / "deep.safetensors";
+  write_test_file(deep, {{"nine", dtype::bf16, {1, 1, 1, 1, 1, 1, 1, 1, 1}}, {"s", dtype::bf16, {}}});
+  auto const r = run({"load", deep, "--world", "2", "--layout", "fsdp2"});
+  CHECK(r.code == 1);
+  CHECK_MESSAGE(r.says("\"nine\" has 9 dimensions, every layout takes at most 8"), r.err);
+  CHECK_MESSAGE(r.says("\"s\" is a scalar"), r.err);
+  CHECK_MESSAGE(r.says(deep), r.err);
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST_CASE("no memory is a sentence that names what was asked for") {
+  folder const dir;
+  auto const model = make(dir, "model", {"--arch", "llama", "--size", "2G", "--sparse"});
+  for (auto const& how : {std::vector<std::string>{}, {"--threads"}, {"--rank", "0"}}) {
+    std::vector<std::string> words{"load", model, "--world", "1"};
+    words.insert(words.end(), how.begin(), how.end());
+    running program{words, {}, std::uint64_t{1} << 30};
+    auto const [code, signal] = program.wait(std::chrono::seconds{60});
+    CHECK(code == 1);
+    CHECK(signal == 0);
+    CHECK(program.out().empty());
+    CHECK_MESSAGE(program.err().find("out of memory: the segments of one rank ask for 1.9") != std::string::npos,
+                  program.err());
+  }
+}
+#endif
 
 TEST_CASE("a rank that dies is named, the others are ended, nothing hangs") {
   folder const dir;

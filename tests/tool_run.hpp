@@ -24,6 +24,7 @@
 #include <vector>
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -71,7 +72,8 @@ inline void spill(files::path const& path, std::string_view text) {
 /// A started program with its three streams in files.
 class running {
  public:
-  running(std::vector<std::string> arguments, std::string_view input) {
+  /// `address_space`: bytes that the program may map; 0 = as many as this process.
+  running(std::vector<std::string> arguments, std::string_view input, std::uint64_t address_space = 0) {
     spill(streams_ / "in", input);
     arguments.insert(arguments.begin(), FLATSHARD_TOOL);
     std::vector<char*> words;
@@ -83,6 +85,8 @@ class running {
       ::dup2(::open(in.c_str(), O_RDONLY), 0);
       ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT, 0600), 1);
       ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT, 0600), 2);
+      ::rlimit const limit{address_space, address_space};
+      if (address_space != 0 && ::setrlimit(RLIMIT_AS, &limit) != 0) ::_exit(126);
       ::execv(words[0], words.data());
       ::_exit(127);
     }

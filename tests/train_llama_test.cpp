@@ -418,6 +418,26 @@ TEST_CASE("a save that a signal ends leaves nothing, and the program ends as the
   }
 }
 
+TEST_CASE("a target that cannot be written is refused before the training") {
+  model_folder const folder;
+  for (std::string const option : {"--save", "--dump"}) {
+    auto const done = run(folder.options("plain.json", 2, {"--steps", "1", option, "/dev/null/below"}));
+    CHECK(done.exit_code == 1);
+    CHECK(done.out.empty());
+    CHECK(has(done.err, "/dev/null/below"));
+    CHECK(has(done.err, option));
+  }
+}
+
+TEST_CASE("numbers that are not finite are null in --json") {
+  model_folder const folder;
+  auto const done = run(folder.options("plain.json", 1, {"--steps", "3", "--lr", "1e30", "--json"}));
+  CHECK(done.exit_code == 0);
+  CHECK(has(done.out, "null"));
+  CHECK_FALSE(has(done.out, "NaN"));
+  CHECK_FALSE(has(done.out, "Infinity"));
+}
+
 TEST_CASE("the configuration's optimizer wins over --lr") {
   model_folder const folder;
   auto const with = [&](std::string const& params) {
@@ -613,6 +633,8 @@ TEST_CASE("usage: exit 2, and --help") {
                                                                 {"--profile", "nobody"},
                                                                 {"--bf16", "perhaps"},
                                                                 {"--nothing"},
+                                                                {"--seed", "-1"},
+                                                                {"--save", ""},
                                                                 {"--tokens", "x"}}) {
     CAPTURE(more.front());
     auto const done = run(folder.options("plain.json", 1, more));

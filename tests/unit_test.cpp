@@ -5,10 +5,15 @@
 #include <flatshard/layouts/zero3.hpp>
 #include <flatshard/unit.hpp>
 
+#include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <functional>
+#include <limits>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -46,6 +51,44 @@ struct lone_rank {
   void abort() {}
 };
 static_assert(Communicator<lone_rank>);
+
+// The same, but nothing happens before `wait`: what backends that only enqueue may do.
+struct late_rank : lone_rank {
+  std::vector<std::function<void()>> pending;
+  template <class Full, class Shard>
+  void all_gather(std::span<Full> full, std::span<Shard const> shard, inline_stream s) {
+    pending.push_back([=, this] { lone_rank::all_gather(full, shard, s); });
+  }
+  template <class Out, class In>
+  void reduce_scatter(std::span<Out> out, std::span<In const> in, reduce_options o, inline_stream s) {
+    pending.push_back([=, this] { lone_rank::reduce_scatter(out, in, o, s); });
+  }
+  void all_reduce(std::span<double> values, reduction how, inline_stream s) {
+    pending.push_back([=, this] { lone_rank::all_reduce(values, how, s); });
+  }
+  void wait(inline_stream) {
+    for (auto const& call : std::exchange(pending, {})) call();
+  }
+};
+static_assert(Communicator<late_rank>);
+
+// Throws at the n-th collective.
+struct failing_rank : lone_rank {
+  int left = 0;
+  void fail() {
+    if (left-- == 0) throw std::runtime_error{"the wire is cut"};
+  }
+  template <class Full, class Shard>
+  void all_gather(std::span<Full> full, std::span<Shard const> shard, inline_stream s) {
+    fail();
+    lone_rank::all_gather(full, shard, s);
+  }
+  template <class Out, class In>
+  void reduce_scatter(std::span<Out> out, std::span<In const> in, reduce_options o, inline_stream s) {
+    fail();
+    lone_rank::reduce_scatter(out, in, o, s);
+  }
+};
 
 struct buffer {  // 256-byte aligned, poisoned
   explicit buffer(std::size_t n) : memory(n + 256, std::byte{0x77}) {}
@@ -184,4 +227,126 @@ TEST_CASE("an arena hands out aligned blocks, joins what comes back, and refuses
   CHECK(arena.used().value == 0);
   CHECK(arena.take({2048}).size() == 2048);
   CHECK(arena.peak() == bytes{2048});
+}
+
+TEST_CASE_TEMPLATE("a backend that only enqueues gives the same results", Sharding, native, zero3, fsdp2) {
+  for (auto const& p :
+       {fsdp2_bf16, deepspeed_bf16, precision{.reduce = dtype::f32, .grad_accum = dtype::bf16},
+        precision{
+            .parameter_storage = dtype::bf16, .compute = dtype::f32, .output = dtype::f32, .master = dtype::f32}}) {
+    buffer memory{1 << 16};
+    memory_arena arena{memory.span()};
+    late_rank comm;
+    inline_stream const s;
+    std::vector<sharded_unit<precision, Sharding>> units;
+    units.emplace_back(std::span<parameter const>{two}, world{1}, p, Sharding{}, arena);
+    auto& unit = units.front();
+    for (int round = 1; round <= 3; ++round) {
+      for (auto& x : unit.master()) x = static_cast<float>(round);
+      auto const w = gather(unit, comm, s);
+      comm.wait(s);
+      detail::with_element(p.compute, [&]<class T>(T) {
+        for (auto const x : w["b"].template data<T>()) CHECK(widen(x) == static_cast<float>(round));
+      });
+      detail::with_element(p.reduce, [&]<class T>(T) {
+        for (auto& x : unit.gradients()["w"].template data<T>()) x = narrow<T>(static_cast<float>(round));
+      });
+      reduce_scatter(unit, comm, {}, s);
+      release(unit, s);
+      CHECK(global_norm(units, comm, s) == doctest::Approx(round * std::sqrt(15.0)));
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("a collective that throws leaves the unit as it was and nothing taken", Sharding, native, zero3,
+                   fsdp2) {
+  for (auto const& p : {fsdp2_bf16, deepspeed_bf16, precision{.reduce = dtype::f32, .grad_accum = dtype::bf16}}) {
+    buffer memory{1 << 16};
+    memory_arena arena{memory.span()};
+    inline_stream const s;
+    {
+      failing_rank comm;
+      sharded_unit unit{std::span<parameter const>{two}, world{1}, p, Sharding{}, arena};
+      auto const before = arena.used();
+      for (int n : {0, 1}) {  // the agreement, then the gather
+        comm.left = n;
+        CHECK_THROWS_WITH(static_cast<void>(gather(unit, comm, s)), "the wire is cut");
+        CHECK_FALSE(unit.live());
+        CHECK(arena.used() == before);
+      }
+      comm.left = 9;
+      static_cast<void>(gather(unit, comm, s));  // agreed at last
+      CHECK(comm.calls.front() == "all_gather 8");
+      unit.release();
+      detail::with_element(p.reduce,
+                           [&]<class T>(T) { unit.gradients()["b"].template data<T>()[0] = narrow<T>(2.0f); });
+      auto const full = arena.used();
+      comm.left = 0;
+      CHECK_THROWS_WITH(reduce_scatter(unit, comm, {}, s), "the wire is cut");
+      CHECK(arena.used() == full);
+      detail::with_element(p.reduce,
+                           [&]<class T>(T) { CHECK(widen(unit.gradients()["b"].template data<T>()[0]) == 2.0f); });
+    }
+    CHECK(arena.used() == bytes{0});
+  }
+  buffer small{2048};
+  memory_arena arena{small.span()};
+  CHECK_THROWS_AS((sharded_unit{std::span<parameter const>{two}, world{1}, fsdp2_fp32, Sharding{}, arena, 9}),
+                  broken_rule);
+  CHECK(arena.used() == bytes{0});
+}
+
+TEST_CASE("the storage follows a master span that was taken once") {
+  buffer memory{1 << 16};
+  memory_arena arena{memory.span()};
+  lone_rank comm;
+  inline_stream const s;
+  sharded_unit unit{std::span<parameter const>{two}, world{1}, deepspeed_bf16, zero3{}, arena};
+  auto const kept = unit.master();
+  for (int round = 1; round <= 3; ++round) {
+    static_cast<void>(gather(unit, comm, s));
+    static_cast<void>(unit.gradients());
+    reduce_scatter(unit, comm, {}, s);
+    release(unit, s);
+    kept[0] = static_cast<float>(round);  // the optimizer
+    auto const w = gather(unit, comm, s);
+    CHECK(widen(w["w"].data<bf16>()[0]) == static_cast<float>(round));
+    release(unit, s);
+  }
+}
+
+TEST_CASE("moved units and units without an element") {
+  buffer memory{1 << 16};
+  memory_arena arena{memory.span()};
+  lone_rank comm;
+  inline_stream const s;
+  std::vector<parameter> const none{{"empty", {0, 4}}};
+  sharded_unit empty{std::span<parameter const>{none}, world{1}, fsdp2_bf16, zero3{}, arena};
+  CHECK_FALSE(empty.live());
+  auto const w = gather(empty, comm, s);
+  CHECK(empty.live());
+  CHECK(w["empty"].data<bf16>().empty());
+  reduce_scatter(empty, comm, {}, s);
+  release(empty, s);
+  CHECK_FALSE(empty.live());
+  sharded_unit unit{std::span<parameter const>{two}, world{1}, fsdp2_bf16, zero3{}, arena};
+  static_cast<void>(gather(unit, comm, s));
+  auto const used = arena.used();
+  auto const moved = std::move(unit);
+  CHECK(moved.live());
+  CHECK_FALSE(unit.live());  // NOLINT: what is left of it
+  CHECK(arena.used() == used);
+}
+
+TEST_CASE("the clip factor") {
+  static_assert(clip_factor(0.0, 1.0) == 1.0 && clip_factor(2.0, 1.0) < 0.5);
+  CHECK(std::isnan(clip_factor(std::numeric_limits<double>::quiet_NaN(), 1.0)));
+  CHECK(clip_factor(std::numeric_limits<double>::infinity(), 1.0) == 0.0);
+  CHECK(clip_factor(5.0, std::numeric_limits<double>::infinity()) == 1.0);
+}
+
+TEST_CASE("an arena refuses what is not its own") {
+  buffer memory{2048}, other{512};
+  memory_arena arena{memory.span()};
+  CHECK_THROWS_WITH_AS(arena.give_back(other.span()), "an arena takes back its own blocks", broken_rule);
 }

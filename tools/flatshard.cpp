@@ -69,7 +69,9 @@ int main(int count, char** arguments) try {
   for (auto const& p : e.error.problems) report_error(to_string(p));
   return tool::exit_input;
 } catch (std::bad_alloc const&) {
-  report_error("out of memory");
+  std::string asked = "flatshard";
+  for (int i = 1; i < count; ++i) asked += ' ' + tool::one_line(arguments[i]);
+  report_error("out of memory while it did what was asked for: " + asked);
   return tool::exit_input;
 } catch (std::exception const& e) {
   report_error(e.what());

@@ -29,10 +29,13 @@
 #include <filesystem>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -44,6 +47,9 @@ namespace {
 
 namespace fs = flatshard;
 using steady = std::chrono::steady_clock;
+
+/// Ranks that one process starts as threads.
+constexpr std::uint64_t most_threads = 1024;
 
 struct request {
   std::string directory, layout;
@@ -64,14 +70,54 @@ struct load_plan {
 
 double seconds_since(steady::time_point start) { return std::chrono::duration<double>(steady::now() - start).count(); }
 
-/// The vectorised casts in the form that the loader takes.
+/// The vectorised casts in the form that the loader takes. The segments (there is no master copy here, which would be
+/// read back at once) are not read again, so their stores go past the caches.
 struct fast_cast {
   template <fs::CastElement To, fs::CastElement From>
-  void operator()(std::span<To> out, std::span<From const> in) const requires requires {
-    fs::kernels::cast(out, in);
+  requires requires(std::span<To> out, std::span<From const> in) { fs::kernels::cast(out, in); }
+  void operator()(std::span<To> out, std::span<From const> in) const {
+    fs::kernels::cast(out, in, {.output = fs::kernels::reuse::later});
   }
-  { fs::kernels::cast(out, in); }
 };
+
+/// Throws `bad_input` with every tensor that `policy` cannot cut over `world` ranks: a scalar, elements that share
+/// bytes where a cut falls between them, more dimensions than a parameter has.
+template <class Policy>
+void check_tensors(Policy const& policy, fs::world<> world, fs::checkpoint_files const& checkpoint) {
+  std::vector<fs::problem> all;
+  for (std::size_t i = 0; i < checkpoint.size(); ++i) {
+    auto const tensor = checkpoint[i];
+    auto const add = [&](fs::errc code, std::string const& what) {
+      fs::problem one;
+      one.code = code;
+      one.where.file = checkpoint.files()[checkpoint.file_number(i)].file.path();
+      one.detail = fmt::format("tensor {} {}", fs::shown(tensor.name), what);
+      all.push_back(std::move(one));
+    };
+    auto const elsewhere = "; --layout native without --config can load it";
+    if (tensor.dims.size() > fs::shape::max_rank) {
+      add(fs::errc::shape_mismatch, fmt::format("has {} dimensions, every layout takes at most {}; save it with fewer",
+                                                tensor.dims.size(), fs::shape::max_rank));
+      continue;
+    }
+    if (std::is_same_v<Policy, fs::fsdp2> && tensor.dims.empty()) {
+      add(fs::errc::shape_mismatch,
+          fmt::format("is a scalar, which {} cannot cut along its first dimension{}", Policy::name, elsewhere));
+      continue;
+    }
+    auto const width = fs::bits(tensor.type);
+    if (width % 8 == 0) continue;
+    std::array<fs::parameter, 1> const one{{{tensor.name, fs::shape{std::span<std::size_t const>{tensor.dims}}}}};
+    std::array<fs::placement, 1> at{};
+    static_cast<void>(policy.place(one, world.value(), at));
+    if (at[0].step % 8 * width % 8 != 0)
+      add(fs::errc::not_byte_sized,
+          fmt::format("is {}, {} bits an element, and {} over {} ranks cuts it into runs of {} elements, no whole "
+                      "bytes{}",
+                      fs::name(tensor.type), width, Policy::name, world.value(), at[0].step, elsewhere));
+  }
+  if (!all.empty()) fs::throw_bad_input(fs::config_error{std::move(all)});
+}
 
 /// Loads the part of `rank` under `policy` into fresh memory on large pages, which it leaves in `memory`.
 template <class Policy>
@@ -79,6 +125,7 @@ rank_report load_part(Policy policy, fs::world<> world, fs::rank_id rank, fs::ch
                       std::optional<fs::dtype> storage, progress_sink const& progress,
                       fs::kernels::page_buffer& memory) {
   using unit_layout = fs::listed_layout<Policy>;
+  check_tensors(policy, world, checkpoint);
   // One segment holds one type: what cannot become the storage dtype (integers, fp8) keeps its own segment.
   std::vector<unit_layout> layouts;
   std::vector<fs::dtype> types;
@@ -105,7 +152,14 @@ rank_report load_part(Policy policy, fs::world<> world, fs::rank_id rank, fs::ch
     report.shard_bytes += bytes;
     total = fs::checked_add(total, fs::round_up(bytes, alignment));
   }
-  memory = fs::kernels::page_buffer{fs::bytes{total}};
+  try {
+    memory = fs::kernels::page_buffer{fs::bytes{total}};
+  } catch (std::bad_alloc const&) {
+    throw failure{
+        fmt::format("out of memory: the segments of one rank ask for {}, which the system does not give; "
+                    "with more ranks (--world) each asks for less",
+                    human(total))};
+  }
   std::vector<fs::segment_job<unit_layout>> jobs;
   auto left = memory.span();
   for (std::size_t i = 0; i < layouts.size(); ++i) {
@@ -117,6 +171,7 @@ rank_report load_part(Policy policy, fs::world<> world, fs::rank_id rank, fs::ch
   if (progress) options.progress = [&](fs::bytes done) { progress(done.value); };
   auto const done = fs::load_segments(checkpoint, jobs, options, fast_cast{}).value();
   report.bytes_read = done.bytes_read.value;
+  report.data_bytes = done.data_bytes.value;
   report.requests = done.requests;
   report.header_hash = done.header_hash;
   report.file_bytes = checkpoint.file_size().value;
@@ -221,6 +276,7 @@ void print_json(load_plan const& plan, request const& r, std::vector<rank_report
   for (auto const& one : reports)
     ranks.push_back(json::object{{"rank", one.rank},
                                  {"bytes_read", one.bytes_read},
+                                 {"data_bytes", one.data_bytes},
                                  {"shard_bytes", one.shard_bytes},
                                  {"baseline_rss", one.baseline_rss},
                                  {"peak_rss", one.peak_rss},
@@ -268,14 +324,18 @@ void print_table(load_plan const& plan, request const& r, std::vector<rank_repor
   }
   if (reports.size() > most) t.row({"..."});
   fmt::print("{}", t.text());
-  fmt::print("read {} in all, {:.4g} x the tensors; largest peak {}; {:.3f} s\n", human(read),
-             static_cast<double>(read) / static_cast<double>(std::max<std::uint64_t>(first.tensor_bytes, 1)),
-             human(peak), seconds);
+  fmt::print("read {} in all, {:.4g} x the files; largest peak {}; {:.3f} s\n", human(read),
+             static_cast<double>(read) / static_cast<double>(std::max<std::uint64_t>(first.file_bytes, 1)), human(peak),
+             seconds);
 }
 
 void load(request const& r) {
   if (r.one_rank && r.rank >= r.world)
     throw wrong_usage{fmt::format("--rank {} is not below --world {}", r.rank, r.world)};
+  if (r.threads && r.world > most_threads)
+    throw wrong_usage{
+        fmt::format("--threads takes at most {} ranks, --world says {}; without --threads ranks are processes",
+                    most_threads, r.world)};
   auto const plan = plan_of(r);
   std::vector<rank_report> reports;
   auto const started = steady::now();
@@ -326,6 +386,8 @@ void add_load(CLI::App& app, int& code) {
       ->excludes(config)
       ->type_name("NAME");
   add_configuration_options(*command, r->configuration);
+  for (auto const* const name : {"--profile", "--bf16", "--device", "--strict"})
+    command->get_option(name)->needs(config);  // they say how a configuration is read
   auto* const rank = command->add_option("--rank", r->rank, "Load the part of this rank alone, in this process")
                          ->check(whole_number(0, largest_world - 1))
                          ->type_name("R");

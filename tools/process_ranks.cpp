@@ -73,7 +73,7 @@ bool send(int pipe, message kind, void const* data, std::size_t size) {
   } catch (flatshard::bad_input const& e) {
     error = to_string(e.error);
   } catch (std::bad_alloc const&) {
-    error = "out of memory";
+    error = "out of memory while it loaded its part; with more ranks (--world) each needs less";
   } catch (std::exception const& e) {
     error = e.what();
   } catch (...) {

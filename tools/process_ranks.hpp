@@ -14,14 +14,15 @@ namespace tool {
 /// What one rank measured.
 struct rank_report {
   std::uint64_t rank{};
-  std::uint64_t bytes_read{};    ///< tensor bytes that it read from files
+  std::uint64_t bytes_read{};    ///< that it read of the checkpoint: index, headers and data
+  std::uint64_t data_bytes{};    ///< of them data of tensors
   std::uint64_t shard_bytes{};   ///< its segments, padding included
   std::uint64_t baseline_rss{};  ///< VmHWM before a file was opened
   std::uint64_t peak_rss{};      ///< VmHWM at the end
   std::uint64_t file_bytes{};    ///< of all safetensors files
   std::uint64_t tensor_bytes{};  ///< of the tensors in them
   std::uint64_t header_hash{};   ///< of the checkpoint as this rank saw it
-  std::uint64_t requests{};      ///< read calls that it made
+  std::uint64_t requests{};      ///< reads of data that it made
   double seconds{};              ///< from before the first file was opened to the last byte in place
   double arrived{};              ///< seconds from before the first rank was started to the arrival of this report
 };

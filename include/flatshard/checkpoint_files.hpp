@@ -49,6 +49,8 @@ class checkpoint_files {
   [[nodiscard]] bytes data_size() const { return {content_->data_bytes}; }
   /// Bytes of all files.
   [[nodiscard]] bytes file_size() const;
+  /// Bytes that opening it reads: the index, if there is one, and of each file the prefix and the header.
+  [[nodiscard]] bytes header_size() const;
   /// What is odd but no error: a wrong total_size, tensors that the index does not list.
   [[nodiscard]] std::vector<problem> const& warnings() const { return content_->warnings; }
   /// A hash of all headers and file sizes: equal on ranks that see the same checkpoint.
@@ -67,7 +69,7 @@ class checkpoint_files {
     std::vector<detail::name_slot> by_name;
     std::vector<problem> warnings;
     std::uint64_t hash{};
-    std::size_t data_bytes{};
+    std::size_t data_bytes{}, index_bytes{};
   };
   [[nodiscard]] safetensors_header const& header_of(std::size_t i) const {
     return content_->files[content_->tensors[i].file].header;
@@ -100,6 +102,12 @@ inline std::optional<std::size_t> checkpoint_files::find(std::string_view wanted
 inline bytes checkpoint_files::file_size() const {
   bytes sum;
   for (auto const& f : content_->files) sum += f.file.size();
+  return sum;
+}
+
+inline bytes checkpoint_files::header_size() const {
+  bytes sum{content_->index_bytes};
+  for (auto const& f : content_->files) sum += f.header.data_begin();
   return sum;
 }
 
@@ -142,6 +150,7 @@ inline result<checkpoint_files> checkpoint_files::indexed(std::filesystem::path 
   if (!index) return index.error();
   content all;
   all.directory = path.parent_path();
+  all.index_bytes = index->text_bytes.value;
   std::vector<problem> problems;
   auto const add = [&](std::vector<problem>& to, errc code, std::string const& file, std::string detail,
                        severity level = severity::error) {

@@ -5,15 +5,13 @@
 
 #include <flatshard/config/dialect.hpp>
 #include <flatshard/document.hpp>
+#include <flatshard/file.hpp>
 #include <flatshard/result.hpp>
 
 #include <algorithm>
-#include <array>
-#include <cerrno>
 #include <concepts>
 #include <cstddef>
-#include <cstring>
-#include <fstream>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -234,26 +232,23 @@ class json_to_document {
                      "; comments, trailing commas, unquoted keys and single quotes are not allowed");
 }
 
-/// The text of a file. One that is missing, unreadable or larger than 16 MiB is an error with its path.
+/// The text of a regular file. One that is missing, unreadable, larger than 16 MiB, a folder, a FIFO or a device is an
+/// error with its path; nothing is waited for.
 [[nodiscard]] inline result<std::string> read_text(std::string const& path) {
   auto const refused = [&](errc code, std::string detail) {
     return config_error{problem{code, {path, {}, 0, 0}, std::move(detail), severity::error, "read", {}}};
   };
-  errno = 0;
-  std::ifstream in{path, std::ios::binary};
-  if (!in) {
-    auto const reason = errno;
-    return refused(reason == ENOENT ? errc::file_missing : errc::file_unreadable,
-                   "the file cannot be opened: " + std::string{reason != 0 ? std::strerror(reason) : "unknown reason"});
-  }
-  std::string text;
-  std::array<char, 65536> block{};
-  while (in.good() && text.size() <= max_text_bytes) {
-    in.read(block.data(), static_cast<std::streamsize>(block.size()));
-    text.append(block.data(), static_cast<std::size_t>(in.gcount()));
-  }
-  if (in.bad() || (text.empty() && !in.eof())) return refused(errc::file_unreadable, "the file cannot be read");
-  if (text.size() > max_text_bytes) return refused(errc::file_unreadable, "the file is larger than 16 MiB");
+  auto const unreadable = [&](config_error const& e) {
+    auto const& found = e.problems.front();
+    return refused(found.code == errc::file_missing ? errc::file_missing : errc::file_unreadable,
+                   "the file cannot be read: " + found.detail);
+  };
+  auto const file = input_file::open(path);
+  if (!file) return unreadable(file.error());
+  if (file->size().value > max_text_bytes) return refused(errc::file_unreadable, "the file is larger than 16 MiB");
+  std::string text(file->size().value, '\0');
+  if (auto const read = file->read_at(std::as_writable_bytes(std::span{text}), {0}); !read)
+    return unreadable(read.error());
   return text;
 }
 

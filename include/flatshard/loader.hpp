@@ -40,16 +40,10 @@ load_report load(Units& units, checkpoint_files const& from, C& comm, load_optio
 /// The same from a path that `open_checkpoint` takes.
 template <class Units, Communicator C, class Cast = portable_cast>
 load_report load(Units& units, std::filesystem::path const& from, C& comm, load_options const& options = {},
-                 Cast const& cast = {}, typename C::stream_type stream = {}) {
-  auto const opened = open_checkpoint(from);
-  agree_on_problems(comm, opened ? std::vector<problem>{} : opened.error().problems, stream);
-  return load(units, *opened, comm, options, cast, stream);
-}
+                 Cast const& cast = {}, typename C::stream_type stream = {});
 template <class Units, Communicator C, class Cast = portable_cast>
 load_report load(Units& units, char const* from, C& comm, load_options const& options = {}, Cast const& cast = {},
-                 typename C::stream_type stream = {}) {
-  return load(units, std::filesystem::path{from}, comm, options, cast, stream);
-}
+                 typename C::stream_type stream = {});
 
 namespace detail {
 
@@ -143,7 +137,8 @@ auto or_abort(C& comm, F f) {
 template <Communicator C>
 void agree_on_problems(C& comm, std::vector<problem> const& problems, typename C::stream_type stream) {
   auto const ranks = static_cast<std::size_t>(comm.size());
-  auto message = problems.empty() ? std::vector<std::byte>{} : detail::packed(problems, index(comm.self()));
+  auto message = detail::or_abort(
+      comm, [&] { return problems.empty() ? std::vector<std::byte>{} : detail::packed(problems, index(comm.self())); });
   detail::problem_writer own;
   own.number(message.size());
   std::vector<std::byte> sizes(8 * ranks);
@@ -181,6 +176,20 @@ load_report load(Units& units, checkpoint_files const& from, C& comm, load_optio
   auto const done = detail::or_abort(comm, [&] { return load_segments(from, jobs, options, cast); });
   agree_on_problems(comm, done ? std::vector<problem>{} : done.error().problems, stream);
   return *done;
+}
+
+template <class Units, Communicator C, class Cast>
+load_report load(Units& units, std::filesystem::path const& from, C& comm, load_options const& options,
+                 Cast const& cast, typename C::stream_type stream) {
+  auto const opened = detail::or_abort(comm, [&] { return open_checkpoint(from); });
+  agree_on_problems(comm, opened ? std::vector<problem>{} : opened.error().problems, stream);
+  return load(units, *opened, comm, options, cast, stream);
+}
+template <class Units, Communicator C, class Cast>
+load_report load(Units& units, char const* from, C& comm, load_options const& options, Cast const& cast,
+                 typename C::stream_type stream) {
+  auto const path = detail::or_abort(comm, [&] { return std::filesystem::path{from}; });
+  return load(units, path, comm, options, cast, stream);
 }
 
 }  // namespace v0

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace flatshard {
@@ -35,6 +36,7 @@ class memory_arena {
   [[nodiscard]] std::span<std::byte> take(bytes n) {
     if (n.value == 0) return {};
     auto const wanted = block(n).value;
+    free_.reserve(taken_ + 2);  // a free range lies between two taken ones: giving back never allocates
     auto const found = std::find_if(free_.begin(), free_.end(), [&](range const& f) { return f.size >= wanted; });
     require(found != free_.end(), "the arena is too small for the buffers of its units (see bytes_needed)");
     auto const begin = found->begin;
@@ -42,19 +44,24 @@ class memory_arena {
     found->size -= wanted;
     if (found->size == 0) free_.erase(found);
     used_ += wanted;
+    ++taken_;
     peak_ = std::max(peak_, used_);
     return memory_.subspan(begin, n.value);
   }
   /// Takes back what `take` gave.
   void give_back(std::span<std::byte> taken) {
     if (taken.empty()) return;
-    auto const begin = static_cast<std::size_t>(taken.data() - memory_.data());
+    auto const at = reinterpret_cast<std::uintptr_t>(taken.data());
+    auto const base = reinterpret_cast<std::uintptr_t>(memory_.data());
+    require(at >= base && at - base < memory_.size(), "an arena takes back its own blocks");
+    auto const begin = static_cast<std::size_t>(at - base);
     range back{begin, block({taken.size()}).value};
     auto next = std::find_if(free_.begin(), free_.end(), [&](range const& f) { return f.begin > begin; });
     require((next == free_.end() || back.begin + back.size <= next->begin) &&
                 (next == free_.begin() || (next - 1)->begin + (next - 1)->size <= begin),
             "a block is given back once");
     used_ -= back.size;
+    --taken_;
     if (next != free_.end() && back.begin + back.size == next->begin) {
       back.size += next->size;
       next = free_.erase(next);
@@ -76,7 +83,39 @@ class memory_arena {
   };
   std::span<std::byte> memory_;
   std::vector<range> free_;  // by begin, never touching
-  std::size_t used_ = 0, peak_ = 0;
+  std::size_t used_ = 0, peak_ = 0, taken_ = 0;
+};
+
+/// A block that goes back to its arena at the end of its life. Moves, never copies; the arena must outlive it.
+class arena_block {
+ public:
+  arena_block() = default;
+  arena_block(memory_arena& from, bytes n) : arena_{&from}, memory_{from.take(n)} {}
+  arena_block(arena_block&& other) noexcept
+      : arena_{std::exchange(other.arena_, nullptr)}, memory_{std::exchange(other.memory_, {})} {}
+  arena_block& operator=(arena_block&& other) noexcept {
+    if (this != &other) {
+      give_back();
+      arena_ = std::exchange(other.arena_, nullptr);
+      memory_ = std::exchange(other.memory_, {});
+    }
+    return *this;
+  }
+  ~arena_block() { give_back(); }
+  void give_back() noexcept {
+    if (arena_ != nullptr) arena_->give_back(memory_);
+    arena_ = nullptr;
+    memory_ = {};
+  }
+  /// True between `take` and `give_back`, also for a block of no bytes.
+  [[nodiscard]] bool taken() const { return arena_ != nullptr; }
+  [[nodiscard]] std::span<std::byte> memory() const { return memory_; }
+  [[nodiscard]] std::byte* data() const { return memory_.data(); }
+  [[nodiscard]] bytes size() const { return {memory_.size()}; }
+
+ private:
+  memory_arena* arena_ = nullptr;
+  std::span<std::byte> memory_;
 };
 
 }  // namespace v0

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /// From the tensors of a checkpoint to units in order: one a layer, and the root unit with the rest.
 ///
-///     auto units = model_units(checkpoint).value();         // order by config.json's model_type where it is known
-///     for (auto const& u : units) layouts.emplace_back(native{}, u.parameters, world{8});   // names live in
-///     `checkpoint`
+///     auto units = model_units(checkpoint).value();  // order by config.json's model_type where it is known
+///     for (auto const& u : units)
+///       layouts.emplace_back(native{}, u.parameters, world{8});  // names live in `checkpoint`
 #pragma once
 
 #include <flatshard/checkpoint_files.hpp>
@@ -246,7 +246,7 @@ inline result<std::vector<model_unit>> model_units(checkpoint_files const& check
       problems.push_back(
           detail::file_problem(errc::shape_mismatch, checkpoint.files()[checkpoint.file_number(i)].file.path(),
                                "tensor " + shown(tensor.name) + " has " + std::to_string(tensor.dims.size()) +
-                                   " dimensions, a parameter has at most 8")
+                                   " dimensions, a parameter has at most 8; save it with fewer")
               .problems.front());
       continue;
     }

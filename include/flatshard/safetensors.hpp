@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /// safetensors files: the header read and checked by the rules V1 to V16 of docs/formats.md, the tensors by name.
 ///
-///     auto model = open_safetensors("model.safetensors").value();          // bad_input lists what is wrong and where
-///     for (std::size_t i = 0; i < model.header.size(); ++i) print(model.header[i].name);     // in the order of the
-///     data auto const i = model.header.find("model.norm.weight"); auto done = model.file.read_at(span,
-///     model.header.data_begin() + model.header[*i].begin);
+///     auto model = open_safetensors("model.safetensors").value();  // bad_input lists what is wrong and where
+///     auto const& header = model.header;
+///     for (std::size_t i = 0; i < header.size(); ++i) print(header[i].name);  // in the order of the data
+///     auto const i = header.find("model.norm.weight");
+///     auto done = model.file.read_at(span, header.file_offset(*i));
 #pragma once
 
 #include <flatshard/dtype.hpp>

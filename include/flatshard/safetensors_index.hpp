@@ -29,6 +29,7 @@ struct checkpoint_index {
   std::vector<std::string> files;                              ///< each once, in order of first appearance
   std::vector<std::pair<std::string, std::uint32_t>> tensors;  ///< name and number in `files`, sorted by name
   std::optional<double> total_size;                            ///< of `metadata`, however it is spelled
+  bytes text_bytes;                                            ///< of the index itself
 };
 
 /// Reads the text of an index. Lists every problem: duplicate keys, values that are no strings, file names that are
@@ -165,6 +166,7 @@ inline result<checkpoint_index> parse_index(std::string_view text, std::string c
     reader.add(errc::entry_shape, 0, "an index must have an object weight_map");
   if (!reader.problems.empty()) return config_error{std::move(reader.problems)};
   std::sort(reader.index.tensors.begin(), reader.index.tensors.end());
+  reader.index.text_bytes = bytes{text.size()};
   return std::move(reader.index);
 }
 

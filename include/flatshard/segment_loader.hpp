@@ -2,10 +2,9 @@
 /// safetensors files + layout -> this rank's segment: only its own ranges are read, cast on the way, no full tensor.
 ///
 ///     auto model = open_checkpoint("model/").value();
-///     auto done = load_segment(model, layout, rank, {storage, dtype::bf16}, {}).value();   // one unit, no
-///     communicator auto all = load_segments(model, jobs, options, cast).value();                        // reads
-///     ordered over all units auto report = load(units, "model/", comm);                                           //
-///     sharded units, every rank
+///     auto one = load_segment(model, layout, rank, {storage, dtype::bf16}).value();  // one unit, no communicator
+///     auto all = load_segments(model, jobs, options, cast).value();                  // several units, in file order
+///     auto report = load(units, "model/", comm);                                     // loader.hpp: on every rank
 #pragma once
 
 #include <flatshard/checkpoint_files.hpp>
@@ -60,13 +59,15 @@ struct load_options {
   bytes chunk{std::size_t{4} << 20};      ///< one staging chunk
   std::size_t chunks = 4;                 ///< in the ring: one is cast while the system is asked to read the others
   bytes request{std::size_t{8} << 20};    ///< the largest read that goes straight into a segment
-  std::function<void(bytes)> progress{};  ///< called on the loading thread with the bytes read so far
+  std::function<void(bytes)> progress{};  ///< called on the loading thread with `bytes_read` so far
 };
 
 /// What a load did on this rank.
 struct load_report {
   load_mode mode = load_mode::ranges;
-  bytes bytes_needed, bytes_read;
+  bytes bytes_needed;        ///< of its tensors' data
+  bytes bytes_read;          ///< all that it read from files: what opening the checkpoint reads, and `data_bytes`
+  bytes data_bytes;          ///< tensors' data that it read
   std::size_t requests = 0;  ///< reads
   std::size_t merged = 0;    ///< ranges that shared the read of the range before them
   std::size_t files = 0;
@@ -253,6 +254,7 @@ class run_reader {
     }
     ++report_.requests;
     report_.bytes_read += bytes{out.size()};
+    report_.data_bytes += bytes{out.size()};
     if (options_.progress) options_.progress(report_.bytes_read);
     return {};
   }
@@ -402,6 +404,7 @@ result<load_report> load_segments(checkpoint_files const& from, std::vector<segm
   load_report report;
   report.mode = options.mode;
   report.files = from.files().size();
+  report.bytes_read = from.header_size();
   report.header_hash = from.hash();
   std::vector<detail::load_run> runs;
   std::vector<std::pair<std::size_t, std::size_t>> covered;

@@ -110,6 +110,7 @@ void cast_with(C& comm, std::span<Out> out, std::span<In const> in, typename C::
   if constexpr (requires { comm.cast(out, in, stream); }) {
     comm.cast(out, in, stream);
   } else {
+    comm.wait(stream);  // what was enqueued may still use these buffers
     cast_elements(out, in);
   }
 }
@@ -154,35 +155,14 @@ class sharded_unit {
     grad_ = take_shard(s, role::grad_accum);
     for (std::size_t k = 0; k < states; ++k) states_.push_back(take_shard(s, role::optimizer_state));
   }
-  sharded_unit(sharded_unit const&) = delete;
-  sharded_unit& operator=(sharded_unit const&) = delete;
-  sharded_unit(sharded_unit&& other) noexcept
-      : layout_{std::move(other.layout_)},
-        precision_{other.precision_},
-        arena_{std::exchange(other.arena_, nullptr)},
-        storage_{other.storage_},
-        master_{other.master_},
-        grad_{other.grad_},
-        states_{std::move(other.states_)},
-        starts_{std::move(other.starts_)},
-        weights_{other.weights_},
-        gradients_{other.gradients_},
-        counters_{other.counters_},
-        stale_{other.stale_},
-        agreed_{other.agreed_} {}
+  sharded_unit(sharded_unit&&) noexcept = default;  ///< of the moved-from unit nothing but its destructor may be used
   sharded_unit& operator=(sharded_unit&&) = delete;
-  ~sharded_unit() {
-    if (arena_ == nullptr) return;
-    for (auto const& block : {weights_, gradients_, detail::raw(storage_), detail::raw(master_), detail::raw(grad_)})
-      arena_->give_back(block);
-    for (auto const& state : states_) arena_->give_back(detail::raw(state));
-  }
 
   [[nodiscard]] layout_type const& layout() const { return layout_; }
   [[nodiscard]] Precision const& precision() const { return precision_; }
   [[nodiscard]] unit_counters const& counters() const { return counters_; }
   /// True between `gather` and `release`.
-  [[nodiscard]] bool live() const { return !weights_.empty() || layout_.segment() == elements{0}; }
+  [[nodiscard]] bool live() const { return weights_.taken(); }
 
   /// This rank's shards. Shape: [segment] elements, padding zero.
   [[nodiscard]] buffer_ref storage() const { return storage_; }
@@ -235,9 +215,9 @@ class sharded_unit {
     sharded_unit* unit_;
   };
   [[nodiscard]] gradient_set gradients() {
-    if (gradients_.empty()) {
-      gradients_ = arena_->take(size_of(detail::whole_size(layout_), precision_(role::reduce)));
-      detail::clear(gradients_);
+    if (!gradients_.taken()) {
+      gradients_ = {*arena_, size_of(detail::whole_size(layout_), precision_(role::reduce))};
+      detail::clear(gradients_.memory());
     }
     return gradient_set{*this};
   }
@@ -245,18 +225,19 @@ class sharded_unit {
   /// Casts the master into the storage if the optimizer may have changed it. Local; ends in stream order.
   template <Communicator C>
   void publish(C& comm, typename C::stream_type stream) {
-    if (!std::exchange(stale_, false)) return;
+    if (!stale_) return;
     detail::cast_buffer(comm, storage_, master_, stream);
+    stale_ = false;
   }
 
-  /// See the free function `gather`.
+  /// See the free function `gather`. If it throws, the unit is as before.
   template <Communicator C>
   void gather(C& comm, typename C::stream_type stream) {
     agree_once(comm, stream);
     if (live()) return;
     publish(comm, stream);
     auto const type = precision_(role::compute);
-    auto const full = arena_->take(size_of(layout_.gathered(), type));
+    arena_block full{*arena_, size_of(layout_.gathered(), type)};
     buffer_ref const all{full.data(), type, layout_.gathered()};
     if (storage_.type == type || (storage_.type == dtype::f32 && type != dtype::f32)) {
       all_gather(comm, all, storage_, stream);
@@ -266,67 +247,67 @@ class sharded_unit {
       detail::cast_buffer(comm, own, storage_, stream);
       all_gather(comm, all, own, stream);
     }
-    ++counters_.gathers;
-    counters_.gathered += bytes{full.size()};
+    auto const moved = full.size();
     if constexpr (layout_type::contiguous_gather) {
-      weights_ = full;
+      weights_ = std::move(full);
     } else {
       comm.wait(stream);
-      weights_ = arena_->take(size_of(detail::whole_size(layout_), type));
-      detail::for_each_run(layout_, size_of({1}, type).value,
-                           [&](std::size_t whole, std::size_t part, std::size_t size) {
-                             std::memcpy(weights_.data() + whole, full.data() + part, size);
-                           });
-      arena_->give_back(full);
+      arena_block whole{*arena_, size_of(detail::whole_size(layout_), type)};
+      detail::for_each_run(layout_, size_of({1}, type).value, [&](std::size_t to, std::size_t from, std::size_t size) {
+        std::memcpy(whole.data() + to, full.data() + from, size);
+      });
+      weights_ = std::move(whole);
     }
+    ++counters_.gathers;
+    counters_.gathered += moved;
   }
 
   /// See the free function `release`.
-  void release() { arena_->give_back(std::exchange(weights_, {})); }
+  void release() noexcept { weights_.give_back(); }
 
-  /// See the free function `reduce_scatter`.
+  /// See the free function `reduce_scatter`. If it throws, the full gradients are still there.
   template <Communicator C>
   void reduce_scatter(C& comm, reduce_options const& options, typename C::stream_type stream) {
     agree_once(comm, stream);
     static_cast<void>(gradients());
     auto const type = precision_(role::reduce);
-    auto const es = size_of({1}, type).value;
-    auto input = gradients_;
+    arena_block packed;
+    auto input = gradients_.memory();
     if constexpr (!layout_type::contiguous_gather) {
-      input = arena_->take(size_of(layout_.gathered(), type));
+      packed = {*arena_, size_of(layout_.gathered(), type)};
+      input = packed.memory();
       detail::clear(input);  // padding too: it is summed, and never read
-      detail::for_each_run(layout_, es, [&](std::size_t whole, std::size_t part, std::size_t size) {
-        std::memcpy(input.data() + part, gradients_.data() + whole, size);
+      detail::for_each_run(layout_, size_of({1}, type).value, [&](std::size_t from, std::size_t to, std::size_t size) {
+        std::memcpy(input.data() + to, gradients_.data() + from, size);
       });
-      arena_->give_back(std::exchange(gradients_, {}));
     }
     buffer_ref const grads{input.data(), type, layout_.gathered()};
     if (grad_.type == dtype::f32 || grad_.type == type) {
       flatshard::reduce_scatter(comm, grad_, grads, options, stream);
+      comm.wait(stream);
     } else {  // fp32 on the wire, or another narrow type, kept narrow
-      auto const sums = arena_->take(size_of(layout_.segment(), dtype::f32));
+      arena_block const sums{*arena_, size_of(layout_.segment(), dtype::f32)};
       buffer_ref const wide{sums.data(), dtype::f32, layout_.segment()};
       if (options.accumulate) detail::cast_buffer(comm, wide, grad_, stream);
       flatshard::reduce_scatter(comm, wide, grads, options, stream);
       comm.wait(stream);
       detail::cast_buffer(comm, grad_, wide, stream);
-      arena_->give_back(sums);
+      comm.wait(stream);
     }
-    comm.wait(stream);
     ++counters_.reduce_scatters;
     counters_.reduced += bytes{input.size()};
-    gradients_ = {};
-    arena_->give_back(input);
-    stale_ = has_master();  // the optimizer comes next
+    gradients_.give_back();
+    stale_ = has_master();  // the optimizer comes next, maybe through a span that it took before
   }
 
-  /// Makes sure, once, that all ranks hold the same layout. Throws `mismatch` on every rank if not.
+  /// Makes sure, once, that all ranks hold the same layout. Throws `mismatch` on every rank if not, now and next time.
   template <Communicator C>
   void agree_once(C& comm, typename C::stream_type stream) {
     require(static_cast<std::size_t>(comm.size()) == layout_.world_size(),
             "the communicator and the unit must have the same world size");
-    if (std::exchange(agreed_, true)) return;
+    if (agreed_) return;
     flatshard::agree(comm, layout_.hash(), "the layout of a unit", stream);
+    agreed_ = true;
   }
   /// For `agree` over several units, which makes the unit's own check unnecessary.
   void mark_agreed() { agreed_ = true; }
@@ -334,7 +315,7 @@ class sharded_unit {
  private:
   buffer_ref take_shard(elements s, role r) {
     auto const type = precision_(r);
-    auto const memory = arena_->take(size_of(s, type));
+    auto const memory = shards_.emplace_back(*arena_, size_of(s, type)).memory();
     detail::clear(memory);
     return {memory.data(), type, s};
   }
@@ -344,8 +325,9 @@ class sharded_unit {
   memory_arena* arena_;
   buffer_ref storage_, master_, grad_;
   std::vector<buffer_ref> states_;
-  std::vector<elements> starts_;              // of the whole tensors
-  std::span<std::byte> weights_, gradients_;  // empty = not taken
+  std::vector<elements> starts_;     // of the whole tensors
+  std::vector<arena_block> shards_;  // what the buffers above point into
+  arena_block weights_, gradients_;
   unit_counters counters_;
   bool stale_ = false, agreed_ = false;
 };
@@ -434,9 +416,13 @@ template <class Units, Communicator C>
   return std::sqrt(squares);
 }
 
-/// What every gradient is multiplied by so that the global norm stays below `limit`: min(1, limit / (norm + 1e-6)).
+/// What every gradient is multiplied by so that the global norm stays below `limit`: min(1, limit / (norm + 1e-6)); NaN
+/// for a norm that is NaN.
 /// Source: torch.nn.utils.clip_grad_norm_.
-[[nodiscard]] constexpr double clip_factor(double norm, double limit) { return std::min(1.0, limit / (norm + 1e-6)); }
+[[nodiscard]] constexpr double clip_factor(double norm, double limit) {
+  auto const factor = limit / (norm + 1e-6);
+  return factor > 1 ? 1 : factor;
+}
 
 /// Makes sure that every rank resolved the same configuration (`resolved.hash()`) and holds the same layouts, before
 /// the first collective. Throws `mismatch` on every rank if not. Collective; waits for its result.
@@ -445,7 +431,9 @@ requires requires(Resolved const& r) {
   { r.hash() } -> std::convertible_to<std::uint64_t>;
 }
 void agree(C& comm, Resolved const& resolved, Units& units, typename C::stream_type stream = {}) {
-  agree(comm, static_cast<std::uint64_t>(comm.size()), "the world size", stream);
+  std::uint64_t worlds = static_cast<std::uint64_t>(comm.size());
+  for (auto const& unit : units) worlds = unit.layout().world_size();
+  agree(comm, worlds, "the world size of the units", stream);
   agree(comm, resolved.hash(), "the resolved configuration", stream);
   auto hash = detail::fnv_offset;
   for (auto const& unit : units) hash = detail::fnv(hash, unit.layout().hash());

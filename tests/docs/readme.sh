@@ -14,8 +14,8 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 ran=0
 while IFS= read -r command; do
-  command=${command//build\/host\/bin/$bin}
-  bash -c "${command//\/tmp\//$scratch/}" >"$scratch/out" 2>&1 || { echo "fails: $command" >&2; cat "$scratch/out" >&2; exit 1; }
+  command=${command//\/tmp\//$scratch/}
+  bash -c "${command//build\/host\/bin/$bin}" >"$scratch/out" 2>&1 || { echo "fails: $command" >&2; cat "$scratch/out" >&2; exit 1; }
   ran=$((ran + 1))
 done < <(awk '/^```sh$/ {inside = 1; next} /^```$/ {inside = 0} inside && /^build\/host\/bin\//' README.md docs/*.md)
 

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What replaces "auto": bucket sizes from the hidden size, and the search for what is left.
+/// What replaces "auto": bucket sizes from the hidden size, accelerate's variables, and the search for what is left.
 #pragma once
 
-#include <flatshard/config/batch.hpp>
+#include <flatshard/config/coercion.hpp>
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/profiles.hpp>
+#include <flatshard/require.hpp>
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace flatshard {
 inline namespace v0 {
@@ -102,6 +105,141 @@ void for_each_auto(node const& at, Visit&& visit) {
       visit(at[m]);
     else if (m.held.is(value_kind::object))
       for_each_auto(at[m], visit);
+  }
+}
+
+/// The two batch keys that a front end pins to 1 while the model is built, where they are absent or "auto".
+inline void pin_batch(value& config) {
+  for (std::string_view const key : {"gradient_accumulation_steps", "train_micro_batch_size_per_gpu"})
+    if (!config.has(key) || config[key].is_text("auto")) config.set(key, 1);
+  if (config["train_batch_size"].is_text("auto")) config.erase("train_batch_size");
+}
+
+/// The same keys at the start of training: the front end's own numbers, accelerate's 1 for steps that are absent.
+inline void fill_batch(value& config, value const& micro, value const& steps) {
+  auto const& in_file = config["train_micro_batch_size_per_gpu"];
+  if (!in_file.present() || in_file.is(value_kind::null) || in_file.is_text("auto"))
+    config.set("train_micro_batch_size_per_gpu", micro);
+  if (!config.has("gradient_accumulation_steps"))
+    config.set("gradient_accumulation_steps", 1);
+  else if (config["gradient_accumulation_steps"].is_text("auto"))
+    config.set("gradient_accumulation_steps", steps);
+}
+
+/// Fills the values that accelerate's variables decide, where they are exactly "auto": stage, offload devices and
+/// paths, gathering when saving, gradient clipping. `root` is the file as written, for places.
+/// Source: docs/config.md, what replaces "auto".
+inline void fill_from_environment(value& config, node const& root, facts const& f, findings& out);
+
+/// What filled the bucket sizes: the hidden size and where it was found; `unknown` buckets stay formulas.
+struct bucket_fill {
+  std::int64_t hidden_size = 0;
+  std::string found;
+  std::array<bool, 3> unknown{};
+};
+/// Fills the bucket sizes that are "auto"; those that no hidden size is known for become 0 and are marked.
+[[nodiscard]] inline bucket_fill fill_buckets(value& config, node const& root, facts const& f, findings& out);
+/// Decides the three bucket sizes, in the order of hidden_size_keys.
+inline void decide_buckets(node const& root, std::array<std::int64_t, 3> const& sizes, bucket_fill const& filled,
+                           profile p, findings& out);
+
+/// Reports every "auto" that is left; nothing replaces it.
+inline void report_left_auto(value const& config, std::string const& file, findings& out) {
+  document const filled{config, file};
+  for_each_auto(filled.root(), [&](node const& left) {
+    std::string dotted{left.pointer().substr(left.pointer().empty() ? 0 : 1)};
+    for (auto& c : dotted)
+      if (c == '/') c = '.';
+    out.error(errc::auto_unresolved, left.where(), at_train,
+              "\"auto\" is left and nothing replaces it; write a value or remove the key",
+              {"ValueError", "accelerate", "`" + dotted + "` not found in kwargs."});
+  });
+}
+
+// ---- definitions
+
+inline void fill_from_environment(value& config, node const& root, facts const& f, findings& out) {
+  auto const zero_at = root["zero_optimization"];
+  auto const text_or = [&](std::string_view variable, std::string_view otherwise) {
+    return std::string{f.variable(variable).value_or(otherwise)};
+  };
+  if (zero_at->is(value_kind::object)) {
+    if (zero_at["stage"]->is_text("auto")) {
+      std::int64_t stage = 2;
+      static_cast<void>(detail::parse_python_int(text_or("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"), stage));
+      config.set({"zero_optimization", "stage"}, stage);
+    }
+    struct offload {
+      std::string_view section, prefix;
+    };
+    for (auto const& [section, prefix] : {offload{"offload_optimizer", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_"},
+                                          offload{"offload_param", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_"}}) {
+      auto const at = zero_at[section];
+      if (at.present() && !at->is(value_kind::null) && !at->is(value_kind::object)) {
+        out.error(errc::section_not_object, at.where(), at_train,
+                  "found " + std::string{name(at->kind())} + ", allowed: an object such as {\"device\": \"cpu\"}",
+                  {"AttributeError", "accelerate",
+                   "'" + std::string{python_name(at->kind())} + "' object has no attribute 'get'"});
+        continue;
+      }
+      if (at["device"]->is_text("auto"))
+        config.set({"zero_optimization", section, "device"}, text_or(std::string{prefix} + "DEVICE", "none"));
+      if (at["nvme_path"]->is_text("auto"))
+        config.set({"zero_optimization", section, "nvme_path"}, text_or(std::string{prefix} + "NVME_PATH", "none"));
+    }
+    if (zero_at["stage3_gather_16bit_weights_on_model_save"]->is_text("auto"))
+      config.set({"zero_optimization", "stage3_gather_16bit_weights_on_model_save"},
+                 lower(text_or("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "false")) == "true");
+  }
+  auto const clip = root["gradient_clipping"];
+  if (!clip->is_text("auto")) return;
+  double norm = 1.0;
+  auto const text = f.variable("ACCELERATE_GRADIENT_CLIPPING");
+  if (text && *text != "none" && !detail::parse_python_float(*text, norm))
+    out.error(errc::bad_number, clip.where(), at_train,
+              "the environment sets ACCELERATE_GRADIENT_CLIPPING=" + std::string{*text} + ", a number is needed",
+              {"ValueError", "accelerate", "could not convert string to float"});
+  config.set("gradient_clipping", norm);
+}
+
+inline bucket_fill fill_buckets(value& config, node const& root, facts const& f, findings& out) {
+  bucket_fill filled;
+  std::optional<hidden_size_answer> answer;  // of the first "auto"
+  for (std::size_t i = 0; i < hidden_size_keys.size(); ++i) {
+    auto const at = root["zero_optimization"][hidden_size_keys[i]];
+    if (!at->is_text("auto")) continue;
+    bool const first = !answer;
+    if (first) {
+      answer = find_hidden_size(f, at.where());
+      if (answer->fault) out.problems.push_back(*answer->fault);
+      filled.found = answer->found;
+      if (answer->size) filled.hidden_size = *answer->size->integer();
+    }
+    filled.unknown[i] = !answer->size;
+    config.set({"zero_optimization", hidden_size_keys[i]}, answer->size ? bucket_size(i, filled.hidden_size) : 0);
+    if (first && !answer->size && !answer->fault)
+      out.note(errc::hidden_size_missing, at.where(), at_train,
+               "bucket sizes are \"auto\" and the model is not given, so they stay formulas of the hidden size");
+  }
+  return filled;
+}
+
+inline void decide_buckets(node const& root, std::array<std::int64_t, 3> const& sizes, bucket_fill const& filled,
+                           profile p, findings& out) {
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    auto const at = root["zero_optimization"][hidden_size_keys[i]];
+    std::string const key{hidden_size_keys[i]}, formula{hidden_size_formulas[i]};
+    std::string reason;
+    if (!at.present())
+      reason = absent_default(deepspeed_version);
+    else if (!at->is_text("auto"))
+      reason = key + " is " + to_json(*at);
+    else if (filled.unknown[i])
+      reason = "\"auto\": " + formula + " with the hidden size h of the model, which is not given";
+    else
+      reason = "\"auto\": " + formula + " with h = " + std::to_string(filled.hidden_size) + " from " + filled.found;
+    out.decide("zero_optimization." + key, filled.unknown[i] ? formula : std::to_string(sizes[i]), std::move(reason),
+               rule_of(p, key), at.where());
   }
 }
 

@@ -3,12 +3,16 @@
 #pragma once
 
 #include <flatshard/config/findings.hpp>
+#include <flatshard/config/profiles.hpp>
+#include <flatshard/config/python_number.hpp>
 
-#include <cmath>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace flatshard {
 inline namespace v0 {
@@ -42,48 +46,24 @@ struct batch_result {
 /// the file has it; 1 if the communicator is down or the division fails.
 [[nodiscard]] inline value batch_world(std::optional<std::size_t> communicator, value const& sequence_parallel_size);
 
-// ---- definitions
+/// The product that accelerate writes into the file before DeepSpeed sees it; none if a factor is no number.
+[[nodiscard]] inline std::optional<value> batch_product(value const& micro, value const& steps, std::size_t world);
 
-/// A Python number: int or float.
-struct python_number {
-  bool floating{};
-  std::int64_t whole{};
-  double real{};
-  [[nodiscard]] double as_real() const { return floating ? real : static_cast<double>(whole); }
-  [[nodiscard]] bool positive() const { return floating ? real > 0 : whole > 0; }
-  [[nodiscard]] bool zero() const { return floating ? real == 0 : whole == 0; }
-};
-/// The number that a value is in arithmetic: int, float or bool; of a larger int its double.
-[[nodiscard]] inline std::optional<python_number> python_number_of(value const& v) {
-  if (v.is(value_kind::boolean)) return python_number{false, v.is_true(), 0};
-  if (auto const i = v.integer()) return python_number{false, *i, 0};
-  if (auto const x = v.number()) return python_number{true, 0, *x};
-  return std::nullopt;
-}
-[[nodiscard]] inline value to_value(python_number n) { return n.floating ? value{n.real} : value{n.whole}; }
-[[nodiscard]] inline python_number multiply(python_number a, python_number b) {
-  std::int64_t product = 0;
-  if (!a.floating && !b.floating && !__builtin_mul_overflow(a.whole, b.whole, &product)) return {false, product, 0};
-  return {true, 0, a.as_real() * b.as_real()};
-}
-/// Python's `//`; the divisor is not zero.
-[[nodiscard]] inline python_number floor_divide(python_number a, python_number b) {
-  if (!a.floating && !b.floating) {
-    if (b.whole == -1) return multiply(a, b);
-    auto const quotient = a.whole / b.whole;
-    return {false, quotient - (a.whole % b.whole != 0 && (a.whole < 0) != (b.whole < 0)), 0};
-  }
-  auto const x = a.as_real(), y = b.as_real();
-  auto remainder = std::fmod(x, y);
-  auto quotient = (x - remainder) / y;
-  if (remainder != 0 && (y < 0) != (remainder < 0)) quotient -= 1;
-  auto whole = std::floor(quotient);
-  if (quotient - whole > 0.5) whole += 1;
-  return {true, 0, quotient == 0 ? std::copysign(0.0, x / y) : whole};
-}
-[[nodiscard]] inline bool same_number(python_number a, python_number b) {
-  return !a.floating && !b.floating ? a.whole == b.whole : a.as_real() == b.as_real();
-}
+/// Reports the fault of a triangle, if it has one, at the key that a reader should change.
+inline void report_batch_fault(batch_result const& result, node const& root, facts const& f, std::string_view when,
+                               findings& out);
+/// Warns where the file accumulates over other steps than the front end.
+inline void check_accumulation(value const& in_file, value const& front_end, place const& where, findings& out);
+
+/// Decides the three batch keys. `batch` at train time, none if it was refused; `loaded` while the
+/// model is built, with partitioned loading.
+inline void decide_batch(node const& root, std::optional<batch_result> const& batch,
+                         std::optional<batch_sizes> const& loaded, profile p, findings& out);
+/// Decides the world size of the batch; with partitioned loading also the one while the model is built.
+inline void decide_batch_world(node const& root, std::optional<batch_result> const& batch, bool partitioned,
+                               facts const& f, profile p, findings& out);
+
+// ---- definitions
 
 inline value batch_world(std::optional<std::size_t> communicator, value const& sequence_parallel_size) {
   if (!communicator) return 1;
@@ -191,6 +171,78 @@ inline batch_result complete_batch(batch_sizes given) {
                 "gradient_acc_step * world_size " +
                     text(train) + " != " + sum);
   return out;
+}
+
+inline std::optional<value> batch_product(value const& micro, value const& steps, std::size_t world) {
+  auto const m = python_number_of(micro), s = python_number_of(steps);
+  if (!m || !s) return std::nullopt;
+  return to_value(multiply(multiply(*m, *s), {false, static_cast<std::int64_t>(world), 0}));
+}
+
+inline void report_batch_fault(batch_result const& result, node const& root, facts const& f, std::string_view when,
+                               findings& out) {
+  if (!result.fault) return;
+  auto text = result.fault->message;
+  if (!result.trace.empty()) text += " (" + result.trace + ")";
+  if (when == at_load && f.world.value_or(1) > 1 && equals(result.sizes.world, 1))
+    text +=
+        "; while the model is built DeepSpeed counts 1 rank, because its communicator is not up: give only "
+        "train_micro_batch_size_per_gpu and gradient_accumulation_steps, or \"auto\", and no train_batch_size";
+  else
+    text += "; the product must hold: write \"auto\" or matching numbers";
+  auto const key = root["train_batch_size"].present() ? "train_batch_size" : "train_micro_batch_size_per_gpu";
+  out.error(result.fault->code, root[key].where(), when, std::move(text),
+            {result.fault->kind, "deepspeed", result.fault->message});
+}
+
+inline void check_accumulation(value const& in_file, value const& front_end, place const& where, findings& out) {
+  auto const a = python_number_of(in_file), b = python_number_of(front_end);
+  if (a && b ? same_number(*a, *b) : in_file == front_end) return;
+  out.warn(errc::accumulation_mismatch, where, at_train,
+           "the file accumulates over " + python_text(in_file) + " steps, the front end over " +
+               python_text(front_end) + "; the file wins; write \"auto\"",
+           "a warning (accelerate): Gradient accumulation steps mismatch");
+}
+
+inline void decide_batch(node const& root, std::optional<batch_result> const& batch,
+                         std::optional<batch_sizes> const& loaded, profile p, findings& out) {
+  constexpr std::array<std::string_view, 3> keys{"train_batch_size", "train_micro_batch_size_per_gpu",
+                                                 "gradient_accumulation_steps"};
+  auto const part = [](batch_sizes const& s, std::size_t i) {
+    return python_text(i == 0 ? s.train : i == 1 ? s.micro : s.steps);
+  };
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    auto const at = root[keys[i]];
+    auto reason = !at.present()         ? std::string{"absent"}
+                  : at->is_text("auto") ? std::string{"\"auto\""}
+                                        : std::string{keys[i]} + " is " + to_json(*at);
+    if (!at.present() && i == 2)
+      reason += ", accelerate's default 1";
+    else if (i > 0 && (!at.present() || at->is_text("auto") || at->is(value_kind::null)))
+      reason += ", filled by the front end";
+    if (batch) reason += "; " + batch->trace;
+    auto& d = out.decide(std::string{keys[i]}, batch ? part(batch->sizes, i) : "refused", std::move(reason),
+                         rule_of(p, keys[i]), at.where());
+    if (!loaded) continue;
+    auto load_value = part(*loaded, i);
+    if (load_value != d.value) d.load_value = std::move(load_value);
+  }
+}
+
+inline void decide_batch_world(node const& root, std::optional<batch_result> const& batch, bool partitioned,
+                               facts const& f, profile p, findings& out) {
+  auto const at = root["sequence_parallel_size"];
+  auto& d =
+      out.decide("batch.world_size", batch ? python_text(batch->sizes.world) : std::to_string(f.world.value_or(1)),
+                 at.present() ? "the ranks of the launcher divided by sequence_parallel_size"
+                 : f.world    ? "the ranks of the launcher"
+                              : "no launcher: one process",
+                 rule_of(p, "batch.world_size"), at.where());
+  if (!partitioned) return;
+  auto load_world = python_text(batch_world(f.world_at_load, *at));
+  if (load_world == d.value) return;
+  d.load_value = std::move(load_world);
+  d.reason += "; while the model is built DeepSpeed's communicator is down and it counts 1";
 }
 
 }  // namespace v0

@@ -24,6 +24,7 @@ struct decision {
   std::string rule;        ///< id of docs/config.md, or `<profile>.<key>`
   place source;            ///< of the deciding value; of its parent if the value is absent
   std::string upstream = "nothing, silent";
+  bool of_rank = false;  ///< depends on the rank that asks; not part of `resolution::hash`
 };
 
 /// An upstream exception: `ValueError (llamafactory): message`.
@@ -36,7 +37,16 @@ struct upstream_error {
 }
 
 /// Upstream's moments, as problems name them.
-inline constexpr std::string_view at_read = "read", at_load = "load", at_train = "train", at_first_step = "first step";
+inline constexpr std::string_view at_read = "read", at_load = "load", at_train = "train", at_first_step = "first step",
+                                  at_load_and_train = "load, train";
+
+/// ASCII letters in lower case, as Python's str.lower() gives them for the words that are compared here.
+[[nodiscard]] inline std::string lower(std::string_view text) {
+  std::string out{text};
+  for (auto& c : out)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  return out;
+}
 
 /// A value as Python prints it: True, None, 'text', 4.0.
 [[nodiscard]] std::string python_text(value const& v);

@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Whether LLaMA-Factory builds the model partitioned (ZeRO-3 low-memory loading), and why not.
+/// Whether the model is built partitioned (ZeRO-3 low-memory loading), and why not.
 #pragma once
 
+#include <flatshard/config/coercion.hpp>
 #include <flatshard/config/findings.hpp>
+#include <flatshard/config/precision_mode.hpp>
+#include <flatshard/config/profiles.hpp>
+#include <flatshard/config/resolution.hpp>
 
+#include <cstdint>
+#include <optional>
 #include <string>
 
 namespace flatshard {
@@ -16,9 +22,10 @@ struct trigger_answer {
   place where;
 };
 
-/// Stage equal to the number 3 (3.0 too) and nothing else: neither "3", "auto", true nor null.
+/// Stage equal to the number 3 (3.0 too) and nothing else: neither "3", "auto", true nor null; every front end asks so,
+/// of its own copy of the file.
 /// Source: docs/config.md, ZeRO-3 low-memory loading.
-[[nodiscard]] inline trigger_answer llamafactory_load_trigger(node const& config) {
+[[nodiscard]] inline trigger_answer load_trigger(node const& config) {
   auto const zero = config["zero_optimization"];
   trigger_answer out{false, false, {}, zero.where()};
   if (!zero.present()) {
@@ -45,6 +52,42 @@ struct trigger_answer {
   else
     out.reason = "off: zero_optimization.stage is " + to_json(*stage) + ", not 3";
   return out;
+}
+
+/// Reports upstream's failure to look at the key, if it failed.
+inline void report_load_trigger(trigger_answer const& trigger, node const& root, profile p, findings& out) {
+  if (trigger.refused)
+    out.error(errc::section_not_object, trigger.where, at_load, trigger.reason,
+              {"AttributeError", package_of(p),
+               "'" + std::string{python_name(root["zero_optimization"]->kind())} + "' object has no attribute 'get'"});
+}
+
+/// Decides whether the model is built partitioned, and in which dtype: that of the precision mode, if there is one.
+[[nodiscard]] inline load_policy decide_load_trigger(trigger_answer const& trigger, std::optional<precision_mode> mode,
+                                                     node const& root, profile p, findings& out) {
+  load_policy load;
+  load.partitioned = trigger.active && mode.has_value();
+  load.reason = trigger.reason;
+  load.where = trigger.where;
+  auto& d = out.decide("zero3_loading", load.partitioned ? "true" : "false", trigger.reason,
+                       rule_of(p, "zero3_loading"), trigger.where);
+  if (trigger.refused) d.upstream = "AttributeError (" + std::string{package_of(p)} + "), at load";
+  if (load.partitioned) {
+    load.way = load_way::zero_init;
+    load.type = dtype_of_mode(*mode);
+    out.decide("zero3_loading.dtype", std::string{name(load.type)},
+               "the precision mode of the file, not a requested load dtype", rule_of(p, "zero3_loading.dtype"),
+               trigger.where);
+    return load;
+  }
+  std::int64_t converted = 0;
+  auto const stage = root["zero_optimization"]["stage"];
+  if (stage.present() && !trigger.active && !coerce(*stage, converted) && converted == 3)
+    out.warn(errc::not_zero3_loading, stage.where(), at_load,
+             "found " + to_json(*stage) +
+                 ": DeepSpeed trains stage 3, but the model is loaded whole on every rank, "
+                 "because the trigger wants the number 3; write 3");
+  return load;
 }
 
 }  // namespace v0

@@ -35,7 +35,13 @@ inline void decide_process_group(facts const& f, value const& timeout, place con
   } else if (f.world) {
     group.how = process_group_policy::origin::created;
     group.backend = backend_of(f.device);
-    group.timeout_seconds = timeout.integer().value_or(0);
+    auto const seconds = timeout.number();
+    bool const whole = seconds && *seconds >= 0 && *seconds < 9e15;
+    group.timeout_seconds = whole ? static_cast<std::int64_t>(*seconds) : 0;
+    if (!whole || timeout.is(value_kind::boolean))
+      out.warn(errc::wrong_type, timeout_at, at_load,
+               "the timeout of the process group is " + to_json(timeout) +
+                   ", a number of seconds that is not negative is needed; its value goes to torch unchecked");
     out.decide("process_group", "created", "started by a launcher with " + std::to_string(*f.world) + " ranks",
                "llamafactory.process_group", launcher);
   } else {

@@ -36,15 +36,42 @@ inline constexpr std::array<std::string_view, 7> profile_names{
     if (profile_names[i] == text) return static_cast<profile>(i);
   return std::nullopt;
 }
-/// Whether `resolve` has the rules of a profile.
-[[nodiscard]] constexpr bool available(profile p) {
+/// LLaMA-Factory in either of its two rules.
+[[nodiscard]] constexpr bool is_llamafactory(profile p) {
   return p == profile::llamafactory || p == profile::llamafactory_review;
+}
+/// Whether `resolve` has the rules of a profile.
+[[nodiscard]] constexpr bool available(profile p) { return is_llamafactory(p); }
+
+/// How messages name a front end.
+[[nodiscard]] constexpr std::string_view product_of(profile p) {
+  constexpr std::array<std::string_view, 7> products{"LLaMA-Factory", "LLaMA-Factory", "accelerate", "transformers",
+                                                     "transformers",  "DeepSpeed",     "PyTorch"};
+  return products[static_cast<std::size_t>(p)];
+}
+/// The package that raises a front end's own exceptions.
+[[nodiscard]] constexpr std::string_view package_of(profile p) {
+  constexpr std::array<std::string_view, 7> packages{"llamafactory", "llamafactory", "accelerate", "transformers",
+                                                     "transformers", "deepspeed",    "torch"};
+  return packages[static_cast<std::size_t>(p)];
+}
+/// The id of a rule that stands under a front end's name: `<profile>.<key>`.
+[[nodiscard]] inline std::string rule_of(profile p, std::string_view key) {
+  return std::string{name(p)} + '.' + std::string{key};
 }
 
 /// Versions that defaults come from, as decisions name them.
 inline constexpr std::string_view llamafactory_version = "LLaMA-Factory v1 (28a6ea1cd to ff6d4d12e)";
 inline constexpr std::string_view deepspeed_version = "DeepSpeed 0.19.6";
 inline constexpr std::string_view accelerate_version = "accelerate 1.15.0";
+/// The reason of a decision that no key made.
+[[nodiscard]] inline std::string absent_default(std::string_view version) {
+  return "absent, default of " + std::string{version};
+}
+/// `key is value`, or that it is absent.
+[[nodiscard]] inline std::string key_said(node const& n, std::string_view key, std::string_view version) {
+  return std::string{key} + " is " + (n.present() ? to_json(*n) : absent_default(version));
+}
 
 /// What a document is: a DeepSpeed configuration, or a LLaMA-Factory file or dict that may name one.
 enum class config_form : std::uint8_t {

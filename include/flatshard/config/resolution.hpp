@@ -135,7 +135,8 @@ struct resolution {
     if (has_errors()) throw_bad_input(config_error{std::move(problems)});
     return std::move(*this);
   }
-  /// Equal on ranks that decided alike: FNV-1a 64 over the keys and values of the decisions. Complexity: O(decisions).
+  /// Equal on ranks that decided alike: FNV-1a 64 over the keys and values of the decisions that all ranks share.
+  /// Complexity: O(decisions).
   [[nodiscard]] std::uint64_t hash() const {
     std::uint64_t h = 0xcbf29ce484222325u;
     auto const add = [&h](std::string_view text) {
@@ -144,6 +145,7 @@ struct resolution {
     };
     add(name(front_end));
     for (auto const& d : decisions) {
+      if (d.of_rank) continue;
       add(d.key);
       add(d.value);
       add(d.load_value);

@@ -1,24 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 /// resolve: a configuration and what is known beside it -> decisions, problems, policies.
 ///
-///     auto const text = parse_file("ds_z3.json").value();                       // a document, or bad_input
+///     auto const text = parse_file("ds_z3.json").value();  // a document, or bad_input
 ///     auto const r = resolve(text, profile::llamafactory, {.world = 8, .hidden_size = 4096});
-///     for (decision const& d : r.decisions)                                     // whole also for a bad configuration
+///     for (decision const& d : r.decisions)  // whole also for a bad configuration
 ///       print(d.key, d.value, d.load_value, d.reason, d.rule, d.source, d.upstream);
-///     for (problem const& p : r.problems)                                       // errors, warnings, notes
+///     for (problem const& p : r.problems)  // errors, warnings, notes
 ///       print(name(p.level), name(p.code), p.where, p.detail, p.when, p.upstream);
-///     r.policies.load.partitioned;                                              // typed: programs parse no strings
-///     auto const good = r.value();                                              // throws bad_input if there is an
-///     error with_static(good, [&](auto prec, auto shard) { ... });                    // run time becomes compile time
-///     here
+///     r.policies.load.partitioned;  // typed: programs parse no strings
+///     auto const good = r.value();  // throws bad_input if there is an error
+///     with_static(good, [&](auto prec, auto shard) { ... });  // run time becomes compile time here
 ///
 /// A LLaMA-Factory file may name a DeepSpeed file; the core does no I/O, so the caller reads it first:
 ///
 ///     facts f{.world = 8};
-///     if (auto const path = config_file_of(text); !path.empty())
-///       if (auto read = parse_file(path)) f.files.push_back({path, *read, {}});
-///       else f.files.push_back({path, {}, read.error().problems});              // a missing file is reported by
-///       resolve
+///     if (auto const path = config_file_of(text); !path.empty()) {
+///       if (auto read = parse_file(path))
+///         f.files.push_back({path, *read, {}});
+///       else
+///         f.files.push_back({path, {}, read.error().problems});  // resolve reports a missing file
+///     }
 #pragma once
 
 #include <flatshard/config/deepspeed_file.hpp>

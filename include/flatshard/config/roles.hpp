@@ -2,7 +2,9 @@
 /// The seven dtype roles that DeepSpeed's engine and FSDP2 give, from small values alone.
 #pragma once
 
+#include <flatshard/config/findings.hpp>
 #include <flatshard/config/precision_mode.hpp>
+#include <flatshard/config/profiles.hpp>
 #include <flatshard/dtype.hpp>
 #include <flatshard/policy.hpp>
 
@@ -11,6 +13,8 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 namespace flatshard {
 inline namespace v0 {
@@ -79,21 +83,100 @@ static_assert(deepspeed_roles({.mode = precision_mode::fp32, .stage = 0}).dtypes
 static_assert(deepspeed_roles({.stage = 1, .grad_accum = dtype::f32}).wrapper == engine_wrapper::bf16_optimizer);
 static_assert(!deepspeed_roles({.stage = 0, .grad_accum = dtype::f32}).accepted);
 
-/// A dtype word of DeepSpeed (`bf16`, `torch.float16`, `half`, ...), or `none`.
-[[nodiscard]] constexpr dtype dtype_of_deepspeed_word(std::string_view word) {
-  if (word.starts_with("torch.")) word.remove_prefix(6);
-  if (word == "bf16" || word == "bfloat16") return dtype::bf16;
-  if (word == "fp16" || word == "float16" || word == "half") return dtype::f16;
-  if (word == "fp32" || word == "float32" || word == "float") return dtype::f32;
-  if (word == "int8") return dtype::i8;
-  return dtype::none;
-}
-
 /// LLaMA-Factory's debug line, as it prints it.
 [[nodiscard]] inline std::string precision_debug_line(std::string_view backend, dtype storage, dtype output) {
   return "Precision debug: dist=" + std::string{backend} +
          ", parameter_storage_dtype=" + std::string{torch_name(storage)} +
          ", forward_logits_dtype=" + std::string{torch_name(output)};
+}
+
+/// The lines that a front end prints about the precision of a DeepSpeed engine.
+[[nodiscard]] inline std::vector<std::string> precision_lines(profile p, precision_mode mode, precision const& dtypes) {
+  std::vector<std::string> lines;
+  if (!is_llamafactory(p)) return lines;
+  if (mode == precision_mode::fp32) lines.emplace_back("mixed_precision=no");
+  lines.push_back(precision_debug_line("deepspeed", dtypes.parameter_storage, dtypes.output));
+  return lines;
+}
+
+/// Whether a front end casts the whole model to fp32 before the engine sees it.
+[[nodiscard]] constexpr bool casts_model(profile p, facts const& f) { return f.full_tuning && is_llamafactory(p); }
+
+/// Reads `data_types.grad_accum_dtype`; `none` if it is not set or upstream refuses it.
+[[nodiscard]] inline dtype read_accumulation_dtype(node const& root, findings& out) {
+  auto const at = root["data_types"]["grad_accum_dtype"];
+  if (!at.present() || at->is(value_kind::null)) return dtype::none;
+  auto const type = at->is(value_kind::string) ? dtype_of_deepspeed_word(at->text()) : dtype::none;
+  if (type == dtype::none)
+    out.error(errc::bad_dtype, at.where(), at_train,
+              "found " + to_json(*at) + ", allowed: fp32, fp16 or bf16 (or their torch names)",
+              {"ValueError", "deepspeed", python_text(*at) + " is not a valid DtypeEnum"});
+  return type;
+}
+
+/// Decides the seven roles of a DeepSpeed engine, and its wrapper. `widened`: a front end's cast to fp32 reaches the
+/// shards of a model that was loaded partitioned, because they lie on the host.
+[[nodiscard]] inline engine_roles decide_roles(node const& root, engine_setting const& setting, bool widened, profile p,
+                                               findings& out);
+
+// ---- definitions
+
+namespace detail {
+struct role_source {
+  std::string reason;
+  place where;
+};
+/// Which input decides one role.
+inline role_source source_of_role(role r, node const& root, engine_setting const& s, bool widened, profile p) {
+  auto const mode = std::string{name(dtype_of_mode(s.mode))};
+  std::string const product{product_of(p)};
+  auto const bf16 = root["bf16"];
+  if (r == role::reduce && s.communication != dtype::none)
+    return {"communication_data_type is set", root["communication_data_type"].where()};
+  if (r == role::grad_accum && s.grad_accum != dtype::none)
+    return {"data_types.grad_accum_dtype is set", root["data_types"]["grad_accum_dtype"].where()};
+  if (r == role::master && s.bf16_master)
+    return {"bf16.bf16_master_weights_and_grads is on", bf16["bf16_master_weights_and_grads"].where()};
+  if (r == role::optimizer_state && s.bf16_states)
+    return {"bf16.bf16_optimizer_states is on", bf16["bf16_optimizer_states"].where()};
+  if (widened && (r == role::parameter_storage || r == role::compute || r == role::output))
+    return {"offload_param.device is cpu: " + product +
+                "'s cast to fp32 reaches the shards on the host, so they are fp32 although the mode is " + mode,
+            root["zero_optimization"]["offload_param"]["device"].where()};
+  auto const where = (s.mode == precision_mode::fp16 ? root["fp16"] : bf16)["enabled"].where();
+  if (s.mode == precision_mode::fp32 && s.stage == 0)
+    return {
+        "no 16-bit mode on stage 0: nothing is cast, the optimizer updates the model that " + product + " cast to fp32",
+        where};
+  return {"mode " + mode + " on stage " + std::to_string(s.stage), where};
+}
+}  // namespace detail
+
+inline engine_roles decide_roles(node const& root, engine_setting const& setting, bool widened, profile p,
+                                 findings& out) {
+  auto engine = deepspeed_roles(setting);
+  if (!engine.accepted)
+    out.error(errc::accumulation_dtype_mix, root["data_types"]["grad_accum_dtype"].where(), at_train,
+              "stage 0 accumulates in the dtype of the mode only; remove grad_accum_dtype or choose a stage",
+              {"NotImplementedError", "deepspeed", "unsupported mix of model dtype and gradient accumulation dtype"});
+  std::string const loaded{widened ? name(engine.dtypes.parameter_storage) : ""};
+  if (widened) engine.dtypes.parameter_storage = engine.dtypes.compute = engine.dtypes.output = dtype::f32;
+  for (auto const r : roles) {
+    auto source = detail::source_of_role(r, root, setting, widened, p);
+    auto& d = out.decide(std::string{name(r)}, std::string{name(engine.dtypes(r))}, std::move(source.reason),
+                         rule_of(p, name(r)), std::move(source.where));
+    if (r == role::parameter_storage || r == role::compute || r == role::output) d.load_value = loaded;
+  }
+  auto const mode = std::string{name(dtype_of_mode(setting.mode))};
+  if (widened)
+    out.warn(errc::load_train_differ, root["zero_optimization"]["offload_param"]["device"].where(), at_train,
+             "parameters are loaded in " + mode +
+                 " but stored, computed and returned in fp32 once the engine is built, with twice the memory: "
+                 "offload_param.device is cpu; remove the offload, or train with fp32 in mind");
+  out.decide("optimizer_wrapper", std::string{name(engine.wrapper)},
+             "mode " + mode + ", stage " + std::to_string(setting.stage), rule_of(p, "wrapper"),
+             root["zero_optimization"]["stage"].where());
+  return engine;
 }
 
 }  // namespace v0

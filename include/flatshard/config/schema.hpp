@@ -3,13 +3,11 @@
 /// suggestions and the key table of the documentation.
 #pragma once
 
+#include <flatshard/config/coercion.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/precision_mode.hpp>
 #include <flatshard/document.hpp>
 
-#include <array>
-#include <charconv>
-#include <cmath>
+#include <algorithm>
 #include <concepts>
 #include <cstdint>
 #include <limits>
@@ -18,7 +16,6 @@
 #include <string_view>
 #include <tuple>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 namespace flatshard {
@@ -29,6 +26,9 @@ struct range {
   double least = -std::numeric_limits<double>::infinity();
   double most = std::numeric_limits<double>::infinity();
 };
+inline constexpr range not_negative{.least = 0};
+inline constexpr range share{.least = 0, .most = 1};
+
 /// What upstream does with a key that it wants to go away.
 enum class key_state : std::uint8_t { current, deprecated };
 
@@ -50,29 +50,6 @@ template <class Owner, class Member>
                                                    key_state state = key_state::current) {
   return {key, at, doc, limits, also, state};
 }
-
-/// A ZeRO stage: an int between 0 and 3 that upstream reads as an enumeration.
-struct zero_stage {
-  std::int64_t number = 0;
-  friend constexpr bool operator==(zero_stage, zero_stage) = default;
-};
-/// Where a part of the state is kept between steps.
-enum class offload_device : std::uint8_t { none, cpu, nvme };
-[[nodiscard]] constexpr std::string_view name(offload_device d) {
-  return d == offload_device::none ? "none" : d == offload_device::cpu ? "cpu" : "nvme";
-}
-/// "auto" or a count of steps.
-struct auto_or_int {
-  std::optional<std::int64_t> steps{};  ///< none: "auto"
-};
-/// A list of names; upstream takes a single string for a list of one.
-struct name_list {
-  std::vector<std::string> names{};
-};
-/// An object whose content upstream does not check.
-struct any_object {
-  value content;
-};
 
 /// A section type: `fields(static_cast<S const*>(nullptr))` gives its table.
 template <class S>
@@ -96,23 +73,6 @@ template <Section S>
   return keys;
 }
 
-/// A value that does not fit its field: upstream's type of the error and our words for what is allowed.
-struct misfit {
-  errc code{};
-  std::string allowed;
-};
-
-/// Upstream's conversion of one value to the field's type (pydantic 2.13, lax mode). Source: docs/config.md, coercion.
-[[nodiscard]] inline std::optional<misfit> coerce(value const& v, bool& to);
-[[nodiscard]] inline std::optional<misfit> coerce(value const& v, std::int64_t& to);
-[[nodiscard]] inline std::optional<misfit> coerce(value const& v, double& to);
-[[nodiscard]] inline std::optional<misfit> coerce(value const& v, zero_stage& to);
-[[nodiscard]] inline std::optional<misfit> coerce(value const& v, offload_device& to);
-[[nodiscard]] inline std::optional<misfit> coerce(value const& v, std::string& to);
-[[nodiscard]] inline std::optional<misfit> coerce(value const& v, any_object& to);
-[[nodiscard]] inline std::optional<misfit> coerce(value const& v, auto_or_int& to);
-[[nodiscard]] inline std::optional<misfit> coerce(value const& v, name_list& to);
-
 /// Reads a section that DeepSpeed validates: fields in order of declaration, then unknown keys in the order of the
 /// file. A key whose value is exactly "auto" counts as absent. Every misfit is an error of moment `when`; odd values
 /// that fit are warnings. `model` is upstream's name of the section's class.
@@ -122,66 +82,6 @@ void read_section(node const& at, S& into, std::string_view model, std::string_v
 // ---- definitions
 
 namespace detail {
-
-/// Python's int(text): white space around, one sign, digits with single `_` between, then `.` and zeros.
-/// 0 = an integer, 1 = none, 2 = too large for 64 bits.
-inline int parse_python_int(std::string_view text, std::int64_t& to) {
-  auto const blank = [](char c) { return c == ' ' || (c >= '\t' && c <= '\r'); };
-  while (!text.empty() && blank(text.front())) text.remove_prefix(1);
-  while (!text.empty() && blank(text.back())) text.remove_suffix(1);
-  if (auto const point = text.find('.'); point != std::string_view::npos) {
-    if (point + 1 == text.size() || text.find_first_not_of('0', point + 1) != std::string_view::npos) return 1;
-    text = text.substr(0, point);
-  }
-  std::string digits;
-  if (!text.empty() && (text.front() == '+' || text.front() == '-')) {
-    if (text.front() == '-') digits = "-";
-    text.remove_prefix(1);
-  }
-  if (text.empty() || text.front() == '_' || text.back() == '_') return 1;
-  char previous = '0';
-  for (auto const c : text) {
-    if (c == '_' ? previous == '_' : c < '0' || c > '9') return 1;
-    if (c != '_') digits += c;
-    previous = c;
-  }
-  auto const parsed = std::from_chars(digits.data(), digits.data() + digits.size(), to);
-  return parsed.ec == std::errc{} ? 0 : 2;
-}
-
-/// Python's float(text), for what pydantic accepts.
-inline bool parse_python_float(std::string_view text, double& to) {
-  std::string plain;
-  auto const blank = [](char c) { return c == ' ' || (c >= '\t' && c <= '\r'); };
-  while (!text.empty() && blank(text.front())) text.remove_prefix(1);
-  while (!text.empty() && blank(text.back())) text.remove_suffix(1);
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    auto const digit = [&](std::size_t at) { return at < text.size() && text[at] >= '0' && text[at] <= '9'; };
-    if (text[i] != '_')
-      plain += text[i];
-    else if (i == 0 || !digit(i - 1) || !digit(i + 1))
-      return false;
-  }
-  auto const word = lower(plain);
-  bool const negative = word.starts_with('-');
-  auto const unsigned_word = word.substr(negative || word.starts_with('+') ? 1 : 0);
-  if (unsigned_word == "nan")
-    to = std::numeric_limits<double>::quiet_NaN();
-  else if (unsigned_word == "inf" || unsigned_word == "infinity")
-    to = std::numeric_limits<double>::infinity();
-  else {
-    if (unsigned_word.empty() || unsigned_word.front() == '-' ||
-        unsigned_word.find_first_of("xp") != std::string::npos ||
-        unsigned_word.find_first_not_of("0123456789.e+-") != std::string::npos)
-      return false;
-    auto const parsed = std::from_chars(unsigned_word.data(), unsigned_word.data() + unsigned_word.size(), to);
-    if (parsed.ptr != unsigned_word.data() + unsigned_word.size() || parsed.ec == std::errc::invalid_argument)
-      return false;
-    if (parsed.ec == std::errc::result_out_of_range) to = *value::number(unsigned_word).number();
-  }
-  if (negative) to = -to;
-  return true;
-}
 
 template <class T>
 struct is_optional : std::false_type {};
@@ -279,118 +179,6 @@ void read_section(node const& at, S& into, std::string_view model, std::string_v
                           : "the key \"" + m.key + "\" is not known here" + out.suggest(m.key, known),
               {"ValidationError", "deepspeed", std::string{model} + ", extra_forbidden"});
   }
-}
-
-inline std::optional<misfit> coerce(value const& v, bool& to) {
-  if (v.is(value_kind::boolean)) {
-    to = v.is_true();
-    return std::nullopt;
-  }
-  if (v.is_number()) {
-    if (equals(v, 0) || equals(v, 1)) {
-      to = equals(v, 1);
-      return std::nullopt;
-    }
-    return misfit{v.is(value_kind::integer) ? errc::bool_parsing : errc::bool_type, "true or false"};
-  }
-  if (v.is(value_kind::string)) {
-    constexpr std::array<std::string_view, 6> yes{"1", "true", "t", "yes", "y", "on"};
-    constexpr std::array<std::string_view, 6> no{"0", "false", "f", "no", "n", "off"};
-    auto const word = lower(v.text());
-    to = std::find(yes.begin(), yes.end(), word) != yes.end();
-    if (to || std::find(no.begin(), no.end(), word) != no.end()) return std::nullopt;
-    return misfit{errc::bool_parsing, "true or false"};
-  }
-  return misfit{errc::bool_type, "true or false"};
-}
-
-inline std::optional<misfit> coerce(value const& v, std::int64_t& to) {
-  constexpr auto allowed = "an integer within 64 bits";
-  if (v.is(value_kind::boolean)) {
-    to = v.is_true();
-    return std::nullopt;
-  }
-  if (v.is(value_kind::integer)) {
-    to = v.integer().value_or(v.text().starts_with('-') ? std::numeric_limits<std::int64_t>::min()
-                                                        : std::numeric_limits<std::int64_t>::max());
-    return std::nullopt;  // upstream's ints have no limit
-  }
-  if (v.is(value_kind::floating)) {
-    auto const x = *v.number();
-    if (!std::isfinite(x)) return misfit{errc::finite_number, allowed};
-    if (x != std::floor(x)) return misfit{errc::int_from_float, allowed};
-    if (std::abs(x) >= 9223372036854775808.0) return misfit{errc::int_parsing_size, allowed};
-    to = static_cast<std::int64_t>(x);
-    return std::nullopt;
-  }
-  if (v.is(value_kind::string)) {
-    auto const how = v.text().size() > 4300 ? 2 : detail::parse_python_int(v.text(), to);
-    if (how == 0) return std::nullopt;
-    return misfit{how == 1 ? errc::int_parsing : errc::int_parsing_size, allowed};
-  }
-  return misfit{errc::int_type, allowed};
-}
-
-inline std::optional<misfit> coerce(value const& v, double& to) {
-  if (auto const x = v.number()) {
-    to = *x;
-    return std::nullopt;
-  }
-  if (v.is(value_kind::string))
-    return detail::parse_python_float(v.text(), to) ? std::nullopt
-                                                    : std::optional{misfit{errc::float_parsing, "a number"}};
-  return misfit{errc::float_type, "a number"};
-}
-
-inline std::optional<misfit> coerce(value const& v, zero_stage& to) {
-  std::int64_t stage = -1;
-  if (coerce(v, stage) || stage < 0 || stage > 3) return misfit{errc::enum_value, "0, 1, 2 or 3"};
-  to.number = stage;
-  return std::nullopt;
-}
-
-inline std::optional<misfit> coerce(value const& v, offload_device& to) {
-  for (auto const d : {offload_device::none, offload_device::cpu, offload_device::nvme})
-    if (v.is_text(name(d))) {
-      to = d;
-      return std::nullopt;
-    }
-  return misfit{errc::enum_value, "\"none\", \"cpu\" or \"nvme\", in lower case"};
-}
-
-inline std::optional<misfit> coerce(value const& v, std::string& to) {
-  if (!v.is(value_kind::string)) return misfit{errc::path_type, "a path as a string"};
-  to = v.text();
-  return std::nullopt;
-}
-
-inline std::optional<misfit> coerce(value const& v, any_object& to) {
-  if (!v.is(value_kind::object)) return misfit{errc::dict_type, "an object"};
-  to.content = v;
-  return std::nullopt;
-}
-
-inline std::optional<misfit> coerce(value const& v, auto_or_int& to) {
-  if (v.is(value_kind::string)) {
-    if (!v.is_text("auto")) return misfit{errc::value_error, "\"auto\" or an integer without quotes"};
-    to.steps.reset();
-    return std::nullopt;
-  }
-  return coerce(v, to.steps.emplace());
-}
-
-inline std::optional<misfit> coerce(value const& v, name_list& to) {
-  to.names.clear();
-  if (v.is(value_kind::string)) {
-    to.names.emplace_back(v.text());
-    return std::nullopt;
-  }
-  if (!v.is(value_kind::array)) return misfit{errc::list_type, "a list of names"};
-  for (auto const& e : v.elements()) {
-    if (!e.is(value_kind::string)) return misfit{errc::string_type, "a list of names"};
-    if (std::find(to.names.begin(), to.names.end(), e.text()) == to.names.end()) to.names.emplace_back(e.text());
-  }
-  return std::nullopt;
 }
 
 }  // namespace v0

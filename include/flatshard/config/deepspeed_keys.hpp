@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The top-level keys of a DeepSpeed configuration: which are known, and what is said about the others.
+#pragma once
+
+#include <flatshard/config/findings.hpp>
+#include <flatshard/config/profiles.hpp>
+#include <flatshard/config/schema.hpp>
+#include <flatshard/config/zero_section.hpp>
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <string_view>
+
+namespace flatshard {
+inline namespace v0 {
+
+/// The keys that DeepSpeed knows at top level; every other one is ignored upstream in silence.
+// clang-format off
+inline constexpr std::array<std::string_view, 62> deepspeed_top_keys{
+    "allgather_size", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
+    "zero_optimization", "bf16", "bfloat16", "fp16", "gradient_clipping", "communication_data_type",
+    "seq_parallel_communication_data_type", "gradient_allreduce_op", "prescale_gradients",
+    "gradient_predivide_factor", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "memory_breakdown",
+    "dump_state", "steps_per_print", "log_level", "wall_clock_breakdown", "data_types", "torch_autocast", "amp",
+    "optimizer", "scheduler", "checkpoint", "hybrid_engine", "compile", "tensor_parallel", "comms_logger",
+    "weight_quantization", "tensorboard", "wandb", "csv_monitor", "comet", "sequence_parallel_size",
+    "activation_checkpointing", "flops_profiler", "autotuning", "aio", "elasticity", "pipeline",
+    "curriculum_learning", "data_efficiency", "compression_training", "nebula", "sparse_attention",
+    "sparse_gradients", "eigenvalue", "quantize_training", "progressive_layer_drop", "graph_harvesting",
+    "disable_allgather", "disable_python_gc", "expert_parallel", "data_parallel_size", "dataloader_drop_last",
+    "timers", "vocabulary_size", "use_data_before_expert_parallelism", "use_node_local_storage"};
+// clang-format on
+
+[[nodiscard]] constexpr bool is_deepspeed_top_key(std::string_view key) {
+  return std::find(deepspeed_top_keys.begin(), deepspeed_top_keys.end(), key) != deepspeed_top_keys.end();
+}
+
+/// Unknown keys, and keys of zero_optimization that stand at top level.
+inline void report_top_keys(node const& root, findings& out) {
+  auto const zero_keys = keys_of<zero_section>();
+  for (auto const& m : root->members()) {
+    if (is_deepspeed_top_key(m.key)) continue;
+    if (std::find(zero_keys.begin(), zero_keys.end(), m.key) != zero_keys.end())
+      out.warn(errc::wrong_section, root.key_place(m), at_train,
+               "the key \"" + m.key + "\" belongs into zero_optimization; here it is ignored in silence; move it");
+    else
+      out.warn(errc::unknown_key, root.key_place(m), at_train,
+               "the key \"" + m.key + "\" is not known to " + std::string{deepspeed_version} +
+                   " and ignored in silence" + out.suggest(m.key, deepspeed_top_keys));
+  }
+}
+
+/// Sections that a front end takes the effect from: all but the native one end with a section `bf16` of their own.
+inline void report_idle_sections(node const& root, profile p, findings& out) {
+  std::string const product{product_of(p)};
+  if (auto const old = root["bfloat16"]; old.present() && p != profile::deepspeed)
+    out.warn(errc::shadowed_key, old.where(), at_train,
+             "the section \"bfloat16\" is ignored: " + product +
+                 " always writes a \"bf16\" section, which shadows it; rename it to \"bf16\"");
+  if (auto const section = root["activation_checkpointing"]; section.present() && is_llamafactory(p))
+    out.warn(errc::ignored_key, section.where(), at_train,
+             "DeepSpeed's activation_checkpointing does nothing here: " + product +
+                 "'s enable_activation_checkpointing decides");
+}
+
+/// Keys of the top level that stand in `bf16` or `fp16`.
+inline void report_nested_top_keys(node const& root, findings& out) {
+  for (std::string_view const key : {"bf16", "fp16"})
+    for (auto const& m : root[key]->members())
+      if (is_deepspeed_top_key(m.key))
+        out.warn(errc::wrong_section, root[key].key_place(m), at_train,
+                 "the key \"" + m.key + "\" belongs to the top level");
+}
+
+}  // namespace v0
+}  // namespace flatshard

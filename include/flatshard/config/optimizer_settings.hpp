@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What a DeepSpeed configuration says about the optimizer: its section, and the clipping of gradients.
+#pragma once
+
+#include <flatshard/config/findings.hpp>
+#include <flatshard/config/profiles.hpp>
+#include <flatshard/config/resolution.hpp>
+
+#include <array>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace flatshard {
+inline namespace v0 {
+
+/// accelerate's refusal of a section whose object the training program brings in code.
+inline void check_client_objects(node const& root, facts const& f, profile p, findings& out) {
+  if (!f.client_optimizer) return;
+  for (std::string const key : {"optimizer", "scheduler"})
+    if (root[key].present())
+      out.error(errc::optimizer_conflict, root[key].where(), at_train,
+                "the file has a section \"" + key + "\", but " + std::string{product_of(p)} +
+                    " brings its own in code; remove it",
+                {"ValueError", "accelerate",
+                 "You cannot specify an " + key + " in the config file and in the code at the same time."});
+}
+
+/// Decides the norm that gradients are clipped to. `filled` is the key's value in the configuration that DeepSpeed
+/// gets.
+[[nodiscard]] inline value decide_clipping(value const& filled, node const& root, facts const& f, profile p,
+                                           findings& out) {
+  auto const clip = root["gradient_clipping"];
+  auto norm = clip.present() ? filled : value{1.0};
+  out.decide("gradient_clipping", python_text(norm),
+             !clip.present()          ? absent_default("DeepSpeed since 0.19.3")
+             : !clip->is_text("auto") ? "gradient_clipping is " + to_json(*clip)
+             : f.variable("ACCELERATE_GRADIENT_CLIPPING")
+                 ? "\"auto\", filled by ACCELERATE_GRADIENT_CLIPPING"
+                 : "\"auto\", filled with accelerate's 1.0, not with max_grad_norm",
+             rule_of(p, "gradient_clipping"), clip.where());
+  if (clip.present() && !norm.number())
+    out.error(errc::wrong_type, clip.where(), at_first_step, "found " + to_json(*clip) + ", a number is needed",
+              {"TypeError", "deepspeed", "'>' not supported between instances"});
+  return norm;
+}
+
+/// Decides what the section `optimizer` sets; none without it.
+[[nodiscard]] inline std::optional<optimizer_policy> decide_optimizer(node const& root, profile p, findings& out);
+
+// ---- definitions
+
+namespace detail {
+/// One number of `optimizer.params`; none if it is absent, "auto" or refused.
+inline std::optional<double> decide_optimizer_number(node const& params, std::string const& key, profile p,
+                                                     findings& out) {
+  auto const at = params[key];
+  if (!at.present() || at->is_text("auto")) return std::nullopt;
+  auto const number = at->number();
+  if (!number || at->is(value_kind::boolean)) {
+    out.error(errc::wrong_type, at.where(), at_train, "found " + to_json(*at) + ", a number is needed",
+              {"TypeError", "torch", ""});
+    return std::nullopt;
+  }
+  out.decide("optimizer." + key, to_json(*at), "optimizer.params." + key + " is set", rule_of(p, "optimizer." + key),
+             at.where());
+  return number;
+}
+}  // namespace detail
+
+inline std::optional<optimizer_policy> decide_optimizer(node const& root, profile p, findings& out) {
+  auto const section = root["optimizer"], type = section["type"], params = section["params"];
+  if (!section->is(value_kind::object)) return std::nullopt;
+  optimizer_policy o;
+  o.type = python_text(*type);
+  out.decide("optimizer.type", o.type, "optimizer.type is " + to_json(*type), rule_of(p, "optimizer.type"),
+             type.where());
+  o.learning_rate = detail::decide_optimizer_number(params, "lr", p, out);
+  o.eps = detail::decide_optimizer_number(params, "eps", p, out);
+  o.weight_decay = detail::decide_optimizer_number(params, "weight_decay", p, out);
+  auto const betas = params["betas"];
+  if (!betas.present() || betas->is_text("auto")) return o;
+  auto const both = betas->elements();
+  if (both.size() != 2 || !both[0].is_number() || !both[1].is_number()) {
+    out.error(errc::wrong_type, betas.where(), at_train, "found " + to_json(*betas) + ", two numbers are needed",
+              {"TypeError", "torch", ""});
+    return o;
+  }
+  o.betas = std::array{*both[0].number(), *both[1].number()};
+  out.decide("optimizer.betas", to_json(*betas), "optimizer.params.betas is set", rule_of(p, "optimizer.betas"),
+             betas.where());
+  return o;
+}
+
+}  // namespace v0
+}  // namespace flatshard

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+# Layouts: examples, laws, golden tables, independently written rules.
+flatshard_test(layout_test LABELS fast TIMEOUT 1800)
+flatshard_test(layout_golden_test LABELS fast golden LINK flatshard::json)
+flatshard_test(layouts_test LABELS fast)
+flatshard_test(layout_constant_test LABELS fast golden LINK flatshard::json)
+flatshard_test(rules_golden_test LABELS fast golden LINK flatshard::json)
+flatshard_test(reshard_test GOLDEN LABELS fast LINK flatshard::json)
+flatshard_test(mesh_test LABELS fast)
+flatshard_test(planned_test LABELS fast)
+flatshard_test(oracle_test LABELS fast)
+find_package(rapidcheck QUIET)
+if(TARGET rapidcheck)
+  flatshard_test(laws_test LABELS fast LINK rapidcheck TIMEOUT 1800)
+else()
+  flatshard_command_test(laws_test LABELS fast COMMAND ${CMAKE_COMMAND} -E echo "skipped: rapidcheck is absent"
+    PROPERTIES SKIP_REGULAR_EXPRESSION "skipped: ")
+endif()
+if(TARGET static_layout)
+  flatshard_command_test(static_layout LABELS fast COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/static_layout_test.sh
+    $<TARGET_OBJECTS:static_layout> $<TARGET_FILE:static_layout>)
+endif()
