@@ -575,6 +575,12 @@ TEST_CASE("bad input: a clear error with file and place, nothing printed or writ
     o[5] = folder / "fifo";
     refused(o, {"fifo", "this is a FIFO"});
   }
+#if !defined(__SANITIZE_ADDRESS__)  // which ends the program instead
+  SUBCASE("more memory than any machine has") {
+    refused(folder.options("plain.json", 2, {"--batch", "999999999", "--seq", "2500"}),
+            {"not enough memory", "model", "2 ranks", "999999999 sequences of 2500 tokens"});
+  }
+#endif
   SUBCASE("sizes that the checkpoint cannot have") {
     write_model(folder / "deep", {});
     auto const config = flatshard::parse_file(folder / "model/config.json").value().value_of_root();

@@ -70,14 +70,12 @@ struct load_plan {
 
 double seconds_since(steady::time_point start) { return std::chrono::duration<double>(steady::now() - start).count(); }
 
-/// The vectorised casts in the form that the loader takes. The segments (there is no master copy here, which would be
-/// read back at once) are not read again, so their stores go past the caches.
+/// The vectorised casts in the form that the loader takes. `reuse::later` would cost more: the segments lie on fresh
+/// pages, and the system has just brought them into the caches by zeroing them.
 struct fast_cast {
   template <fs::CastElement To, fs::CastElement From>
   requires requires(std::span<To> out, std::span<From const> in) { fs::kernels::cast(out, in); }
-  void operator()(std::span<To> out, std::span<From const> in) const {
-    fs::kernels::cast(out, in, {.output = fs::kernels::reuse::later});
-  }
+  void operator()(std::span<To> out, std::span<From const> in) const { fs::kernels::cast(out, in); }
 };
 
 /// Throws `bad_input` with every tensor that `policy` cannot cut over `world` ranks: a scalar, elements that share
