@@ -189,12 +189,13 @@ inline void check_max_grad_norm(node const& at, findings& out) {
                           : upstream_error{"TypeError", "torch",
                                            "float() argument must be a string or a real number, not '" +
                                                std::string{python_name(at->kind())} + "'"});
-  if (*norm >= 0) return;
+  if (*norm > 0) return;
+  std::string const effect = std::isnan(*norm) ? "all gradients become NaN"
+                             : *norm < 0       ? "gradients change their sign and training climbs"
+                                               : "all gradients become 0 and nothing is learned";
   out.warn(errc::trap, at.where(), at_first_step,
            "max_grad_norm is " + python_text(*at) +
-               ", a number that is not negative is needed: torch multiplies every gradient by it in silence, so " +
-               (std::isnan(*norm) ? "all gradients become NaN" : "gradients change their sign and training climbs") +
-               "; write a positive number");
+               ", a positive number is needed: torch multiplies every gradient by it in silence, so " + effect);
 }
 
 inline value decide_max_grad_norm(node const& root, backend_kind backend, findings& out) {
