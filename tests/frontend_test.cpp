@@ -108,6 +108,29 @@ TEST_CASE("faults of the text") {
   CHECK(refused("a: " + std::string(300, '[') + std::string(300, ']')).code == errc::yaml_syntax);
 }
 
+TEST_CASE("our own limits are given no upstream exception") {
+  std::string many = "a: [1";
+  for (int i = 0; i < 1'000'001; ++i) many += ",1";
+  many += "]\n";
+  for (auto const& text :
+       {"a: " + std::string(300, '[') + std::string(300, ']'), many, "a: 1\n" + std::string((16u << 20) + 1, '\n')}) {
+    auto const p = refused(text);
+    CHECK_MESSAGE(p.detail.find("our limit") != std::string::npos, p.detail);
+    CHECK_MESSAGE(p.upstream.empty(), p.upstream);
+  }
+  CHECK(refused("a: [1").upstream.find("(yaml)") != std::string::npos);
+}
+
+TEST_CASE("a micro batch below 1 beside a global batch that is no number: both are reported") {
+  auto const d =
+      parse_llamafactory("micro_batch_size: -1\nglobal_batch_size: x\ndist_config:\n  name: fsdp2\n", "t.yaml").value();
+  auto const r = resolve(d, profile::llamafactory, {.world = 2});
+  REQUIRE(r.problems.size() == 2);
+  CHECK(r.problems[0].where == place{"t.yaml", "/global_batch_size", 2, 20});
+  CHECK(r.problems[0].detail == "found \"x\", an integer is needed");
+  CHECK(r.problems[1].where == place{"t.yaml", "/micro_batch_size", 1, 19});
+}
+
 TEST_CASE("overrides win over the file; paths through scalars make objects, through arrays are refused") {
   auto const with = [](std::vector<std::string> const& overrides) {
     return parse_llamafactory("a: 1\nb: {c: 2}\nl: [1]\n", "t.yaml", overrides);

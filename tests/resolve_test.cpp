@@ -530,3 +530,222 @@ TEST_CASE("a timeout that is no number of seconds is reported with its place") {
     for (auto const& p : r.problems) CHECK(p.where.pointer != "/dist_timeout");
   }
 }
+
+namespace {
+/// Every problem at a pointer, in order.
+std::vector<problem> at_pointer(resolution const& r, std::string_view pointer) {
+  std::vector<problem> found;
+  for (auto const& p : r.problems)
+    if (p.where.pointer == pointer) found.push_back(p);
+  return found;
+}
+bool has(std::string_view text, std::string_view words) { return text.find(words) != std::string_view::npos; }
+}  // namespace
+
+TEST_CASE("a load that the precision rule refuses says so: value, reason and problem agree") {
+  auto const r = with(R"({"fp16": {"enabled": true}, "zero_optimization": {"stage": 3}})");
+  auto const* d = r.find("zero3_loading");
+  REQUIRE(d);
+  CHECK(d->value == "refused");
+  CHECK(has(d->reason, "refused: "));
+  CHECK(has(d->reason, "fp16.enabled is true"));
+  CHECK(d->source == find(r, errc::fp16_unsupported)->where);
+  CHECK(d->upstream.starts_with("ValueError (llamafactory)"));
+  CHECK(r.policies.load.reason == d->reason);
+  CHECK_FALSE(r.policies.load.partitioned);
+  auto const section = with(R"({"bf16": [], "zero_optimization": {"stage": 3}})");
+  CHECK(section.find("zero3_loading")->value == "refused");
+  CHECK(has(section.find("zero3_loading")->reason, "bf16 is an array"));
+  CHECK(section.find("zero3_loading")->source.pointer == "/bf16");
+  CHECK(with(R"({"zero_optimization": [3]})").find("zero3_loading")->value == "refused");
+}
+
+TEST_CASE("both precision sections are reported, in upstream's order") {
+  for (auto const* stage : {"2", "3"}) {
+    auto const r = with(R"({"bf16": [], "fp16": [1], "zero_optimization": {"stage": )" + std::string{stage} + "}}");
+    REQUIRE(errors(r) == 2);
+    CHECK(r.problems[0].where.pointer == "/fp16");
+    CHECK(r.problems[1].where.pointer == "/bf16");
+  }
+  auto const mixed = with(R"({"bf16": [], "fp16": {"enabled": true}, "zero_optimization": {"stage": 3}})");
+  CHECK(find(mixed, errc::section_not_object));
+  CHECK(find(mixed, errc::fp16_unsupported));
+}
+
+TEST_CASE("a bad batch: both sizes reported, the advice fits, nothing is decided from it") {
+  auto const batch = [](std::string_view micro, std::string_view global) {
+    return with(R"({"dist_config": {"name": "fsdp2"}, "micro_batch_size": )" + std::string{micro} +
+                R"(, "global_batch_size": )" + std::string{global} + "}");
+  };
+  for (auto const* global : {"\"x\"", "7", "[]"}) {
+    auto const r = batch("-1", global);
+    CAPTURE(global);
+    CHECK(errors(r) == 2);
+    REQUIRE(at_pointer(r, "/global_batch_size").size() == 1);
+    REQUIRE(at_pointer(r, "/micro_batch_size").size() == 1);
+    CHECK(at_pointer(r, "/micro_batch_size")[0].code == errc::bad_batch_size);
+    CHECK(r.find("num_micro_batch")->value == "refused");
+  }
+  CHECK(errors(batch("\"a\"", "\"x\"")) == 2);
+  CHECK(errors(batch("0", "8")) == 1);
+  CHECK_FALSE(has(at_pointer(batch("1", "\"x\""), "/global_batch_size")[0].detail, "quotes"));
+  CHECK_FALSE(has(at_pointer(batch("1", "[]"), "/global_batch_size")[0].detail, "quotes"));
+  CHECK(has(at_pointer(batch("1", "\"8\""), "/global_batch_size")[0].detail, "without quotes"));
+  CHECK(batch("1", "16").find("num_micro_batch")->value == "2");
+  CHECK(errors(batch("1", "16")) == 0);
+}
+
+TEST_CASE("what an argument decides has no place in the file, and names what it wins over") {
+  auto const text = R"({"dist_config": {"name": "fsdp2"}, "bf16": true})";
+  auto const r = with(text, {.world = 2, .bf16 = false});
+  for (auto const* key : {"precision", "compute", "output"}) {
+    CHECK(r.find(key)->value == "fp32");
+    CHECK(r.find(key)->source == place{});
+    CHECK(r.find(key)->reason == "the argument bf16 is false and wins over the file's bf16 true");
+  }
+  CHECK(r.find("parameter_storage")->source.pointer == "/dist_config");
+  CHECK(with(text, {.world = 2}).find("precision")->source.pointer == "/bf16");
+  auto const absent = with(R"({"dist_config": {"name": "fsdp2"}})", {.world = 2, .bf16 = true});
+  CHECK(absent.find("precision")->reason == "the argument bf16 is true");
+}
+
+TEST_CASE("norms that clip nothing or spoil the gradients are warned about, with what happens") {
+  for (auto const* norm : {"-1", "NaN", "-0.5"}) {
+    CAPTURE(norm);
+    auto const ds = with(R"({"zero_optimization": {"stage": 2}, "gradient_clipping": )" + std::string{norm} + "}");
+    CHECK(errors(ds) == 0);
+    auto const clip = at_pointer(ds, "/gradient_clipping");
+    REQUIRE(clip.size() == 1);
+    CHECK(clip[0].level == severity::warning);
+    CHECK(has(clip[0].detail, "nothing is clipped"));
+    auto const lf = with(R"({"dist_config": {"name": "fsdp2"}, "max_grad_norm": )" + std::string{norm} + "}");
+    CHECK(errors(lf) == 0);
+    auto const max = at_pointer(lf, "/max_grad_norm");
+    REQUIRE(max.size() == 1);
+    CHECK(max[0].level == severity::warning);
+    CHECK(has(max[0].detail, std::string_view{norm} == "NaN" ? "become NaN" : "change their sign"));
+  }
+  for (auto const* norm : {"0", "1", "0.5", "1.0"}) {
+    auto const ds = with(R"({"zero_optimization": {"stage": 2}, "gradient_clipping": )" + std::string{norm} + "}");
+    CHECK(at_pointer(ds, "/gradient_clipping").empty());
+    auto const lf = with(R"({"dist_config": {"name": "fsdp2"}, "max_grad_norm": )" + std::string{norm} + "}");
+    auto const max = at_pointer(lf, "/max_grad_norm");
+    REQUIRE(max.size() == (std::string_view{norm} == "0" ? 1 : 0));
+    if (!max.empty()) CHECK(has(max[0].detail, "nothing is learned"));
+  }
+  for (auto const* norm : {"\"x\"", "null", "[]"}) {
+    auto const lf = with(R"({"dist_config": {"name": "fsdp2"}, "max_grad_norm": )" + std::string{norm} + "}");
+    auto const max = at_pointer(lf, "/max_grad_norm");
+    REQUIRE(max.size() == 1);
+    CHECK(max[0].level == severity::error);
+    CHECK(max[0].when == at_first_step);
+  }
+}
+
+TEST_CASE("our own limits are given no upstream exception") {
+  auto const deep = std::string(300, '[') + std::string(300, ']');
+  std::string many = "[1";
+  for (int i = 0; i < 1'000'001; ++i) many += ",1";
+  many += "]";
+  for (auto const& text : {deep, many, std::string((16u << 20) + 1, ' ')}) {
+    auto const read = parse_json(text, "big.json");
+    REQUIRE_FALSE(read.has_value());
+    CHECK(has(read.error().problems[0].detail, "our limit"));
+    CHECK(read.error().problems[0].upstream.empty());
+  }
+  CHECK(parse_json("{,}").error().problems[0].upstream.starts_with("JSONDecodeError (json)"));
+}
+
+TEST_CASE("an absent timeout says so") {
+  auto const ds = with(R"({"zero_optimization": {"stage": 2}})").find("process_group.timeout")->reason;
+  auto const lf = with(R"({"dist_config": {"name": "fsdp2"}})").find("process_group.timeout")->reason;
+  for (auto const& reason : {ds, lf}) CHECK(has(reason, "dist_timeout is absent, default of LLaMA-Factory"));
+  auto const given = with(R"({"dist_config": {"name": "fsdp2"}, "dist_timeout": 60})");
+  CHECK(given.find("process_group.timeout")->value == "60");
+  CHECK(given.find("process_group.timeout")->reason == "dist_timeout is 60, in seconds");
+  CHECK(with(R"({"zero_optimization": {"stage": 2}})").find("process_group.timeout")->value == "18000");
+}
+
+TEST_CASE("printed lines: mixed_precision=no is the mode, not the dtype of the shards") {
+  auto const wide = with(R"({"bf16": {"enabled": true},
+    "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}})");
+  REQUIRE(errors(wide) == 0);
+  auto const& p = wide.policies;
+  CHECK(p.dtypes.parameter_storage == dtype::f32);
+  CHECK(p.dtypes.output == dtype::f32);
+  CHECK(wide.find("compute")->value == "fp32");
+  std::string const debug =
+      "Precision debug: dist=deepspeed, parameter_storage_dtype=torch.float32, forward_logits_dtype=torch.float32";
+  CHECK(p.printed == std::vector<std::string>{debug});
+  CHECK(p.printed == precision_lines("deepspeed", p.mode, p.dtypes.parameter_storage, p.dtypes.output));
+  auto const fp32 = with(R"({"bf16": {"enabled": false}, "zero_optimization": {"stage": 3}})");
+  CHECK(fp32.policies.printed == std::vector<std::string>{"mixed_precision=no", debug});
+  CHECK(fp32.policies.printed == precision_lines("deepspeed", fp32.policies.mode, dtype::f32, dtype::f32));
+  auto const fsdp2 = with(R"({"dist_config": {"name": "fsdp2"}, "bf16": false})").policies;
+  CHECK(fsdp2.printed == precision_lines("fsdp2", fsdp2.mode, dtype::f32, dtype::f32));
+  CHECK(fsdp2.printed.size() == 1);
+}
+
+TEST_CASE("a hidden size out of range: what is allowed, at its place in config.json") {
+  auto const text = R"({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}})";
+  auto const model = [](std::string_view json) { return parse_json(json, "m/config.json").value().value_of_root(); };
+  for (auto const* size : {"-5", "2147483648", "99999999999999999999999"}) {
+    auto const r = with(text, {.world = 2,
+                               .model_config = model("{\n \"hidden_size\": " + std::string{size} + "}"),
+                               .model_file = "m/config.json"});
+    auto const* p = find(r, errc::out_of_range);
+    REQUIRE(p);
+    CHECK(has(p->detail, size));
+    CHECK(has(p->detail, "allowed: 0 to 2147483647"));
+    CHECK(p->where == place{"m/config.json", "/hidden_size", 2, 17});
+    CHECK(p->upstream.empty());
+    CHECK(has(r.find("zero_optimization.reduce_bucket_size")->reason, "refused"));
+  }
+  auto const nested = with(text, {.world = 2, .model_config = model(R"({"text_config": {"hidden_size": -5}})")});
+  CHECK(find(nested, errc::out_of_range)->where.pointer == "/text_config/hidden_size");
+  CHECK(find(nested, errc::out_of_range)->where.file == "config.json");
+  auto const largest = with(text, {.world = 2, .model_config = model(R"({"hidden_sizes": [1, "a", -7]})")});
+  CHECK(errors(largest) == 0);
+  auto const word = with(text, {.world = 2, .model_config = model(R"({"hidden_size": "64"})")});
+  CHECK(find(word, errc::wrong_type)->where.pointer == "/hidden_size");
+  auto const argument = with(text, {.world = 2, .hidden_size = -5});
+  CHECK(find(argument, errc::out_of_range)->where == place{});
+  auto const built = with(text, {.world = 2, .model_config = value::object({{"hidden_size", -5}})});
+  CHECK(find(built, errc::out_of_range)->where.pointer == "/zero_optimization/reduce_bucket_size");
+}
+
+TEST_CASE("products keep Python's unbounded integers") {
+  auto const r = with(R"({"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": 9223372036854775807,
+                          "gradient_accumulation_steps": 1})");
+  CHECK(errors(r) == 0);
+  CHECK(r.find("train_batch_size")->value == "73786976294838206456");
+  auto const equal = with(R"({"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": 9223372036854775807,
+                              "gradient_accumulation_steps": 1, "train_batch_size": 73786976294838206456})");
+  CHECK(errors(equal) == 0);
+  auto const off_by_one = with(R"({"zero_optimization": {"stage": 2}, "gradient_accumulation_steps": 1,
+    "train_micro_batch_size_per_gpu": 9223372036854775807, "train_batch_size": 73786976294838206457})");
+  CHECK(find(off_by_one, errc::batch_product_mismatch));
+  auto const n = [](std::string_view text) { return python_number_of(value::number(text)).value(); };
+  CHECK(python_text(to_value(multiply(n("-9223372036854775808"), n("-9223372036854775808")))) ==
+        "85070591730234615865843651857942052864");
+  CHECK(python_text(to_value(floor_divide(n("-73786976294838206457"), n("8")))) == "-9223372036854775808");
+  CHECK(multiply(n("9999999999999999999999999999999999999"), n("100")).floating);
+  CHECK(same_number(n("9223372036854775808"), n("9223372036854775808")));
+}
+
+TEST_CASE("a section that is no object is reported once, at every moment that refuses it") {
+  for (auto const* stage : {"2", "3"}) {
+    auto const r = with(R"({"zero_optimization": {"stage": )" + std::string{stage} + R"(, "offload_param": 5}})");
+    CHECK(at_pointer(r, "/zero_optimization/offload_param").size() == 1);
+  }
+  CHECK(at_pointer(with(R"({"zero_optimization": []})"), "/zero_optimization").size() == 1);
+}
+
+TEST_CASE("an upstream exception without words ends at its parenthesis") {
+  CHECK(to_string(upstream_error{"TypeError", "torch", ""}) == "TypeError (torch)");
+  CHECK(to_string(upstream_error{}).empty());
+  auto const r = with(R"({"zero_optimization": {"stage": 2}, "optimizer": {"type": "x", "params": {"lr": "a"}}})",
+                      {.world = 8, .client_optimizer = false});
+  CHECK(has(find(r, errc::wrong_type)->upstream, "'float' and 'str'"));
+  CHECK(name(errc::unsupported) == "unsupported");
+}

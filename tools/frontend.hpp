@@ -290,6 +290,11 @@ struct yaml_event {
   bool flow = false;      // of an object: written in braces
 };
 
+/// A limit of our own, which upstream does not have.
+struct limit_passed : YAML::ParserException {
+  using ParserException::ParserException;
+};
+
 class event_recorder : public YAML::EventHandler {
  public:
   std::vector<yaml_event> events;
@@ -314,10 +319,10 @@ class event_recorder : public YAML::EventHandler {
 
  private:
   void add(yaml_event::kind what, YAML::Mark const& m, std::string text, std::string tag, YAML::anchor_t anchor) {
-    if (events.size() > 2 * max_text_values) throw YAML::ParserException(m, "the text has too many values");
+    if (events.size() > 2 * max_text_values) throw limit_passed{m, "the text has too many values"};
     if (what == yaml_event::kind::array || what == yaml_event::kind::object) ++depth_;
     if (what == yaml_event::kind::end) --depth_;
-    if (depth_ > max_nesting) throw YAML::ParserException(m, "the text is nested more than 256 deep");
+    if (depth_ > max_nesting) throw limit_passed{m, "the text is nested more than 256 deep"};
     events.push_back({what, m.pos < 0 ? 0 : static_cast<std::size_t>(m.pos), std::move(text), std::move(tag),
                       static_cast<std::size_t>(anchor), false});
   }
@@ -355,8 +360,10 @@ class yaml_builder {
     auto const here = at++;
     auto const& e = events_[here];
     if (fault_) return {};
-    if (++values_ > max_text_values) return fail(errc::yaml_syntax, here, "the text has more than 1000000 values", "");
-    if (depth >= max_nesting) return fail(errc::yaml_syntax, here, "the text is nested more than 256 deep", "");
+    if (++values_ > max_text_values)
+      return fail(errc::yaml_syntax, here, "the text has more than 1000000 values, our limit", "");
+    if (depth >= max_nesting)
+      return fail(errc::yaml_syntax, here, "the text is nested more than 256 deep, our limit", "");
     if (e.anchor != 0 && e.what != yaml_event::kind::alias) remember(e.anchor, here, false);
     value v;
     switch (e.what) {
@@ -520,7 +527,8 @@ inline result<document> parse_yaml(std::string_view text, std::string_view file)
     return config_error{
         detail::yaml_problem(code, {std::string{file}, {}, p.line, p.column}, std::move(detail), std::move(upstream))};
   };
-  if (text.size() > max_text_bytes) return refused(errc::yaml_syntax, 0, "the text is larger than 16 MiB", "");
+  if (text.size() > max_text_bytes)
+    return refused(errc::yaml_syntax, 0, "the text is larger than 16 MiB, our limit", "");
 #if defined(FLATSHARD_YAML)
   std::size_t const skipped = text.starts_with("\xEF\xBB\xBF") ? 3 : 0;
   auto const body = text.substr(skipped);
@@ -536,6 +544,9 @@ inline result<document> parse_yaml(std::string_view text, std::string_view file)
       return refused(errc::yaml_syntax, first < recorder.events.size() ? recorder.events[first].at + skipped : 0,
                      "the text holds more than one document",
                      "ComposerError (yaml): expected a single document in the stream");
+  } catch (detail::limit_passed const& e) {
+    return refused(errc::yaml_syntax, static_cast<std::size_t>(std::max(e.mark.pos, 0)) + skipped,
+                   e.msg + ", our limit", "");
   } catch (YAML::Exception const& e) {
     return refused(errc::yaml_syntax, e.mark.pos < 0 ? 0 : static_cast<std::size_t>(e.mark.pos) + skipped,
                    "not YAML: " + e.msg, "ParserError (yaml): " + e.msg);

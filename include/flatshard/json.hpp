@@ -207,11 +207,15 @@ class json_to_document {
 /// escapes; of a repeated key the last value counts and all are kept. `file` names the text in messages. A text above
 /// the limits of value.hpp (16 MiB, 1000000 values, 256 deep) is an error. Complexity: O(text).
 [[nodiscard]] inline result<document> parse_json(std::string_view text, std::string_view file = {}) {
-  auto const refused = [&](place where, std::string detail) {
+  auto const refused = [&](place where, std::string detail, std::string upstream = "JSONDecodeError (json)") {
     return config_error{problem{errc::json_syntax, std::move(where), std::move(detail), severity::error, "read",
-                                "JSONDecodeError (json)"}};
+                                std::move(upstream)}};
   };
-  if (text.size() > max_text_bytes) return refused({std::string{file}, {}, 1, 1}, "the text is larger than 16 MiB");
+  // a limit of our own: upstream reads such a text
+  auto const beyond = [&](place where, std::string_view passed) {
+    return refused(std::move(where), std::string{passed} + ", our limit", {});
+  };
+  if (text.size() > max_text_bytes) return beyond({std::string{file}, {}, 1, 1}, "the text is larger than 16 MiB");
   document_builder builder{text, file};
   if (text.starts_with("\xEF\xBB\xBF"))
     return refused(builder.place_of(0),
@@ -221,11 +225,11 @@ class json_to_document {
   auto const end = walk_json(strict.text(), handler, max_nesting);
   if (end.how == json_end::kind::whole) return std::move(builder).finish();
   if (end.how == json_end::kind::too_deep)
-    return refused(builder.place_of(strict.position(end.at)), "the text is nested more than 256 deep, our limit");
+    return beyond(builder.place_of(strict.position(end.at)), "the text is nested more than 256 deep");
   if (end.how == json_end::kind::stopped) {
     if (handler.word_as_key_at() != std::string_view::npos)
       return refused(builder.place_of(handler.word_as_key_at()), "a number word stands where a quoted key must");
-    return refused(builder.place_of(strict.position(end.at)), std::string{builder.limit_passed()} + ", our limit");
+    return beyond(builder.place_of(strict.position(end.at)), builder.limit_passed());
   }
   return refused(builder.place_of(strict.position(end.at)),
                  "not strict JSON: " + end.message +
@@ -245,7 +249,7 @@ class json_to_document {
   };
   auto const file = input_file::open(path);
   if (!file) return unreadable(file.error());
-  if (file->size().value > max_text_bytes) return refused(errc::file_unreadable, "the file is larger than 16 MiB");
+  if (file->size().value > max_text_bytes) return refused(errc::file_unreadable, "the file is larger than 16 MiB, our limit");
   std::string text(file->size().value, '\0');
   if (auto const read = file->read_at(std::as_writable_bytes(std::span{text}), {0}); !read)
     return unreadable(read.error());

@@ -142,7 +142,8 @@ enum class errc : std::uint8_t {
   meta_weights_unfilled,
   named_file_missing,
   list_type,
-  string_type
+  string_type,
+  unsupported
 };
 
 /// The code as it is printed: snake_case for files, kebab-case for configurations.
@@ -337,6 +338,7 @@ inline std::string_view name(errc code) {
     case errc::named_file_missing: return "file-missing";
     case errc::list_type: return "list-type";
     case errc::string_type: return "string-type";
+    case errc::unsupported: return "unsupported";
   }
   return "other";
 }

@@ -23,10 +23,13 @@ inline constexpr std::array<std::string_view, 3> hidden_size_keys{"reduce_bucket
                                                                   "stage3_param_persistence_threshold"};
 inline constexpr std::array<std::string_view, 3> hidden_size_formulas{"h * h", "int(0.9 * h * h)", "10 * h"};
 
+/// The largest hidden size that is taken: its square fits 64 bits. Our own limit.
+inline constexpr std::int64_t max_hidden_size = (std::int64_t{1} << 31) - 1;
+
 /// The value of one of them for hidden size h: h * h, int(0.9 * h * h) in doubles, 10 * h. Complexity: O(1), constexpr.
 /// Source: accelerate@16cb6eb8:src/accelerate/accelerator.py:2134-2346.
 [[nodiscard]] constexpr std::int64_t bucket_size(std::size_t key, std::int64_t h) {
-  require(h >= 0 && h < (std::int64_t{1} << 31), "a hidden size has at most 31 bits");
+  require(h >= 0 && h <= max_hidden_size, "a hidden size has at most 31 bits");
   return key == 0   ? h * h
          : key == 1 ? static_cast<std::int64_t>(0.9 * static_cast<double>(h) * static_cast<double>(h))
                     : 10 * h;
@@ -43,15 +46,28 @@ struct hidden_size_answer {
 /// Looks the hidden size up as the front end does. Source: docs/config.md, what replaces "auto".
 [[nodiscard]] inline hidden_size_answer find_hidden_size(facts const& f, place const& where) {
   hidden_size_answer out;
+  auto here = where;  // of a size that is found, its own place
   auto const refuse = [&](errc code, std::string detail, upstream_error const& e) {
     out.size.reset();
-    out.fault = problem{code, where, std::move(detail), severity::error, std::string{at_train}, to_string(e)};
+    out.fault = problem{code, here, std::move(detail), severity::error, std::string{at_train}, to_string(e)};
+    return out;
+  };
+  auto const checked = [&] {
+    if (!out.size->is(value_kind::integer))
+      return refuse(errc::wrong_type, out.found + " is " + to_json(*out.size) + ", an integer is needed",
+                    {"TypeError", "accelerate", "unsupported operand"});
+    if (!out.size->integer() || *out.size->integer() < 0 || *out.size->integer() > max_hidden_size)
+      return refuse(errc::out_of_range,
+                    out.found + " is " + to_json(*out.size) + ", allowed: 0 to " + std::to_string(max_hidden_size) +
+                        ", our limit; LLaMA-Factory reads it",
+                    {});
     return out;
   };
   if (f.hidden_size) {
     out.size = *f.hidden_size;
     out.found = "the given hidden size";
-    return out;
+    here = {};
+    return checked();
   }
   if (!f.model_config) return out;
   auto const& config = *f.model_config;
@@ -60,28 +76,29 @@ struct hidden_size_answer {
     return refuse(errc::model_config_missing, "the model has no configuration to take a hidden size from",
                   text_first ? upstream_error{"AttributeError", "llamafactory", "the model has no attribute 'config'"}
                              : upstream_error{"ValueError", "accelerate", "Can't find `model.config` entry"});
+  auto const take = [&](value const& size, std::string pointer, std::string found) {
+    out.size = size;
+    out.found = std::move(found);
+    if (size.at().line != 0) here = {f.model_file, std::move(pointer), size.at().line, size.at().column};
+  };
   auto const present = [](value const& v) { return v.present() && !v.is(value_kind::null); };
   if (text_first) {
     bool const nested = config["text_config"].is(value_kind::object);
     auto const& text = nested ? config["text_config"] : config;
-    if (present(text["hidden_size"])) {
-      out.size = text["hidden_size"];
-      out.found = nested ? "text_config.hidden_size" : "hidden_size";
-    }
+    if (present(text["hidden_size"]))
+      take(text["hidden_size"], nested ? "/text_config/hidden_size" : "/hidden_size",
+           nested ? "text_config.hidden_size" : "hidden_size");
   }
-  if (!out.size && config.has("hidden_size")) {
-    out.size = config["hidden_size"];
-    out.found = "hidden_size";
-  }
+  if (!out.size && config.has("hidden_size")) take(config["hidden_size"], "/hidden_size", "hidden_size");
   if (!out.size && config.has("hidden_sizes")) {
     auto const sizes = config["hidden_sizes"].elements();
     if (sizes.empty())
       return refuse(errc::hidden_sizes_empty, "hidden_sizes of the model's configuration is empty",
                     {"ValueError", "accelerate", "max() arg is an empty sequence"});
-    out.size = sizes[0];
-    for (auto const& s : sizes)
-      if (s.number() && out.size->number() && *s.number() > *out.size->number()) out.size = s;
-    out.found = "max(hidden_sizes)";
+    std::size_t most = 0;
+    for (std::size_t i = 1; i < sizes.size(); ++i)
+      if (sizes[i].number() && sizes[most].number() && *sizes[i].number() > *sizes[most].number()) most = i;
+    take(sizes[most], "/hidden_sizes/" + std::to_string(most), "max(hidden_sizes)");
   }
   if (!out.size)
     return refuse(
@@ -90,10 +107,7 @@ struct hidden_size_answer {
             (text_first ? "text_config.hidden_size, hidden_size nor hidden_sizes" : "hidden_size nor hidden_sizes") +
             "; write numbers for the bucket sizes",
         {"ValueError", "accelerate", "Can find neither `model.config.hidden_size` nor `model.config.hidden_sizes`"});
-  if (!out.size->integer() || *out.size->integer() < 0 || *out.size->integer() >= (std::int64_t{1} << 31))
-    return refuse(errc::wrong_type, "the hidden size is " + to_json(*out.size) + ", an integer is needed",
-                  {"TypeError", "accelerate", "unsupported operand"});
-  return out;
+  return checked();
 }
 
 /// Calls `visit(node)` for each value that is exactly "auto", in objects at any depth; arrays are not searched, as
@@ -136,6 +150,7 @@ struct bucket_fill {
   std::int64_t hidden_size = 0;
   std::string found;
   std::array<bool, 3> unknown{};
+  bool refused = false;  ///< there is a hidden size or a configuration of the model, and it is refused
 };
 /// Fills the bucket sizes that are "auto"; those that no hidden size is known for become 0 and are marked.
 [[nodiscard]] inline bucket_fill fill_buckets(value& config, node const& root, facts const& f, findings& out);
@@ -176,10 +191,11 @@ inline void fill_from_environment(value& config, node const& root, facts const& 
                                           offload{"offload_param", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_"}}) {
       auto const at = zero_at[section];
       if (at.present() && !at->is(value_kind::null) && !at->is(value_kind::object)) {
-        out.error(errc::section_not_object, at.where(), at_train,
-                  "found " + std::string{name(at->kind())} + ", allowed: an object such as {\"device\": \"cpu\"}",
-                  {"AttributeError", "accelerate",
-                   "'" + std::string{python_name(at->kind())} + "' object has no attribute 'get'"});
+        if (!out.refused_section(at.where(), at_train))
+          out.error(errc::section_not_object, at.where(), at_train,
+                    "found " + std::string{name(at->kind())} + ", allowed: an object such as {\"device\": \"cpu\"}",
+                    {"AttributeError", "accelerate",
+                     "'" + std::string{python_name(at->kind())} + "' object has no attribute 'get'"});
         continue;
       }
       if (at["device"]->is_text("auto"))
@@ -212,6 +228,7 @@ inline bucket_fill fill_buckets(value& config, node const& root, facts const& f,
     if (first) {
       answer = find_hidden_size(f, at.where());
       if (answer->fault) out.problems.push_back(*answer->fault);
+      filled.refused = answer->fault.has_value();
       filled.found = answer->found;
       if (answer->size) filled.hidden_size = *answer->size->integer();
     }
@@ -235,7 +252,8 @@ inline void decide_buckets(node const& root, std::array<std::int64_t, 3> const& 
     else if (!at->is_text("auto"))
       reason = key + " is " + to_json(*at);
     else if (filled.unknown[i])
-      reason = "\"auto\": " + formula + " with the hidden size h of the model, which is not given";
+      reason = "\"auto\": " + formula + " with the hidden size h of the model, which is " +
+               (filled.refused ? "refused" : "not given");
     else
       reason = "\"auto\": " + formula + " with h = " + std::to_string(filled.hidden_size) + " from " + filled.found;
     out.decide("zero_optimization." + key, filled.unknown[i] ? formula : std::to_string(sizes[i]), std::move(reason),

@@ -27,13 +27,15 @@ struct decision {
   bool of_rank = false;  ///< depends on the rank that asks; not part of `resolution::hash`
 };
 
-/// An upstream exception: `ValueError (llamafactory): message`.
+/// An upstream exception: `ValueError (llamafactory): message`; without a message it ends at the parenthesis, without a
+/// kind it is no exception.
 struct upstream_error {
   std::string_view kind, raised_by;
   std::string message;
 };
 [[nodiscard]] inline std::string to_string(upstream_error const& e) {
-  return std::string{e.kind} + " (" + std::string{e.raised_by} + "): " + e.message;
+  if (e.kind.empty()) return {};
+  return std::string{e.kind} + " (" + std::string{e.raised_by} + ')' + (e.message.empty() ? "" : ": " + e.message);
 }
 
 /// Upstream's moments, as problems name them.
@@ -77,8 +79,8 @@ class findings {
   }
   /// What upstream refuses.
   void error(errc code, place where, std::string_view when, std::string detail, upstream_error const& upstream) {
-    problems.push_back({code, std::move(where), std::move(detail), severity::error, std::string{when},
-                        upstream.kind.empty() ? std::string{} : to_string(upstream)});
+    problems.push_back(
+        {code, std::move(where), std::move(detail), severity::error, std::string{when}, to_string(upstream)});
   }
   /// What upstream accepts in silence and a reader should know.
   void warn(errc code, place where, std::string_view when, std::string detail, std::string upstream = {}) {
@@ -92,6 +94,16 @@ class findings {
   template <class Names>
   [[nodiscard]] std::string suggest(std::string_view key, Names const& known) {
     return suggestions_++ < 200 ? did_you_mean(key, known) : std::string{};
+  }
+  /// Whether a section was refused already because it is no object; if so, it is refused at `when` too.
+  [[nodiscard]] bool refused_section(place const& where, std::string_view when) {
+    for (auto& p : problems)
+      if ((p.code == errc::section_not_object || p.code == errc::model_type) && p.level == severity::error &&
+          p.where == where) {
+        if (p.when == at_load && when == at_train) p.when = at_load_and_train;
+        return true;
+      }
+    return false;
   }
   [[nodiscard]] bool failed() const {
     return std::any_of(problems.begin(), problems.end(), [](auto const& p) { return p.level == severity::error; });

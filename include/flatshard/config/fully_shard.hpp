@@ -61,9 +61,13 @@ namespace detail {
 inline precision decide_fsdp2_roles(node const& root, bool bf16, facts const& f, findings& out) {
   auto const dtypes = llamafactory_fsdp2_roles(bf16);
   auto const bf16_at = root["bf16"];
-  auto const said =
-      f.bf16 ? std::string{"the argument bf16 is "} + (*f.bf16 ? "true" : "false") : llamafactory_said(bf16_at, "bf16");
-  out.decide("precision", bf16 ? "bf16" : "fp32", said, llamafactory_rule("bf16"), bf16_at.where());
+  auto said = llamafactory_said(bf16_at, "bf16");
+  if (f.bf16) {
+    auto const losing = bf16_at.present() ? " and wins over the file's bf16 " + to_json(*bf16_at) : std::string{};
+    said = std::string{"the argument bf16 is "} + (*f.bf16 ? "true" : "false") + losing;
+  }
+  auto const said_at = f.bf16 ? place{} : bf16_at.where();  // an argument stands in no file
+  out.decide("precision", bf16 ? "bf16" : "fp32", said, llamafactory_rule("bf16"), said_at);
   for (auto const r : roles) {
     bool const computed = r == role::compute || r == role::output;
     auto const shown = r == role::master ? "fp32" : name(dtypes(r));
@@ -72,7 +76,7 @@ inline precision decide_fsdp2_roles(node const& root, bool bf16, facts const& f,
                         : r == role::master ? std::string{"the fp32 shards themselves are what the optimizer updates"}
                                             : std::string{"LLaMA-Factory casts the model to fp32 before sharding"};
     out.decide(std::string{name(r)}, std::string{shown}, reason, llamafactory_rule(name(r)),
-               (computed ? bf16_at : root["dist_config"]).where());
+               computed ? said_at : root["dist_config"].where());
   }
   return dtypes;
 }

@@ -2,6 +2,7 @@
 /// LLaMA-Factory v1's own file or dict: sections, mesh, loading, batch, backend, in upstream's order.
 #pragma once
 
+#include <flatshard/config/coercion.hpp>
 #include <flatshard/config/deepspeed_file.hpp>
 #include <flatshard/config/fully_shard.hpp>
 #include <flatshard/config/llamafactory_backend.hpp>
@@ -12,6 +13,7 @@
 #include <flatshard/config/process_group.hpp>
 #include <flatshard/config/resolution.hpp>
 
+#include <cmath>
 #include <cstddef>
 #include <optional>
 #include <string>
@@ -140,7 +142,7 @@ inline void train_llamafactory(node const& root, checked_sections const& section
   policies.sharding = sharding_kind::fsdp2;
   policies.dtypes = fsdp2.dtypes;
   policies.fsdp2 = std::move(fsdp2.policy);
-  policies.printed.push_back(precision_debug_line("fsdp2", policies.dtypes.parameter_storage, policies.dtypes.output));
+  policies.printed = precision_lines("fsdp2", policies.mode, policies.dtypes.parameter_storage, policies.dtypes.output);
 }
 
 /// Words for booleans at top level, where strings are not converted.
@@ -176,6 +178,26 @@ inline bool decide_activation_checkpointing(node const& root, findings& out) {
   return on;
 }
 
+/// The norm as torch's clip_grad_norm_ takes it: `float(norm)`, then gradients * min(1, norm / (total + 1e-6)).
+inline void check_max_grad_norm(node const& at, findings& out) {
+  auto norm = at->number();
+  bool const text = at->is(value_kind::string);
+  if (double parsed = 0; text && parse_python_float(at->text(), parsed)) norm = parsed;
+  if (!norm)
+    return out.error(errc::wrong_type, at.where(), at_first_step, "found " + to_json(*at) + ", a number is needed",
+                     text ? upstream_error{"ValueError", "torch", "could not convert string to float: " + to_json(*at)}
+                          : upstream_error{"TypeError", "torch",
+                                           "float() argument must be a string or a real number, not '" +
+                                               std::string{python_name(at->kind())} + "'"});
+  if (*norm > 0) return;
+  std::string const effect = std::isnan(*norm) ? "all gradients become NaN"
+                             : *norm < 0       ? "gradients change their sign and training climbs"
+                                               : "all gradients become 0 and nothing is learned";
+  out.warn(errc::trap, at.where(), at_first_step,
+           "max_grad_norm is " + python_text(*at) +
+               ", a positive number is needed: torch multiplies every gradient by it in silence, so " + effect);
+}
+
 inline value decide_max_grad_norm(node const& root, backend_kind backend, findings& out) {
   auto const at = root["max_grad_norm"];
   auto norm = at.present() ? *at : value{1.0};
@@ -184,6 +206,8 @@ inline value decide_max_grad_norm(node const& root, backend_kind backend, findin
   if (backend == backend_kind::deepspeed && at.present())
     out.warn(errc::ignored_key, at.where(), at_train,
              "max_grad_norm is never handed to DeepSpeed; gradient_clipping of its file counts");
+  else if (at.present())
+    check_max_grad_norm(at, out);
   return norm;
 }
 
@@ -225,7 +249,7 @@ inline void resolve_llamafactory(document const& file, profile front_end, facts 
       llamafactory_policy{mesh.mp_replicate_size, mesh.mp_shard_size,      mesh.dp_size,          mesh.cp_size,
                           batch.micro_batch_size, batch.global_batch_size, batch.num_micro_batch, norm};
   auto const timeout = root["dist_timeout"];
-  decide_process_group(f, timeout.present() ? *timeout : value{18000}, timeout.where(), out, policies);
+  decide_process_group(f, *timeout, timeout.where(), out, policies);
 }
 
 }  // namespace v0

@@ -62,16 +62,37 @@ inline void report_load_trigger(trigger_answer const& trigger, node const& root,
                "'" + std::string{python_name(root["zero_optimization"]->kind())} + "' object has no attribute 'get'"});
 }
 
+/// Why a partitioned load without a precision mode is refused: the input that the front end's precision rule refuses.
+[[nodiscard]] inline trigger_answer refused_load(node const& root, profile p) {
+  trigger_answer out{true, true, "refused: zero_optimization.stage equals 3, but ", {}};
+  for (auto const key : precision_sections(p))
+    if (auto const section = root[key]; section.present() && !section->is(value_kind::object)) {
+      out.reason += std::string{key} + " is " + std::string{name(section->kind())} + ", not an object";
+      out.where = section.where();
+      return out;
+    }
+  auto const enabled = root["fp16"]["enabled"];
+  out.reason += "fp16.enabled is " + to_json(*enabled) + ", which " + std::string{product_of(p)} + " does not train in";
+  out.where = enabled.where();
+  return out;
+}
+
 /// Decides whether the model is built partitioned, and in which dtype: that of the precision mode, if there is one.
-[[nodiscard]] inline load_policy decide_load_trigger(trigger_answer const& trigger, std::optional<precision_mode> mode,
+[[nodiscard]] inline load_policy decide_load_trigger(trigger_answer trigger, std::optional<precision_mode> mode,
                                                      node const& root, profile p, findings& out) {
   load_policy load;
+  if (trigger.active && !mode) trigger = refused_load(root, p);
   load.partitioned = trigger.active && mode.has_value();
   load.reason = trigger.reason;
   load.where = trigger.where;
-  auto& d = out.decide("zero3_loading", load.partitioned ? "true" : "false", trigger.reason,
-                       rule_of(p, "zero3_loading"), trigger.where);
-  if (trigger.refused) d.upstream = "AttributeError (" + std::string{package_of(p)} + "), at load";
+  auto& d = out.decide("zero3_loading",
+                       trigger.refused    ? "refused"
+                       : load.partitioned ? "true"
+                                          : "false",
+                       trigger.reason, rule_of(p, "zero3_loading"), trigger.where);
+  if (trigger.refused)
+    d.upstream = (trigger.where.pointer.ends_with("/enabled") ? "ValueError (" : "AttributeError (") +
+                 std::string{package_of(p)} + "), at load";
   if (load.partitioned) {
     load.way = load_way::zero_init;
     load.type = dtype_of_mode(*mode);

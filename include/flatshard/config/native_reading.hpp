@@ -81,6 +81,8 @@ inline void merge_moments(findings&& found, std::string_view when, findings& out
     for (std::size_t i = 0; i < out.problems.size(); ++i)
       if (out.problems[i].when == at_load) at_load_already.try_emplace(key_of(out.problems[i]), i);
   for (auto& p : found.problems) {
+    bool const shape = p.code == errc::section_not_object || p.code == errc::model_type;
+    if (shape && out.refused_section(p.where, when)) continue;
     auto const earlier = at_load_already.find(key_of(p));
     if (earlier != at_load_already.end())
       out.problems[earlier->second].when = at_load_and_train;

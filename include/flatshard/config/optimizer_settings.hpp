@@ -42,6 +42,11 @@ inline void check_client_objects(node const& root, facts const& f, profile p, fi
   if (clip.present() && !norm.number())
     out.error(errc::wrong_type, clip.where(), at_first_step, "found " + to_json(*clip) + ", a number is needed",
               {"TypeError", "deepspeed", "'>' not supported between instances"});
+  else if (clip.present() && !(*norm.number() >= 0))
+    out.warn(errc::trap, clip.where(), at_first_step,
+             "gradient_clipping is " + python_text(norm) +
+                 ", a number that is not negative is needed: DeepSpeed clips only where the norm is above 0, so "
+                 "nothing is clipped; write 0 for that");
   return norm;
 }
 
@@ -57,9 +62,13 @@ inline std::optional<double> decide_optimizer_number(node const& params, std::st
   auto const at = params[key];
   if (!at.present() || at->is_text("auto")) return std::nullopt;
   auto const number = at->number();
-  if (!number || at->is(value_kind::boolean)) {
+  if (number && at->is(value_kind::boolean))
+    out.warn(errc::odd_truth_value, at.where(), at_train,
+             "found " + to_json(*at) + " for a number; it counts as " + (at->is_true() ? "1" : "0"));
+  if (!number) {
     out.error(errc::wrong_type, at.where(), at_train, "found " + to_json(*at) + ", a number is needed",
-              {"TypeError", "torch", ""});
+              {"TypeError", "torch",
+               "'<=' not supported between instances of 'float' and '" + std::string{python_name(at->kind())} + "'"});
     return std::nullopt;
   }
   out.decide("optimizer." + key, to_json(*at), "optimizer.params." + key + " is set", rule_of(p, "optimizer." + key),

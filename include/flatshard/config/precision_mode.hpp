@@ -153,14 +153,15 @@ inline void warn_odd_enabled(node const& enabled, precision_mode mode, profile p
 
 inline std::optional<precision_mode> decide_precision(node const& root, profile p, std::string_view when,
                                                       findings& out) {
+  bool readable = true;
   for (auto const key : precision_sections(p)) {
     auto const section = root[key];
     if (!section.present() || section->is(value_kind::object)) continue;
+    readable = false;
     out.error(errc::section_not_object, section.where(), when,
               "found " + std::string{name(section->kind())} + ", allowed: an object such as {\"enabled\": true}",
               {"AttributeError", package_of(p),
                "'" + std::string{python_name(section->kind())} + "' object has no attribute 'get'"});
-    return std::nullopt;
   }
   auto const bf16 = root["bf16"]["enabled"], fp16 = root["fp16"]["enabled"];
   auto const choice = mode_by_profile(p, *bf16, *fp16);
@@ -173,9 +174,10 @@ inline std::optional<precision_mode> decide_precision(node const& root, profile 
             " trains with DeepSpeed in bf16 or fp32 only; set fp16.enabled to false or remove it, and "
             "bf16.enabled to true",
         {"ValueError", package_of(p), "DeepSpeed only supports bf16 mixed precision for now, fp16 is not supported."});
-    out.decide("precision", "refused", inputs, std::string{choice.rule}, fp16.where());
+    if (readable) out.decide("precision", "refused", inputs, std::string{choice.rule}, fp16.where());
     return std::nullopt;
   }
+  if (!readable) return std::nullopt;
   auto reason = inputs + (choice.decided_by.empty() ? ", which leaves the choice to the front end"
                                                     : "; " + std::string{choice.decided_by} + " decides");
   out.decide("precision", std::string{name(dtype_of_mode(choice.mode))}, std::move(reason), std::string{choice.rule},

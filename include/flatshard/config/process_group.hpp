@@ -18,9 +18,11 @@ inline namespace v0 {
 }
 
 /// Decides the process group of LLaMA-Factory v1: its launcher makes one, and fails if there is one already; without a
-/// launcher there is none, and variables of MPI alone start nothing. Source: docs/config.md, process group.
-inline void decide_process_group(facts const& f, value const& timeout, place const& timeout_at, findings& out,
+/// launcher there is none, and variables of MPI alone start nothing. An absent timeout is upstream's default. Source:
+/// docs/config.md, process group.
+inline void decide_process_group(facts const& f, value const& given_timeout, place const& timeout_at, findings& out,
                                  resolved_policies& policies) {
+  auto const timeout = given_timeout.present() ? given_timeout : value{18000};
   auto& group = policies.process_group;
   place const launcher{{}, {}, 0, 0};
   if (f.group) {
@@ -66,8 +68,11 @@ inline void decide_process_group(facts const& f, value const& timeout, place con
                                                                                      : "neither CUDA nor an NPU"},
              "llamafactory.process_group.backend", launcher);
   out.decide("process_group.timeout", f.group ? std::to_string(group.timeout_seconds) : to_json(timeout),
-             f.group ? "of the group that exists" : "dist_timeout, in seconds", "llamafactory.dist_timeout",
-             timeout_at);
+             f.group ? "of the group that exists"
+                     : "dist_timeout is " +
+                           (given_timeout.present() ? to_json(given_timeout) : absent_default(llamafactory_version)) +
+                           ", in seconds",
+             "llamafactory.dist_timeout", timeout_at);
 }
 
 }  // namespace v0

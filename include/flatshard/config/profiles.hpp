@@ -110,6 +110,7 @@ struct facts {
   value num_micro_batch = 1;                  ///< micro batches per step; the same
   std::optional<bool> bf16{};                 ///< the front end's argument over the file's `bf16`
   std::optional<value> model_config{};        ///< attributes of the model's configuration; null: the model has none
+  std::string model_file = "config.json";     ///< where `model_config` was read, for places
   bucket_source buckets = bucket_source::text_config;
   device_kind device = device_kind::cuda;
   std::optional<existing_group> group{};

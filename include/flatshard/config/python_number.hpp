@@ -7,30 +7,52 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <string_view>
 
 namespace flatshard {
 inline namespace v0 {
 
-/// A Python number: int or float.
+/// An integer of 128 bits.
+__extension__ typedef __int128 wide_integer;
+
+/// A Python number: int or float. Python's ints have no limit; here products of more than 127 bits become floats.
 struct python_number {
   bool floating{};
-  std::int64_t whole{};
+  wide_integer whole{};
   double real{};
   [[nodiscard]] double as_real() const { return floating ? real : static_cast<double>(whole); }
   [[nodiscard]] bool positive() const { return floating ? real > 0 : whole > 0; }
   [[nodiscard]] bool zero() const { return floating ? real == 0 : whole == 0; }
 };
-/// The number that a value is in arithmetic: int, float or bool; of a larger int its double.
+/// The number that a value is in arithmetic: int, float or bool; of an int of more than 37 digits its double.
 [[nodiscard]] inline std::optional<python_number> python_number_of(value const& v) {
   if (v.is(value_kind::boolean)) return python_number{false, v.is_true(), 0};
   if (auto const i = v.integer()) return python_number{false, *i, 0};
+  bool const negative = v.text().starts_with('-');
+  auto const digits = v.is(value_kind::integer) ? v.text().substr(negative ? 1 : 0) : std::string_view{};
+  if (!digits.empty() && digits.size() <= 37 && digits.find_first_not_of("0123456789") == std::string_view::npos) {
+    wide_integer n = 0;
+    for (auto const c : digits) n = n * 10 + (c - '0');
+    return python_number{false, negative ? -n : n, 0};
+  }
   if (auto const x = v.number()) return python_number{true, 0, *x};
   return std::nullopt;
 }
-[[nodiscard]] inline value to_value(python_number n) { return n.floating ? value{n.real} : value{n.whole}; }
+[[nodiscard]] inline value to_value(python_number n) {
+  if (n.floating) return value{n.real};
+  auto const narrow = static_cast<std::int64_t>(n.whole);
+  if (narrow == n.whole) return value{narrow};
+  std::string digits;
+  for (auto rest = n.whole < 0 ? -n.whole : n.whole; rest != 0; rest /= 10)
+    digits.insert(digits.begin(), static_cast<char>('0' + static_cast<int>(rest % 10)));
+  return value::number(n.whole < 0 ? '-' + digits : digits);
+}
 [[nodiscard]] inline python_number multiply(python_number a, python_number b) {
-  std::int64_t product = 0;
-  if (!a.floating && !b.floating && !__builtin_mul_overflow(a.whole, b.whole, &product)) return {false, product, 0};
+  constexpr auto most = static_cast<wide_integer>(~static_cast<unsigned long long>(0)) << 63;  // of 127 bits
+  auto const size = [](wide_integer n) { return n < 0 ? -n : n; };
+  if (!a.floating && !b.floating && (b.whole == 0 || size(a.whole) <= most / size(b.whole)))
+    return {false, a.whole * b.whole, 0};
   return {true, 0, a.as_real() * b.as_real()};
 }
 /// Python's `//`; the divisor is not zero.

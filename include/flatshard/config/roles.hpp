@@ -90,13 +90,20 @@ static_assert(!deepspeed_roles({.stage = 0, .grad_accum = dtype::f32}).accepted)
          ", forward_logits_dtype=" + std::string{torch_name(output)};
 }
 
+/// The lines that LLaMA-Factory prints about precision. `mixed_precision=no` is the mode of a DeepSpeed file and not a
+/// dtype: fp32 shards under bf16 (widened on the host) do not print it. `backend` is "deepspeed" or "fsdp2"; `mode`
+/// counts for DeepSpeed alone; the dtypes are those of the buffers that hold parameters and what the model returns.
+[[nodiscard]] inline std::vector<std::string> precision_lines(std::string_view backend, precision_mode mode,
+                                                              dtype storage, dtype output) {
+  std::vector<std::string> lines;
+  if (backend == "deepspeed" && mode == precision_mode::fp32) lines.emplace_back("mixed_precision=no");
+  lines.push_back(precision_debug_line(backend, storage, output));
+  return lines;
+}
 /// The lines that a front end prints about the precision of a DeepSpeed engine.
 [[nodiscard]] inline std::vector<std::string> precision_lines(profile p, precision_mode mode, precision const& dtypes) {
-  std::vector<std::string> lines;
-  if (!is_llamafactory(p)) return lines;
-  if (mode == precision_mode::fp32) lines.emplace_back("mixed_precision=no");
-  lines.push_back(precision_debug_line("deepspeed", dtypes.parameter_storage, dtypes.output));
-  return lines;
+  if (!is_llamafactory(p)) return {};
+  return precision_lines("deepspeed", mode, dtypes.parameter_storage, dtypes.output);
 }
 
 /// Whether a front end casts the whole model to fp32 before the engine sees it.
