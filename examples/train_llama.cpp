@@ -11,6 +11,7 @@
 
 #include <flatshard/checkpoint_files.hpp>
 #include <flatshard/communicator.hpp>
+#include <flatshard/config/roles.hpp>
 #include <flatshard/dtype.hpp>
 #include <flatshard/file.hpp>
 #include <flatshard/kernels/cpu.hpp>
@@ -199,15 +200,6 @@ class reporter {
   value object_ = value::object(), steps_ = value::array();
 };
 
-/// The lines that LLaMA-Factory prints, from the dtypes of the buffers that hold parameters and logits.
-[[nodiscard]] std::vector<std::string> precision_lines(std::string_view dist, dtype storage, dtype logits) {
-  std::vector<std::string> lines;
-  if (dist == "deepspeed" && storage == dtype::f32) lines.emplace_back("mixed_precision=no");
-  lines.push_back(fmt::format("Precision debug: dist={}, parameter_storage_dtype={}, forward_logits_dtype={}", dist,
-                              flatshard::torch_name(storage), flatshard::torch_name(logits)));
-  return lines;
-}
-
 // ---- training ------------------------------------------------------------------------------------------------------
 
 struct training {
@@ -243,7 +235,9 @@ void train_rank(training const& job, Precision precision, Sharding sharding, C& 
   agree(comm, job.setup.resolved, units);
   load_units(units, args.model, job.setup, comm);
 
-  auto const lines = precision_lines(job.setup.dist(), units.front().storage().type, trainer_type::logits_type());
+  // What LLaMA-Factory prints, from the dtypes of the buffers that hold parameters and logits.
+  auto const lines = flatshard::precision_lines(job.setup.dist(), job.setup.resolved.policies.mode,
+                                                units.front().storage().type, trainer_type::logits_type());
   if (speaks) {
     for (auto const& line : lines) report.line(line);
     // Whether the dtypes of this instantiation are constants, too; the layout's policy is a type always.

@@ -91,6 +91,7 @@ fs::resolution resolve_configuration(configuration_request const& request) {
     auto const config = fs::parse_file(path).value();
     if (!config.value_of_root().is(fs::value_kind::object)) throw failure{one_line(path) + ": this is no object"};
     facts.model_config = config.value_of_root();
+    facts.model_file = path;
     facts.checkpoint = weights_type(config.value_of_root());
   }
   auto const profile = fs::profile_of(request.profile).value();

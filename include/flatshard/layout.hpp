@@ -503,7 +503,7 @@ class layout {
     auto const* place = table_.places.data();  // plain pointers: compilers run this loop, too, and count its steps
     for (auto const *p = of_unit.data(), *const end = p + of_unit.size(); p != end; ++p, ++place) {
       if (place->numel != p->dims.numel()) whole = false;
-      wraps |= __builtin_add_overflow(real, place->numel, &real);
+      wraps |= detail::add_wraps(real, place->numel, real);
     }
     require(whole, "a policy must place every element of a tensor");
     require(!wraps, "a sum of sizes must fit in 64 bits");

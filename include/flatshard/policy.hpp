@@ -137,7 +137,7 @@ struct shape {
   static constexpr std::size_t product(shape s) {
     std::size_t n = 1;
     bool wraps = false;
-    for (std::size_t i = 0; i < s.rank; ++i) wraps |= __builtin_mul_overflow(n, s.dims[i], &n);
+    for (std::size_t i = 0; i < s.rank; ++i) wraps |= detail::mul_wraps(n, s.dims[i], n);
     require(!wraps, "a product of sizes must fit in 64 bits");
     return n;
   }

@@ -13,16 +13,29 @@
 namespace flatshard {
 inline namespace v0 {
 
+namespace detail {
+// Plain arithmetic: nvcc does not evaluate the overflow builtins in constant expressions. Inputs are copies, so the
+// result may be written over one of them; the division is for factors past 2^32 alone.
+constexpr bool add_wraps(std::size_t a, std::size_t b, std::size_t& sum) {
+  sum = a + b;
+  return sum < a;
+}
+constexpr bool mul_wraps(std::size_t a, std::size_t b, std::size_t& product) {
+  product = a * b;
+  return ((a | b) >> 32) != 0 && b != 0 && a > std::numeric_limits<std::size_t>::max() / b;
+}
+}  // namespace detail
+
 /// The product of two counts, or a broken rule: sizes come from users and pass 2^32.
 [[nodiscard]] constexpr std::size_t checked_mul(std::size_t a, std::size_t b) {
   std::size_t product = 0;
-  require(!__builtin_mul_overflow(a, b, &product), "a product of sizes must fit in 64 bits");  // no division: hot
+  require(!detail::mul_wraps(a, b, product), "a product of sizes must fit in 64 bits");
   return product;
 }
 /// The sum of two counts, or a broken rule.
 [[nodiscard]] constexpr std::size_t checked_add(std::size_t a, std::size_t b) {
   std::size_t sum = 0;
-  require(!__builtin_add_overflow(a, b, &sum), "a sum of sizes must fit in 64 bits");
+  require(!detail::add_wraps(a, b, sum), "a sum of sizes must fit in 64 bits");
   return sum;
 }
 /// a / b rounded up; b > 0.

@@ -46,9 +46,9 @@ struct native : flat_cuts {
     auto* t = out.data();  // plain pointers: compilers run this loop, too, and count its steps
     for (auto const *p = unit.data(), *const last = p + unit.size(); p != last; ++p, ++t) {
       auto const n = p->dims.numel();
-      wraps |= __builtin_add_overflow(end, (tensor_align - end % tensor_align) % tensor_align, &end);
+      wraps |= detail::add_wraps(end, (tensor_align - end % tensor_align) % tensor_align, end);
       *t = {n, end, 0};
-      wraps |= __builtin_add_overflow(end, n, &end);
+      wraps |= detail::add_wraps(end, n, end);
     }
     require(!wraps, "a sum of sizes must fit in 64 bits");
     auto const segment = round_up(ceil_div(end, w), segment_align);
