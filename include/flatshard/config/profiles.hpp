@@ -2,6 +2,8 @@
 /// Which front end reads a configuration, and what has to be known beside its text.
 #pragma once
 
+#include <flatshard/config/arguments.hpp>
+#include <flatshard/config/releases.hpp>
 #include <flatshard/document.hpp>
 #include <flatshard/dtype.hpp>
 
@@ -78,7 +80,9 @@ enum class config_form : std::uint8_t {
   automatic,          ///< by the file's name, then by its keys
   deepspeed,          ///< a DeepSpeed configuration
   llamafactory_file,  ///< LLaMA-Factory's YAML file
-  llamafactory_dict   ///< the same as an object in code: no file, so `.json` is no error
+  llamafactory_dict,  ///< the same as an object in code: no file, so `.json` is no error
+  accelerate_file,    ///< accelerate's YAML or JSON file, as `accelerate config` writes it
+  fully_shard_call    ///< an object with fully_shard's arguments
 };
 
 enum class device_kind : std::uint8_t { cuda, npu, cpu, other };
@@ -122,6 +126,10 @@ struct facts {
   std::optional<dtype> checkpoint{};           ///< of the model's weights
   config_form form = config_form::automatic;
   std::size_t rank = 0;  ///< of this process
+  releases upstream{};   ///< where the rules of releases differ
+  accelerator_arguments accelerator{};
+  training_arguments training{};
+  fully_shard_arguments fully_shard{};
 
   /// The value of an environment variable, or none.
   [[nodiscard]] std::optional<std::string_view> variable(std::string_view key) const {

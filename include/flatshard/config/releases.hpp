@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Which releases of the front ends are meant, where their rules differ.
+#pragma once
+
+#include <charconv>
+#include <compare>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace flatshard {
+inline namespace v0 {
+
+/// A release, compared number by number: 0.19.8 is later than 0.19.7.
+struct release {
+  std::uint16_t major{}, minor{}, patch{};
+  friend constexpr auto operator<=>(release const&, release const&) = default;
+};
+[[nodiscard]] inline std::string to_string(release const& r) {
+  return std::to_string(r.major) + '.' + std::to_string(r.minor) + '.' + std::to_string(r.patch);
+}
+/// The release of `0.19.8`; none if the text is anything but three numbers with points between.
+[[nodiscard]] inline std::optional<release> release_of(std::string_view text) {
+  release r;
+  auto const* at = text.data();
+  auto const* const end = text.data() + text.size();
+  for (auto* const number : {&r.major, &r.minor, &r.patch}) {
+    auto const read = std::from_chars(at, end, *number);
+    if (read.ec != std::errc{} || (read.ptr == end) != (number == &r.patch)) return std::nullopt;
+    if (read.ptr != end && *read.ptr != '.') return std::nullopt;
+    at = read.ptr + 1;
+  }
+  return r;
+}
+
+/// The release of each front end; none = the commit that docs/config.md cites.
+struct releases {
+  std::optional<release> deepspeed{}, accelerate{}, transformers{}, llamafactory{}, torch{};
+};
+/// Whether a chosen release is `since` or later; `cited` is the answer for the cited commit.
+[[nodiscard]] constexpr bool is_since(std::optional<release> const& chosen, release since, bool cited) {
+  return chosen ? *chosen >= since : cited;
+}
+
+static_assert(is_since(release{0, 19, 8}, {0, 19, 7}, false) && !is_since(std::nullopt, {0, 19, 7}, false));
+
+}  // namespace v0
+}  // namespace flatshard
