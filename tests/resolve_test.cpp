@@ -363,6 +363,18 @@ TEST_CASE("process group: created by a launcher, by device; adopted; MPI's varia
   CHECK(find(twice, errc::process_group_exists));
   CHECK(errors(with(text, {.group = existing_group{"gloo", 60}})) == 0);
   CHECK(with(R"({"dist_config": {"name": "fsdp2"}, "dist_timeout": 60})").policies.process_group.timeout_seconds == 60);
+  for (auto const p : {profile::llamafactory, profile::llamafactory_review})
+    for (auto const* const form : {text, R"({"dist_config": {"name": "fsdp2"}})"})
+      for (auto const& f : {facts{.world = 2}, facts{}, facts{.group = existing_group{"gloo", 60}}}) {
+        auto const r = resolve(config(form), p, f);
+        std::size_t count = 0;
+        for (auto const& d : r.decisions) {
+          if (!d.key.starts_with("process_group")) continue;
+          CHECK(d.rule == rule_of(p, d.key == "process_group.timeout" ? "dist_timeout" : d.key));
+          ++count;
+        }
+        CHECK(count == (f.world || f.group ? 3 : 1));
+      }
 }
 
 TEST_CASE("a LLaMA-Factory dict that names a DeepSpeed file") {

@@ -302,7 +302,8 @@ TEST_CASE("every tensor that a layout cannot cut is named with file, reason and 
   refused({"--layout", "fsdp2"}, {"\"scale\" is a scalar", "\"bias\" is a scalar", "\"six\" is fp6_e2m3"},
           {"\"whole\"", "\"packed\"", "\"even\""});  // 2 rows of 2 elements are whole bytes
   refused({"--layout", "zero3"},
-          {"\"packed\" is fp4, 4 bits an element, and zero3 over 2 ranks", "runs of 3 elements", "\"six\" is fp6_e2m3"},
+          {"\"packed\" is fp4, 4 bits an element, and zero3 over 2 ranks cuts it at element 3, inside a byte",
+           "\"six\" is fp6_e2m3"},
           {"\"whole\"", "\"scale\"", "\"bias\"", "\"even\""});
   refused({"--config", dir / "z3.json"}, {"\"packed\" is fp4", "\"six\""}, {"\"scale\""});
   for (std::string const world : {"1", "2", "3", "7"}) {

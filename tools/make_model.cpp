@@ -7,6 +7,7 @@
 #include "report.hpp"
 
 #include <flatshard/dtype.hpp>
+#include <flatshard/initial_values.hpp>
 #include <flatshard/quantity.hpp>
 #include <flatshard/safetensors_writer.hpp>
 #include <flatshard/unfinished_folder.hpp>
@@ -197,7 +198,7 @@ void write_weights(std::vector<part> const& parts, std::vector<std::unique_ptr<n
         auto const& tensor = parts[p.file].tensors[p.tensor];
         auto const out = std::span{buffer}.first(static_cast<std::size_t>(p.size));
         switch (tensor.holds) {
-          case content::normal: fill_normal(out, tensor_key(seed, tensor.name), p.begin, *table); break;
+          case content::normal: fill_normal(out, flatshard::tensor_key(seed, tensor.name), p.begin, *table); break;
           case content::ones: std::fill(out.begin(), out.end(), flatshard::narrow<bf16>(1)); break;
           case content::zeros: std::fill(out.begin(), out.end(), bf16{}); break;
         }

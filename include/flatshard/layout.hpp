@@ -231,6 +231,7 @@ concept sees_unit = requires(P const& p, std::span<parameter const> unit, std::s
 ///   `padding_value()`    what fills the rest: a value, or nothing if undefined; zero without it
 ///   `for_unit(unit, w)`  itself with the tables that it needs for this unit
 ///   `hash(h)`            h continued over what its placements do not show
+///   `cuts_scalars`       false if `place` refuses tensors without a dimension
 ///   `may_cut(parameter, i)`  whether a rank may begin at element i, 0 < i < numel; `alignment()`: what every piece
 ///                        begins at a multiple of, in its tensor and in the segment. Both for the laws (laws.hpp)
 template <ShardingPolicy P, std::size_t W, class Table>
