@@ -3,6 +3,7 @@
 
 #include "arguments.hpp"
 #include "configuration.hpp"
+#include "declared_tensors.hpp"
 #include "findings_text.hpp"
 #include "process_ranks.hpp"
 #include "report.hpp"
@@ -27,6 +28,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -77,17 +79,20 @@ struct fast_cast {
   void operator()(std::span<To> out, std::span<From const> in) const { fs::kernels::cast(out, in); }
 };
 
-/// Throws `bad_input` with every tensor that `policy` cannot cut over `world` ranks, and says where another can.
+/// Throws `bad_input` with every tensor that config.json declares otherwise or that `policy` cannot cut over `world`
+/// ranks; says where another policy can.
 template <class Policy>
 void check_tensors(Policy const& policy, fs::world<> world, fs::checkpoint_files const& checkpoint) {
   auto all = fs::cut_problems(checkpoint, policy, world);
-  if (all.empty()) return;
+  auto declared = declared_problems(checkpoint);
+  if (all.empty() && declared.empty()) return;
   auto const of_native = fs::cut_problems(checkpoint, fs::native{}, world);
   for (auto& one : all) {
     auto const same = [&](fs::problem const& p) { return p.where == one.where && p.detail == one.detail; };
     if (std::none_of(of_native.begin(), of_native.end(), same))
       one.detail += "; --layout native without --config can load it";
   }
+  all.insert(all.end(), std::make_move_iterator(declared.begin()), std::make_move_iterator(declared.end()));
   fs::throw_bad_input(fs::config_error{std::move(all)});
 }
 
@@ -98,10 +103,10 @@ rank_report load_part(Policy policy, fs::world<> world, fs::rank_id rank, fs::ch
                       fs::kernels::page_buffer& memory) {
   using unit_layout = fs::listed_layout<Policy>;
   check_tensors(policy, world, checkpoint);
+  auto const units = fs::model_units(checkpoint).value();
   // One segment holds one type: what cannot become the storage dtype (integers, fp8) keeps its own segment.
   std::vector<unit_layout> layouts;
   std::vector<fs::dtype> types;
-  auto const units = fs::model_units(checkpoint).value();
   for (auto const& unit : units) {
     std::vector<std::pair<fs::dtype, std::vector<fs::parameter>>> by_type;
     for (std::size_t i = 0; i < unit.parameters.size(); ++i) {

@@ -7,6 +7,7 @@
 
 #include <flatshard/dtype.hpp>
 #include <flatshard/layout.hpp>
+#include <flatshard/parameter_table.hpp>
 #include <flatshard/policy.hpp>
 #include <flatshard/quantity.hpp>
 #include <flatshard/unit.hpp>
@@ -35,9 +36,7 @@ inline constexpr std::uint64_t golden_step = 0x9E3779B97F4A7C15u;
 
 /// The key of one tensor's random numbers: seed and name (FNV-1a), mixed.
 [[nodiscard]] constexpr std::uint64_t tensor_key(std::uint64_t seed, std::string_view name) {
-  std::uint64_t hash = 0xCBF29CE484222325u;
-  for (auto const c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
-  return detail::mixed(detail::mixed(seed + detail::golden_step) ^ hash);
+  return detail::mixed(detail::mixed(seed + detail::golden_step) ^ detail::fnv(detail::fnv_offset, name));
 }
 /// 64 random bits, number `i` of a key. Any of them by itself, in any order.
 [[nodiscard]] constexpr std::uint64_t random_bits(std::uint64_t key, std::uint64_t i) {
