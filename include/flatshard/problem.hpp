@@ -143,7 +143,15 @@ enum class errc : std::uint8_t {
   named_file_missing,
   list_type,
   string_type,
-  unsupported
+  unsupported,
+  bad_fsdp_policy,
+  bad_mixed_precision,
+  bad_source,
+  bad_truth_value,
+  config_file_and_keys,
+  zero3_init_flag_off,
+  training_mismatch,
+  optimizer_section_missing
 };
 
 /// The code as it is printed: snake_case for files, kebab-case for configurations.
@@ -339,6 +347,14 @@ inline std::string_view name(errc code) {
     case errc::list_type: return "list-type";
     case errc::string_type: return "string-type";
     case errc::unsupported: return "unsupported";
+    case errc::bad_fsdp_policy: return "bad-fsdp-policy";
+    case errc::bad_mixed_precision: return "bad-mixed-precision";
+    case errc::bad_source: return "bad-source";
+    case errc::bad_truth_value: return "bad-truth-value";
+    case errc::config_file_and_keys: return "config-file-and-keys";
+    case errc::zero3_init_flag_off: return "zero3-init-flag-off";
+    case errc::training_mismatch: return "mismatch";
+    case errc::optimizer_section_missing: return "optimizer-section-missing";
   }
   return "other";
 }

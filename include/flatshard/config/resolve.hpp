@@ -22,7 +22,8 @@
 ///     }
 #pragma once
 
-#include <flatshard/config/deepspeed_file.hpp>
+#include <flatshard/config/accelerate_deepspeed.hpp>
+#include <flatshard/config/llamafactory_deepspeed.hpp>
 #include <flatshard/config/llamafactory_file.hpp>
 #include <flatshard/config/process_group.hpp>
 #include <flatshard/config/resolution.hpp>
@@ -68,8 +69,19 @@ inline namespace v0 {
   if (!available(front_end)) {
     out.error(errc::unknown_profile, whole, at_read,
               "the profile " + std::string{name(front_end)} +
-                  " is not available yet; use llamafactory or llamafactory-review",
+                  " is not available yet; use llamafactory, llamafactory-review, accelerate, transformers-v4 or "
+                  "transformers-v5",
               {});
+  } else if (!is_llamafactory(front_end)) {
+    out.decide("backend", "deepspeed", "the file is a DeepSpeed configuration", rule_of(front_end, "backend"), whole);
+    r.policies.config_file = config.file();
+    resolve_accelerate_deepspeed(config, front_end, f, out, r.policies);
+    r.policies.activation_checkpointing = false;
+    out.decide("activation_checkpointing", "false",
+               is_transformers(front_end) ? "the training argument gradient_checkpointing is off unless it is given"
+                                          : "the program does it or not: accelerate has no word in it with DeepSpeed",
+               rule_of(front_end, "activation_checkpointing"), whole);
+    decide_adopted_process_group(front_end, f, out, r.policies);
   } else if (form == config_form::deepspeed) {
     if (f.bf16)
       out.warn(errc::ignored_key, whole, at_train,
