@@ -406,8 +406,7 @@ TEST_CASE("unknown keys of a LLaMA-Factory file: all of them, with what was mean
 }
 
 TEST_CASE("a profile that is not there yet is an error, not a guess") {
-  for (auto const p :
-       {profile::accelerate, profile::transformers_v4, profile::transformers_v5, profile::deepspeed, profile::torch}) {
+  for (auto const p : {profile::transformers_v4, profile::transformers_v5, profile::deepspeed}) {
     CHECK(find(resolve(config("{}"), p), errc::unknown_profile));
     CHECK(profile_of(name(p)) == p);
   }
