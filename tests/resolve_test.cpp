@@ -407,7 +407,7 @@ TEST_CASE("unknown keys of a LLaMA-Factory file: all of them, with what was mean
 }
 
 TEST_CASE("a profile that is not there yet is an error, not a guess") {
-  for (auto const p : {profile::deepspeed, profile::torch}) {
+  for (auto const p : {profile::deepspeed}) {
     CHECK(find(resolve(config("{}"), p), errc::unknown_profile));
     CHECK(profile_of(name(p)) == p);
   }

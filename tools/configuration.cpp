@@ -28,7 +28,7 @@ namespace {
 namespace fs = flatshard;
 
 /// JSON if it begins like an object, else YAML.
-fs::result<fs::document> read_standard_input(fs::facts& facts) {
+fs::result<fs::document> read_standard_input(fs::facts& facts, fs::profile profile) {
   std::string text;
   std::array<char, 65536> block{};
   while (auto const n = std::fread(block.data(), 1, block.size(), stdin)) {
@@ -39,6 +39,10 @@ fs::result<fs::document> read_standard_input(fs::facts& facts) {
   constexpr std::string_view name = "<stdin>";
   auto const first = text.find_first_not_of(" \t\r\n");
   if (first == std::string::npos || text[first] == '{') return fs::parse_json(text, name);
+  if (profile == fs::profile::accelerate) {
+    facts.form = fs::config_form::accelerate_file;
+    return fs::frontend::parse_accelerate(text, name);
+  }
   facts.form = fs::config_form::llamafactory_file;
   return fs::frontend::parse_llamafactory(text, name);
 }
@@ -65,8 +69,10 @@ std::optional<fs::dtype> weights_type(fs::value const& config) {
 }  // namespace
 
 void add_configuration_options(CLI::App& command, configuration_request& request) {
-  command.add_option("--profile", request.profile, "Whose rules decide: llamafactory (default) or llamafactory-review")
-      ->check(one_of({"llamafactory", "llamafactory-review"}))
+  command
+      .add_option("--profile", request.profile,
+                  "Whose rules decide: llamafactory (default), llamafactory-review, accelerate or torch")
+      ->check(one_of({"llamafactory", "llamafactory-review", "accelerate", "torch"}))
       ->type_name("NAME");
   command
       .add_option("--bf16", request.bf16, "The front end's argument: true, false, or auto (default: the file decides)")
@@ -95,7 +101,8 @@ fs::resolution resolve_configuration(configuration_request const& request) {
     facts.checkpoint = weights_type(config.value_of_root());
   }
   auto const profile = fs::profile_of(request.profile).value();
-  auto const read = request.file == "-" ? read_standard_input(facts) : fs::frontend::read_configuration(request.file);
+  auto const read = request.file == "-" ? read_standard_input(facts, profile)
+                                        : fs::frontend::read_configuration(request.file, {}, profile);
   if (!read) {
     fs::resolution nothing;
     nothing.front_end = profile;

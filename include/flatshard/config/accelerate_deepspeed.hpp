@@ -1,130 +1,108 @@
 // SPDX-License-Identifier: Apache-2.0
-/// A DeepSpeed configuration under accelerate, or under Transformers' Trainer, which runs accelerate underneath.
+/// The section deepspeed_config of accelerate's file: what its launcher puts into the environment, and the
+/// configuration that a worker's plugin makes of it.
 #pragma once
 
-#include <flatshard/config/accelerate_precision.hpp>
-#include <flatshard/config/accelerate_prepare.hpp>
-#include <flatshard/config/autofill.hpp>
-#include <flatshard/config/deepspeed_file.hpp>
-#include <flatshard/config/deepspeed_plugin.hpp>
-#include <flatshard/config/load_trigger.hpp>
+#include <flatshard/config/findings.hpp>
+#include <flatshard/config/launch_arguments.hpp>
+#include <flatshard/config/python_text.hpp>
 #include <flatshard/config/resolution.hpp>
-#include <flatshard/config/transformers_arguments.hpp>
 
+#include <algorithm>
+#include <array>
+#include <cstdint>
 #include <optional>
 #include <string>
-#include <utility>
+#include <string_view>
+#include <vector>
 
 namespace flatshard {
 inline namespace v0 {
 
-/// Resolves one DeepSpeed configuration: plugin and model, then training.
-inline void resolve_accelerate_deepspeed(document const& config, profile p, facts const& f, findings& out,
-                                         resolved_policies& policies);
+/// One key of deepspeed_config and its variable; an empty variable: the launcher drops the value.
+struct deepspeed_key {
+  std::string_view key, variable;
+  bool lowered;
+};
+/// Source: accelerate@16cb6eb8:src/accelerate/utils/launch.py:564-588.
+inline constexpr std::array<deepspeed_key, 11> accelerate_deepspeed_keys{{
+    {"zero_stage", "ACCELERATE_DEEPSPEED_ZERO_STAGE", false},
+    {"gradient_accumulation_steps", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", false},
+    {"gradient_clipping", "ACCELERATE_GRADIENT_CLIPPING", true},
+    {"offload_optimizer_device", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", true},
+    {"offload_param_device", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", true},
+    {"zero3_init_flag", "ACCELERATE_DEEPSPEED_ZERO3_INIT", true},
+    {"zero3_save_16bit_model", "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", true},
+    {"deepspeed_config_file", "ACCELERATE_DEEPSPEED_CONFIG_FILE", false},
+    {"deepspeed_moe_layer_cls_names", "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES", false},
+    {"offload_optimizer_nvme_path", "", false},
+    {"offload_param_nvme_path", "", false},
+}};
+
+/// Sets the variables of the DeepSpeed launcher. `precision_of_file`: mixed_precision stands in the file.
+inline void set_deepspeed_environment(node const& root, launch_arguments const& arguments, bool precision_of_file,
+                                      facts const& f, worker_environment& env, findings& out);
+
+/// The DeepSpeed configuration that accelerate's file, a word of its launcher or the environment names; empty if none.
+[[nodiscard]] inline std::string accelerate_config_file_of(document const& file, facts const& f);
 
 // ---- definitions
 
-namespace detail {
-
-/// How the Trainer and a program around accelerate call prepare.
-inline prepare_arguments prepare_arguments_of(value const& config, profile p, facts const& f) {
-  using enum prepared_object;
-  if (is_transformers(p)) {
-    prepare_arguments given{.steps_are_compared = false};
-    given.optimizer = config.has("optimizer") ? placeholder : in_code;
-    given.scheduler = config.has("scheduler") ? placeholder : given.optimizer == placeholder ? callable : none;
-    return given;
-  }
-  auto const& a = f.accelerator;
-  prepare_arguments given{.gradient_accumulation_steps = a.gradient_accumulation_steps,
-                          .dataloader_batch_sizes = a.dataloader_batch_sizes};
-  given.optimizer = a.placeholder_optimizer ? placeholder : f.client_optimizer ? in_code : none;
-  given.scheduler = a.placeholder_scheduler ? placeholder : none;
-  given.optimizer_settings = a.placeholder_optimizer.value_or(value::object());
-  given.scheduler_settings = a.placeholder_scheduler.value_or(value::object());
-  return given;
+inline std::string accelerate_config_file_of(document const& file, facts const& f) {
+  auto const root = file.root();
+  if (!root["distributed_type"]->is_text("DEEPSPEED")) return {};
+  findings unused;
+  launch_arguments const arguments{root, f.accelerator.launcher, unused};
+  auto const named = arguments.find("deepspeed_config_file", "deepspeed_config");
+  if (named.is_set()) return python_str(named.given);
+  return std::string{f.variable("ACCELERATE_DEEPSPEED_CONFIG_FILE").value_or("")};
 }
 
-/// While the model is built, `copy` is what is registered: the trigger, and DeepSpeed's own reading if it is on.
-inline void load_registered(value copy, bool accepted, node const& root, profile p, facts const& f, findings& out,
-                            resolved_policies& policies) {
-  document const placed{copy, root.where().file};
-  auto trigger = load_trigger(placed.root());
-  if (trigger.refused && placed["zero_optimization"]->is(value_kind::null)) {
-    trigger.refused = false;
-    trigger.reason = "off: zero_optimization is null";
+namespace detail {
+
+inline void report_deepspeed_keys(node const& section, launch_arguments const& arguments, findings& out) {
+  constexpr std::array<std::string_view, 4> launcher{"deepspeed_hostfile", "deepspeed_exclusion_filter",
+                                                     "deepspeed_inclusion_filter", "deepspeed_multinode_launcher"};
+  for (auto const& m : section->members()) {
+    auto const row = std::find_if(accelerate_deepspeed_keys.begin(), accelerate_deepspeed_keys.end(),
+                                  [&](auto const& r) { return r.key == m.key; });
+    auto const ignored = [&](std::string why) {
+      out.warn(errc::ignored_key, section.key_place(m), at_train,
+               "deepspeed_config." + m.key + " is ignored: " + std::move(why));
+    };
+    if (row == accelerate_deepspeed_keys.end()) {
+      if (std::find(launcher.begin(), launcher.end(), m.key) != launcher.end()) continue;
+      std::vector<std::string_view> known;
+      for (auto const& r : accelerate_deepspeed_keys) known.push_back(r.key);
+      ignored("accelerate has no such key" +
+              (m.key == "stage" ? std::string{"; write zero_stage"} : out.suggest(m.key, known)));
+    } else if (row->variable.empty() && truthy(m.held)) {
+      ignored(
+          "the launcher hands no path on, so that DeepSpeed gets the text \"none\"; set it in a file that "
+          "deepspeed_config_file names");
+    } else if (arguments.in_words(m.key)) {
+      ignored("the argument --" + m.key + " wins");
+    }
   }
-  std::optional<precision_mode> mode;
-  if (trigger.active && accepted) {
-    if (p == profile::accelerate) pin_batch(copy);  // the Trainer registers its copy as it is
-    auto const read = read_natively(copy, root, ranks_at_load(p, f), f, at_load, out);
-    if (read.batch) policies.batch_at_load = read.batch->sizes;
-    mode = read.mode;
-  }
-  if (trigger.active && mode)
-    trigger.reason += p == profile::accelerate ? ", if the Accelerator is built before the model"
-                                               : ", if the TrainingArguments are made before the model and kept alive";
-  if (trigger.active && !mode) {
-    trigger.reason = "refused: zero_optimization.stage equals 3, but the configuration is refused before the model";
-    trigger.refused = true;
-    trigger.active = false;
-  }
-  if (trigger.refused) trigger.upstream = "an exception at load, see the problems";
-  policies.load = decide_load_trigger(trigger, mode, placed.root(), p, out);
 }
 
 }  // namespace detail
 
-inline void resolve_accelerate_deepspeed(document const& config, profile p, facts const& f, findings& out,
-                                         resolved_policies& policies) {
-  auto const root = config.root();
-  policies.backend = backend_kind::deepspeed;
-  report_duplicates(root, out);
-  if (!root->is(value_kind::object))
-    return out.error(errc::section_not_object, root.where(), at_read,
-                     "the file holds " + std::string{name(root->kind())} + ", an object is needed",
-                     {"AttributeError", "accelerate",
-                      "'" + std::string{python_name(root->kind())} + "' object has no attribute 'get'"});
-  handed_config handed;
-  auto& copy = handed.config;
-  copy = *root;
-  trainer_config trainer{copy, root, p, f, out};
-  if (is_transformers(p)) {
-    trainer.fill();
-    policies.model_init = trainer.model_init();
-    out.decide("model_init_dtype", std::string{name(policies.model_init)},
-               "of tensor-parallel models: bf16 where bf16.enabled is on, else by fp16.enabled and the version",
-               rule_of(p, "model_init_dtype"), root["bf16"].where());
+inline void set_deepspeed_environment(node const& root, launch_arguments const& arguments, bool precision_of_file,
+                                      facts const&, worker_environment& env, findings& out) {
+  auto const section = root["deepspeed_config"];
+  std::string fields;
+  for (auto const& m : section->members()) fields += (fields.empty() ? "" : ",") + m.key;
+  if (precision_of_file) fields += fields.empty() ? "mixed_precision" : ",mixed_precision";
+  env.set("ACCELERATE_CONFIG_DS_FIELDS", lower(fields), {true, section.where(), "the keys of deepspeed_config"});
+  env.set("ACCELERATE_USE_DEEPSPEED", "true", {true, {}, "the launcher is DeepSpeed's"});
+  for (auto const& row : accelerate_deepspeed_keys) {
+    auto given = arguments.find(row.key, "deepspeed_config");
+    if (row.variable.empty() || !given.is_set()) continue;
+    auto text = row.lowered ? lower(python_str(given.given)) : python_str(given.given);
+    env.set(std::string{row.variable}, std::move(text), std::move(given));
   }
-  auto const& plugin = policies.plugin.emplace(build_deepspeed_plugin(copy, root, p, f, at_load_and_train, out));
-  decide_deepspeed_plugin(plugin, root, p, f, out);
-  auto const wanted = find_wanted_precision(p, f, out);
-
-  // The Accelerator is built before the model; under the Trainer after it, so that sections are still missing at load.
-  std::optional<value> registered;
-  if (is_transformers(p)) registered = copy;
-  auto const moment = is_transformers(p) ? at_train : at_load_and_train;
-  bool const accepted = apply_mixed_precision(copy, root, wanted, moment, out);
-  auto const reported = accepted ? reported_precision(copy, root, wanted, moment, out) : std::optional<std::string>{};
-  bool const loads = plugin.usable && (registered || (accepted && reported));
-  detail::load_registered(registered ? std::move(*registered) : copy, loads, root, p, f, out, policies);
-
-  report_ignored_keys(root, p, out);
-  if (!accepted) copy = without_precision(std::move(copy));
-  if (is_transformers(p)) trainer.finish(handed.buckets);
-  bool const batch_known =
-      prepare_deepspeed(copy, root, detail::prepare_arguments_of(copy, p, f), p, f, handed.buckets, out);
-  handed.read = read_natively(copy, root, f.world.value_or(1), f, at_train, out);
-  if (!batch_known) handed.read.batch.reset();
-  if (accepted) handed.mode = handed.read.mode;
-  if (handed.mode) {
-    policies.reported_precision = reported.value_or("");
-    decide_accelerate_precision(root, *handed.mode, wanted, reported, p, out);
-  } else {
-    out.decide("precision", "refused", wanted.said + "; see the problems",
-               accepted ? rule_of(p, "precision") : std::string{"acc.conflict"}, root["bf16"].where());
-  }
-  decide_engine(handed, root, p, f, out, policies);
+  detail::report_deepspeed_keys(section, arguments, out);
 }
 
 }  // namespace v0
