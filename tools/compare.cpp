@@ -67,12 +67,12 @@ std::vector<column> columns_of(configuration_request const& request) {
   auto const named = own.resolved.policies.config_file;
   for (std::size_t i = 0; i < fs::profile_names.size(); ++i) {
     auto const p = static_cast<fs::profile>(i);
-    if (!available(p)) continue;
+    if (!available(p) || (p == fs::profile::torch && form != fs::config_form::fully_shard_call)) continue;
     bool const same_front_end =
         p == own.resolved.front_end || (fs::is_llamafactory(p) && fs::is_llamafactory(own.resolved.front_end));
     if (!belongs_to_one || same_front_end) {
       columns.push_back({p, text.name, read_as(p, text, request).resolved});
-    } else if (auto const* const file = own.known.file(named); file != nullptr && p != fs::profile::torch) {
+    } else if (auto const* const file = own.known.file(named); file != nullptr) {
       auto known = own.known;
       known.form = fs::config_form::deepspeed;
       columns.push_back({p, named, fs::resolve(file->content, p, known)});

@@ -59,21 +59,20 @@ std::optional<fs::dtype> weights_type(fs::value const& config) {
   return {};
 }
 
-bool is_yaml(std::string_view name, std::string_view text) {
-  if (name.ends_with(".yaml") || name.ends_with(".yml")) return true;
-  if (name != "<stdin>") return false;
-  auto const first = text.find_first_not_of(" \t\r\n");
-  return first != std::string_view::npos && text[first] != '{';  // JSON begins like an object
-}
-
 /// The document as a front end's own reader gives it.
 fs::result<fs::document> parse_as(fs::profile front_end, std::string_view text, std::string_view name,
                                   fs::facts& known) {
-  if (fs::is_llamafactory(front_end) && is_yaml(name, text)) {
+  auto const first = text.find_first_not_of(" \t\r\n");
+  bool const nameless_yaml = name == "<stdin>" && first != std::string_view::npos && text[first] != '{';
+  if (nameless_yaml && front_end == fs::profile::accelerate) {
+    known.form = fs::config_form::accelerate_file;
+    return fs::frontend::parse_accelerate(text, name);
+  }
+  if (nameless_yaml && fs::is_llamafactory(front_end)) {
     known.form = fs::config_form::llamafactory_file;
     return fs::frontend::parse_llamafactory(text, name);
   }
-  return fs::parse_json(text, name);
+  return fs::frontend::parse_configuration(text, name, {}, front_end);
 }
 
 /// Applies `/json/pointer=value`; the value is JSON, or else a string. Objects are made on the way.

@@ -32,21 +32,36 @@
 
 namespace flatshard::frontend {
 
-/// A plain scalar as omegaconf reads it: YAML 1.1 as PyYAML has it, with `1e3` a float and dates left as text.
-[[nodiscard]] inline value yaml_scalar(std::string_view text);
+/// Whose reader a YAML text meets. Both follow YAML 1.1 as PyYAML has it.
+enum class yaml_reader : std::uint8_t {
+  omegaconf,  ///< LLaMA-Factory's: `1e3` a float, dates left as text, duplicate keys refused, an empty text is {}
+  pyyaml      ///< accelerate's, the safe loader: `1e3` a string, dates, the last of duplicate keys counts
+};
+
+/// A plain scalar. A date is a string as Python prints it; `is_date` tells it from others.
+[[nodiscard]] inline value yaml_scalar(std::string_view text, yaml_reader reader = yaml_reader::omegaconf);
 
 /// One YAML text as a document. Duplicate keys, tabs between tokens, unknown aliases and other faults of the text are
 /// errors with their place.
-[[nodiscard]] inline result<document> parse_yaml(std::string_view text, std::string_view file = {});
+[[nodiscard]] inline result<document> parse_yaml(std::string_view text, std::string_view file = {},
+                                                 yaml_reader reader = yaml_reader::omegaconf);
+
+/// A file of accelerate: strict JSON for names that end in .json, YAML for all others.
+[[nodiscard]] inline result<document> parse_accelerate(std::string_view text, std::string_view file);
 
 /// A LLaMA-Factory file: YAML for every name (JSON text is YAML too), sections given as JSON text expanded, then the
 /// overrides `a.b=value` applied in order.
 [[nodiscard]] inline result<document> parse_llamafactory(std::string_view text, std::string_view file,
                                                          std::span<std::string const> overrides = {});
 
-/// A configuration file by its name: .yaml and .yml as LLaMA-Factory's, all else as JSON.
+/// A configuration's text by its file's name: .yaml and .yml as the front end's own, all else as JSON.
+[[nodiscard]] inline result<document> parse_configuration(std::string_view text, std::string_view file,
+                                                          std::span<std::string const> overrides = {},
+                                                          profile front_end = profile::llamafactory);
+/// The same of a file.
 [[nodiscard]] inline result<document> read_configuration(std::string const& path,
-                                                         std::span<std::string const> overrides = {});
+                                                         std::span<std::string const> overrides = {},
+                                                         profile front_end = profile::llamafactory);
 
 /// Adds to `f.files` what the document names: its DeepSpeed file, and its checkpoint folder if that exists. A path that
 /// is not found is also looked for beside the document.
@@ -140,7 +155,8 @@ inline constexpr std::string_view digits_ = "0123456789_";
          text.find("__") == std::string_view::npos;
 }
 
-[[nodiscard]] inline std::optional<value> yaml_float(std::string_view text) {
+[[nodiscard]] inline std::optional<value> yaml_float(std::string_view text, yaml_reader reader) {
+  bool const loose = reader == yaml_reader::omegaconf;  // also 1e3 and 1.5e3
   bool const negative = text.starts_with('-'), sign = negative || text.starts_with('+');
   auto const body = text.substr(sign ? 1 : 0);
   auto const infinity = std::numeric_limits<double>::infinity();
@@ -152,7 +168,7 @@ inline constexpr std::string_view digits_ = "0123456789_";
   auto const point = mantissa.find('.');
   bool floating = false;
   if (point == std::string_view::npos) {
-    floating = !tail.empty() && grouped(mantissa) && exponent(tail, false);  // omegaconf's own: 1e3
+    floating = loose && !tail.empty() && grouped(mantissa) && exponent(tail, false);
   } else {
     auto const whole = mantissa.substr(0, point), fraction = mantissa.substr(point + 1);
     bool const fraction_fits = fraction.empty() || all_of(fraction, digits_);
@@ -166,7 +182,7 @@ inline constexpr std::string_view digits_ = "0123456789_";
                  : std::nullopt;
     else
       floating = all_of(whole, digits_) && whole.front() != '_' && fraction_fits &&
-                 (tail.empty() || (grouped(whole) && exponent(tail, false)) || exponent(tail, true));
+                 (tail.empty() || (loose && grouped(whole) && exponent(tail, false)) || exponent(tail, true));
   }
   if (!floating) return std::nullopt;
   double x = 0;
@@ -174,17 +190,86 @@ inline constexpr std::string_view digits_ = "0123456789_";
   return value{x};
 }
 
+/// A part of a date: `least` to `most` digits within a range; none if `text` does not begin with them.
+[[nodiscard]] inline std::optional<int> date_part(std::string_view& text, std::size_t least, std::size_t most, int from,
+                                                  int to) {
+  std::size_t n = 0;
+  int number = 0;
+  for (; n < most && n < text.size() && text[n] >= '0' && text[n] <= '9'; ++n) number = number * 10 + (text[n] - '0');
+  if (n < least || number < from || number > to) return std::nullopt;
+  text.remove_prefix(n);
+  return number;
+}
+[[nodiscard]] inline bool skip(std::string_view& text, std::string_view one_of) {
+  bool const there = !text.empty() && one_of.find(text.front()) != std::string_view::npos;
+  if (there) text.remove_prefix(1);
+  return there;
+}
+
+/// What PyYAML takes for a date or a time, as Python prints it. Its moments are not checked to exist, but for ranges.
+[[nodiscard]] inline std::optional<std::string> yaml_date(std::string_view text) {
+  auto rest = text;
+  auto const year = date_part(rest, 4, 4, 1, 9999);
+  if (!year || !skip(rest, "-")) return std::nullopt;
+  auto const month = date_part(rest, 1, 2, 1, 12);
+  if (!month || !skip(rest, "-")) return std::nullopt;
+  auto const day = date_part(rest, 1, 2, 1, 31);
+  if (!day) return std::nullopt;
+  auto const two = [](int n) { return (n < 10 ? "0" : "") + std::to_string(n); };
+  auto const digits_of_year = std::to_string(*year);
+  auto const date = std::string(4 - digits_of_year.size(), '0') + digits_of_year + '-' + two(*month) + '-' + two(*day);
+  if (rest.empty()) return text.size() == 10 ? std::optional{date} : std::nullopt;
+  if (!skip(rest, "Tt")) {
+    if (!skip(rest, " \t")) return std::nullopt;
+    while (skip(rest, " \t")) {
+    }
+  }
+  auto const hour = date_part(rest, 1, 2, 0, 23);
+  if (!hour || !skip(rest, ":")) return std::nullopt;
+  auto const minute = date_part(rest, 2, 2, 0, 59);
+  if (!minute || !skip(rest, ":")) return std::nullopt;
+  auto const second = date_part(rest, 2, 2, 0, 59);
+  if (!second) return std::nullopt;
+  std::string fraction;
+  if (skip(rest, "."))
+    while (!rest.empty() && rest.front() >= '0' && rest.front() <= '9') {
+      if (fraction.size() < 6) fraction += rest.front();
+      rest.remove_prefix(1);
+    }
+  if (!fraction.empty()) fraction.resize(6, '0');
+  if (fraction == "000000") fraction.clear();
+  while (skip(rest, " \t")) {
+  }
+  std::string zone;
+  if (skip(rest, "Z")) {
+    zone = "+00:00";
+  } else if (!rest.empty() && (rest.front() == '+' || rest.front() == '-')) {
+    zone = rest.front();
+    rest.remove_prefix(1);
+    auto const hours = date_part(rest, 1, 2, 0, 23);
+    if (!hours) return std::nullopt;
+    auto const minutes = skip(rest, ":") ? date_part(rest, 2, 2, 0, 59) : std::optional{0};
+    if (!minutes) return std::nullopt;
+    zone += two(*hours) + ':' + two(*minutes);
+  }
+  if (!rest.empty()) return std::nullopt;
+  return date + ' ' + two(*hour) + ':' + two(*minute) + ':' + two(*second) + (fraction.empty() ? "" : "." + fraction) +
+         zone;
+}
+
 }  // namespace detail
 
-inline value yaml_scalar(std::string_view text) {
+inline value yaml_scalar(std::string_view text, yaml_reader reader) {
   constexpr std::string_view empty{};
   if (text == empty || text == "~" || text == "null" || text == "Null" || text == "NULL") return nullptr;
   for (auto const yes : {"yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"})
     if (text == yes) return true;
   for (auto const no : {"no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"})
     if (text == no) return false;
-  if (auto const f = detail::yaml_float(text)) return *f;
+  if (auto const f = detail::yaml_float(text, reader)) return *f;
   if (auto const i = detail::yaml_integer(text)) return *i;
+  if (reader == yaml_reader::pyyaml)
+    if (auto const date = detail::yaml_date(text)) return value{*date};
   return value{text};
 }
 
@@ -347,11 +432,13 @@ class event_recorder : public YAML::EventHandler {
   std::size_t depth_ = 0;
 };
 
-/// Builds values from recorded events: aliases played again, merge keys applied, duplicate keys refused.
+/// Builds values from recorded events: aliases played again, merge keys applied, duplicate keys refused or kept as the
+/// reader has it.
 class yaml_builder {
  public:
-  yaml_builder(std::vector<yaml_event> const& events, std::string_view text, std::size_t skipped, std::string_view file)
-      : events_{events}, text_{text}, skipped_{skipped}, file_{file}, lines_{text} {}
+  yaml_builder(std::vector<yaml_event> const& events, std::string_view text, std::size_t skipped, std::string_view file,
+               yaml_reader reader)
+      : events_{events}, text_{text}, skipped_{skipped}, file_{file}, reader_{reader}, lines_{text} {}
 
   [[nodiscard]] std::optional<value> build() {
     std::size_t at = 0;
@@ -411,13 +498,13 @@ class yaml_builder {
       if (e.text == "<<" || e.text == "=")
         return fail(errc::yaml_syntax, here, "the word " + e.text + " has a meaning of its own in YAML 1.1; quote it",
                     "ConstructorError (yaml): could not determine a constructor for the tag");
-      return yaml_scalar(e.text);
+      return yaml_scalar(e.text, reader_);
     }
     constexpr std::string_view prefix = "tag:yaml.org,2002:";
     if (e.tag == "!") return value{e.text};
     auto const type = e.tag.starts_with(prefix) ? std::string_view{e.tag}.substr(prefix.size()) : std::string_view{};
     if (type == "str") return value{e.text};
-    auto const plain = yaml_scalar(e.text);
+    auto const plain = yaml_scalar(e.text, reader_);
     if (type == "null") return nullptr;
     if (type == "bool" && plain.is(value_kind::boolean)) return plain;
     if (type == "int" && plain.is(value_kind::integer)) return plain;
@@ -462,7 +549,7 @@ class yaml_builder {
         continue;
       }
       auto const name = key.is(value_kind::string) ? std::string{key.text()} : to_json(key);
-      if (key.is(value_kind::string) && !texts.insert(name).second)
+      if (reader_ == yaml_reader::omegaconf && key.is(value_kind::string) && !texts.insert(name).second)
         return fail(errc::duplicate_keys, key_event, "the key \"" + name + "\" stands twice in one mapping; remove one",
                     "ConstructorError (omegaconf): found duplicate key " + name);
       auto const position = positions.try_emplace(name, own.members().size()).first->second;
@@ -529,6 +616,7 @@ class yaml_builder {
   std::string_view text_;
   std::size_t skipped_;
   std::string_view file_;
+  yaml_reader reader_;
   line_table lines_;
   std::vector<anchored> anchors_;
   std::size_t values_ = 0;
@@ -539,7 +627,7 @@ class yaml_builder {
 
 }  // namespace detail
 
-inline result<document> parse_yaml(std::string_view text, std::string_view file) {
+inline result<document> parse_yaml(std::string_view text, std::string_view file, yaml_reader reader) {
   auto const refused = [&](errc code, std::size_t at, std::string detail, std::string upstream) {
     auto const p = line_table{text}(std::min(at, text.size()), at);
     return config_error{
@@ -575,13 +663,15 @@ inline result<document> parse_yaml(std::string_view text, std::string_view file)
       (body.starts_with("...") || body.find("\n...") != std::string_view::npos))
     return refused(errc::yaml_syntax, skipped, "the text ends a document that it never begins",
                    "ParserError (yaml): did not find expected node content");
-  if (recorder.events.empty()) return document{value::object(), std::string{file}, std::string{text}};
-  detail::yaml_builder builder{recorder.events, text, skipped, file};
+  auto const blank = reader == yaml_reader::omegaconf ? value::object() : value{nullptr};
+  if (recorder.events.empty()) return document{blank, std::string{file}, std::string{text}};
+  detail::yaml_builder builder{recorder.events, text, skipped, file, reader};
   auto root = builder.build();
   if (!root) return config_error{builder.fault()};
-  if (root->is(value_kind::null)) root = value::object();
+  if (root->is(value_kind::null)) root = blank;
   return document{std::move(*root), std::string{file}, std::string{text}};
 #else
+  static_cast<void>(reader);
   return refused(errc::yaml_syntax, 0,
                  "this program was built without yaml-cpp and cannot read YAML; install libyaml-cpp-dev and rebuild",
                  "");
@@ -617,21 +707,32 @@ inline result<document> parse_llamafactory(std::string_view text, std::string_vi
   return config;
 }
 
-inline result<document> read_configuration(std::string const& path, std::span<std::string const> overrides) {
-  auto text = read_text(path);
-  if (!text) return text.error();
-  if (!path.ends_with(".yaml") && !path.ends_with(".yml")) {
-    auto json = parse_json(*text, path);
+inline result<document> parse_accelerate(std::string_view text, std::string_view file) {
+  return file.ends_with(".json") ? parse_json(text, file) : parse_yaml(text, file, yaml_reader::pyyaml);
+}
+
+inline result<document> parse_configuration(std::string_view text, std::string_view file,
+                                            std::span<std::string const> overrides, profile front_end) {
+  if (!file.ends_with(".yaml") && !file.ends_with(".yml")) {
+    auto json = parse_json(text, file);
     if (json) return json;
-    auto const yaml = parse_yaml(*text, path);
+    auto const yaml = parse_yaml(text, file);
     if (!yaml || !yaml->value_of_root().is(value_kind::object) ||
-        text->find_first_not_of(" \t\r\n") == std::string::npos)
+        text.find_first_not_of(" \t\r\n") == std::string::npos)
       return json;
     auto refused = json.error();
     refused.problems.front().detail += "; as YAML the text can be read: give the file a name that ends in .yaml";
     return refused;
   }
-  return parse_llamafactory(*text, path, overrides);
+  if (front_end == profile::accelerate) return parse_accelerate(text, file);
+  return parse_llamafactory(text, file, overrides);
+}
+
+inline result<document> read_configuration(std::string const& path, std::span<std::string const> overrides,
+                                           profile front_end) {
+  auto text = read_text(path);
+  if (!text) return text.error();
+  return parse_configuration(*text, path, overrides, front_end);
 }
 
 inline void read_named_files(document const& config, facts& f) {
@@ -641,7 +742,8 @@ inline void read_named_files(document const& config, facts& f) {
     auto const other = std::filesystem::path{config.file()}.parent_path() / path;
     return std::filesystem::exists(other, ignored) ? other.string() : path;
   };
-  if (auto const path = config_file_of(config); !path.empty() && !f.file(path)) {
+  for (auto const& path : {config_file_of(config), accelerate_config_file_of(config, f)}) {
+    if (path.empty() || f.file(path)) continue;
     auto read = parse_file(beside(path));
     if (read)
       f.files.push_back({path, *std::move(read), {}});
