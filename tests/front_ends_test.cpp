@@ -77,8 +77,8 @@ TEST_CASE("a file's form: by its name and the profile, then by its keys") {
   CHECK(form(deepspeed, profile::torch) == config_form::fully_shard_call);
   CHECK(form(document{}, profile::accelerate) == config_form::accelerate_file);
   for (auto const& [p, wrong] : {std::pair{profile::llamafactory, config_form::accelerate_file},
-                                std::pair{profile::accelerate, config_form::llamafactory_dict},
-                                std::pair{profile::torch, config_form::deepspeed}}) {
+                                 std::pair{profile::accelerate, config_form::llamafactory_dict},
+                                 std::pair{profile::torch, config_form::deepspeed}}) {
     facts f;
     f.form = wrong;
     CHECK(find(resolve(deepspeed, p, f), errc::unsupported, name(wrong)));

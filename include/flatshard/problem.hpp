@@ -169,7 +169,9 @@ enum class errc : std::uint8_t {
   ignored_backward_prefetch,
   ignored_sync_module_states,
   ignored_use_orig_params,
-  zero3_init_flag_off
+  zero3_init_flag_off,
+  training_mismatch,
+  optimizer_section_missing
 };
 
 /// The code as it is printed: snake_case for files, kebab-case for configurations.
@@ -391,6 +393,8 @@ inline std::string_view name(errc code) {
     case errc::ignored_sync_module_states: return "ignored-sync-module-states";
     case errc::ignored_use_orig_params: return "ignored-use-orig-params";
     case errc::zero3_init_flag_off: return "zero3-init-flag-off";
+    case errc::training_mismatch: return "mismatch";
+    case errc::optimizer_section_missing: return "optimizer-section-missing";
   }
   return "other";
 }

@@ -3,10 +3,10 @@
 #pragma once
 
 #include <flatshard/config/coercion.hpp>
-#include <flatshard/config/deepspeed_file.hpp>
 #include <flatshard/config/fully_shard.hpp>
 #include <flatshard/config/llamafactory_backend.hpp>
 #include <flatshard/config/llamafactory_batch.hpp>
+#include <flatshard/config/llamafactory_deepspeed.hpp>
 #include <flatshard/config/llamafactory_loading.hpp>
 #include <flatshard/config/llamafactory_mesh.hpp>
 #include <flatshard/config/llamafactory_sections.hpp>

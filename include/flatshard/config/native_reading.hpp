@@ -22,9 +22,11 @@ inline namespace v0 {
 /// What DeepSpeed reads from the configuration that it is given.
 struct native_reading {
   zero_section zero;
+  fp16_section fp16;
   bf16_section bf16;
-  dtype communication = dtype::none;  ///< communication_data_type; none = not set, or refused
-  std::optional<batch_result> batch;  ///< none if the triangle is refused
+  std::optional<precision_mode> mode;  ///< none: the sections are refused
+  dtype communication = dtype::none;   ///< communication_data_type; none = not set, or refused
+  std::optional<batch_result> batch;   ///< none if the triangle is refused
 };
 
 /// Reads `config`, a front end's edited copy of the file `root`. `communicator`: the ranks that DeepSpeed counts, none
@@ -71,6 +73,33 @@ inline void check_allreduce_on_stage(node const& op, zero_stage stage, std::stri
               {"ValueError", "deepspeed", "gradient_allreduce_op sum is not supported with ZeRO stage 3"});
 }
 
+/// Reads the two precision sections, fp16 first, and refuses both at once. `bf16` that is absent or null leaves the
+/// word to the legacy section `bfloat16`.
+inline void read_precision(node const& root, native_reading& read, std::string_view when, findings& out) {
+  auto const errors = out.problems.size();
+  auto const section = [&](node const& at, auto& into, std::string_view model) {
+    if (at->is(value_kind::object)) return read_section(at, into, model, when, out);
+    out.error(
+        errc::section_not_object, at.where(), when, "found " + std::string{name(at->kind())} + ", allowed: an object",
+        {"TypeError", "deepspeed",
+         std::string{model} + "() argument after ** must be a mapping, not " + std::string{python_name(at->kind())}});
+  };
+  auto const fp16 = root["fp16"];
+  if (fp16.present()) section(fp16, read.fp16, "DeepSpeedFP16Config");
+  auto bf16 = root["bf16"];
+  if (!bf16.present() || bf16->is(value_kind::null)) bf16 = root["bfloat16"];
+  if (bf16.present()) section(bf16, read.bf16, "DeepSpeedBF16Config");
+  for (auto i = errors; i < out.problems.size(); ++i)
+    if (out.problems[i].level == severity::error) return;
+  if (read.fp16.enabled && read.bf16.enabled)
+    return out.error(errc::both_enabled, bf16["enabled"].where(), when,
+                     "bf16 and fp16 are both enabled; switch one of them off",
+                     {"AssertionError", "deepspeed", "bfloat16 and fp16 modes cannot be simultaneously enabled"});
+  read.mode = read.bf16.enabled   ? precision_mode::bf16
+              : read.fp16.enabled ? precision_mode::fp16
+                                  : precision_mode::fp32;
+}
+
 /// Adds what was found at `when`; a problem of the start of training that was found at load gets both moments.
 inline void merge_moments(findings&& found, std::string_view when, findings& out) {
   auto const key_of = [](problem const& p) {
@@ -105,11 +134,7 @@ inline native_reading read_natively(value const& config, node const& root, std::
   detail::check_allreduce_op(op, when, found);
   read_zero_section(placed.root()["zero_optimization"], read.zero, when, found, config["allgather_size"]);
   detail::check_allreduce_on_stage(op, read.zero.stage, when, found);
-  fp16_section fp16;
-  if (placed.root()["fp16"]->is(value_kind::object))
-    read_section(placed.root()["fp16"], fp16, "DeepSpeedFP16Config", when, found);
-  if (placed.root()["bf16"]->is(value_kind::object))
-    read_section(placed.root()["bf16"], read.bf16, "DeepSpeedBF16Config", when, found);
+  detail::read_precision(placed.root(), read, when, found);
   if (auto const clock = root["wall_clock_breakdown"]; clock->is(value_kind::string))
     found.error(errc::wrong_type, clock.where(), when, "found " + to_json(*clock) + ", allowed: true or false",
                 {"TypeError", "deepspeed", "unsupported operand type(s) for |: 'str' and 'bool'"});

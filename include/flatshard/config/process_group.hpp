@@ -75,5 +75,25 @@ inline void decide_process_group(facts const& f, value const& given_timeout, pla
              "llamafactory.dist_timeout", timeout_at);
 }
 
+/// Decides the process group of accelerate and of what runs on it: one that exists is adopted; else DeepSpeed makes one
+/// when a launcher started the process. Source: accelerate@16cb6eb8:src/accelerate/state.py:211-215.
+inline void decide_adopted_process_group(profile p, facts const& f, findings& out, resolved_policies& policies) {
+  auto& group = policies.process_group;
+  using origin = process_group_policy::origin;
+  if (f.group)
+    group = {origin::adopted, f.group->backend, f.group->timeout_seconds};
+  else if (f.world)
+    group = {origin::created, std::string{backend_of(f.device)}, 0};
+  auto const how = f.group ? "adopted" : f.world ? "created" : "none";
+  out.decide("process_group", how,
+             f.group   ? "a process group exists; there is only one, so its backend and timeout stay"
+             : f.world ? "started by a launcher with " + std::to_string(*f.world) + " ranks"
+                       : std::string{"no launcher: one process, no group"},
+             rule_of(p, "process_group"), {});
+  if (group.how == origin::none) return;
+  out.decide("process_group.backend", group.backend, f.group ? "of the group that exists" : "by the device",
+             rule_of(p, "process_group.backend"), {});
+}
+
 }  // namespace v0
 }  // namespace flatshard

@@ -42,9 +42,13 @@ inline constexpr std::array<std::string_view, 7> profile_names{
 [[nodiscard]] constexpr bool is_llamafactory(profile p) {
   return p == profile::llamafactory || p == profile::llamafactory_review;
 }
+/// Transformers' Trainer in either of its two rules; accelerate runs underneath.
+[[nodiscard]] constexpr bool is_transformers(profile p) {
+  return p == profile::transformers_v4 || p == profile::transformers_v5;
+}
 /// Whether `resolve` has the rules of a profile.
 [[nodiscard]] constexpr bool available(profile p) {
-  return is_llamafactory(p) || p == profile::accelerate || p == profile::torch;
+  return is_llamafactory(p) || p == profile::accelerate || is_transformers(p) || p == profile::torch;
 }
 
 /// How messages name a front end.
@@ -153,11 +157,13 @@ struct facts {
   device_kind device = device_kind::cuda;
   std::optional<existing_group> group{};
   std::vector<std::pair<std::string, std::string>> environment{};
-  std::vector<named_file> files{};             ///< see config_file_of
-  std::optional<std::size_t> world_at_load{};  ///< if DeepSpeed's communicator is up while the model is built; else 1
-  bool client_optimizer = true;                ///< the training program brings its own optimizer, as LLaMA-Factory does
-  bool full_tuning = true;                     ///< no adapters
-  std::optional<dtype> checkpoint{};           ///< of the model's weights
+  std::vector<named_file> files{};  ///< see config_file_of
+  /// Ranks that DeepSpeed counts while the model is built. Absent: 1 under LLaMA-Factory, whose communicator is not up
+  /// then; `world` under accelerate and Transformers, where it normally is.
+  std::optional<std::size_t> world_at_load{};
+  bool client_optimizer = true;       ///< the training program brings its own optimizer, as LLaMA-Factory does
+  bool full_tuning = true;            ///< no adapters
+  std::optional<dtype> checkpoint{};  ///< of the model's weights
   config_form form = config_form::automatic;
   std::size_t rank = 0;  ///< of this process
   releases upstream{};   ///< where the rules of releases differ

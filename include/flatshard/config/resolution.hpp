@@ -3,6 +3,7 @@
 #pragma once
 
 #include <flatshard/config/batch.hpp>
+#include <flatshard/config/deepspeed_plugin.hpp>
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/roles.hpp>
@@ -162,6 +163,10 @@ struct resolved_policies {
   std::string config_file;           ///< of DeepSpeed, as the front end's file names it
   std::vector<std::string> printed;  ///< the lines that LLaMA-Factory prints about precision
   std::optional<accelerate_policy> accelerate;
+  value deepspeed_config;  ///< what reaches DeepSpeed when training starts; absent if the front end refuses it
+  std::optional<deepspeed_plugin> plugin;  ///< accelerate's, as it is built
+  std::string reported_precision;          ///< the mode that accelerate reports; empty: it has none
+  dtype model_init = dtype::none;          ///< of tensor-parallel models that Transformers builds
   [[nodiscard]] std::optional<double> clip_norm() const { return gradient_clipping.number(); }
 };
 

@@ -22,10 +22,11 @@
 ///     }
 #pragma once
 
+#include <flatshard/config/accelerate_deepspeed_file.hpp>
 #include <flatshard/config/accelerate_file.hpp>
 #include <flatshard/config/accelerate_launch.hpp>
-#include <flatshard/config/deepspeed_file.hpp>
 #include <flatshard/config/fully_shard_call.hpp>
+#include <flatshard/config/llamafactory_deepspeed.hpp>
 #include <flatshard/config/llamafactory_file.hpp>
 #include <flatshard/config/process_group.hpp>
 #include <flatshard/config/resolution.hpp>
@@ -49,6 +50,7 @@ inline namespace v0 {
                                          profile front_end = profile::llamafactory) {
   if (f.form != config_form::automatic) return f.form;
   if (front_end == profile::torch) return config_form::fully_shard_call;
+  if (is_transformers(front_end)) return config_form::deepspeed;
   auto const& file = config.file();
   bool const yaml = file.ends_with(".yaml") || file.ends_with(".yml");
   if (front_end == profile::accelerate) {
@@ -68,7 +70,7 @@ inline namespace v0 {
 [[nodiscard]] constexpr bool reads(profile p, config_form form) {
   if (p == profile::torch) return form == config_form::fully_shard_call;
   if (form == config_form::accelerate_file) return p == profile::accelerate;
-  if (form == config_form::deepspeed) return is_llamafactory(p);
+  if (form == config_form::deepspeed) return true;
   return is_llamafactory(p) && form != config_form::fully_shard_call;
 }
 
@@ -86,9 +88,7 @@ inline namespace v0 {
       "save it as .yaml, which may hold the same text, or pass it as a dict in code";
   if (!available(front_end)) {
     out.error(errc::unknown_profile, whole, at_read,
-              "the profile " + std::string{name(front_end)} +
-                  " is not available yet; use llamafactory, llamafactory-review, accelerate or torch",
-              {});
+              "the profile " + std::string{name(front_end)} + " is not available yet; use another one", {});
   } else if (!reads(front_end, form)) {
     out.error(errc::unsupported, whole, at_read,
               "the profile " + std::string{name(front_end)} + " does not read " + std::string{name(form)} +
@@ -98,6 +98,16 @@ inline namespace v0 {
     resolve_fully_shard(config, f, out, r.policies);
   } else if (form == config_form::accelerate_file) {
     resolve_accelerate_file(config, f, out, r.policies);
+  } else if (form == config_form::deepspeed && !is_llamafactory(front_end)) {
+    out.decide("backend", "deepspeed", "the file is a DeepSpeed configuration", rule_of(front_end, "backend"), whole);
+    r.policies.config_file = config.file();
+    resolve_accelerate_deepspeed(config, front_end, f, out, r.policies);
+    r.policies.activation_checkpointing = false;
+    out.decide("activation_checkpointing", "false",
+               is_transformers(front_end) ? "the training argument gradient_checkpointing is off unless it is given"
+                                          : "the program does it or not: accelerate has no word in it with DeepSpeed",
+               rule_of(front_end, "activation_checkpointing"), whole);
+    decide_adopted_process_group(front_end, f, out, r.policies);
   } else if (form == config_form::deepspeed) {
     if (f.bf16)
       out.warn(errc::ignored_key, whole, at_train,
