@@ -2,6 +2,7 @@
 #include "../tools/frontend.hpp"
 #include "golden_config.hpp"
 
+#include <flatshard/accelerate_source.hpp>
 #include <flatshard/config/resolve.hpp>
 
 #include <algorithm>
@@ -117,6 +118,25 @@ TEST_CASE("json_level: reading texts") {
                 auto const kind = root.is(value_kind::object) ? "object" : python_name(root.kind());
                 return kind == expect["root"].text() ? verdict{} : verdict{"root"};
               });
+}
+
+TEST_CASE("json_level: files and arguments under accelerate") {
+  golden::run("json_level.json", {"accelerate"}, [](auto, value const& in, value const& expect) {
+    auto const read = in.has("text") ? parse_accelerate_json(in["text"].text(), "ds.json")
+                                     : read_accelerate_source(std::string{in["argument"].text()});
+    if (!read) {
+      if (!expect.has("error")) return to_string(read.error());
+      auto const p = read.error().problems.at(0);
+      if (auto const v = compare_error(&p, expect["error"]); !v.empty()) return v;
+      auto const& message = expect["error"]["message"].text();
+      bool const own_words = p.code == errc::json_syntax;  // a parser's words are its own
+      return own_words || p.upstream.ends_with(message) ? verdict{} : "message " + p.upstream;
+    }
+    if (expect.has("error")) return "accepted: " + to_json(read->value_of_root());
+    auto const& root = read->value_of_root();
+    if (!(root == expect["parsed"])) return "read as " + to_json(root);  // kinds and order as well
+    return root.is(value_kind::object) && expect["root"].is_text("object") ? verdict{} : verdict{"root"};
+  });
 }
 
 TEST_CASE("precision: the mode of every pair of sections") {
