@@ -49,6 +49,23 @@ TEST_CASE("plain scalars follow YAML 1.1 with omegaconf's floats") {
   CHECK(real(".nan") != real(".nan"));
 }
 
+TEST_CASE("PyYAML's own floats and dates") {
+  auto const scalar = [](char const* text) { return yaml_scalar(text, frontend::yaml_reader::pyyaml); };
+  for (auto const* text : {"1e3", "1e-1", "1.5e3", "1e+3", "5.e3", "y", "08"})
+    CHECK_MESSAGE(scalar(text).is(value_kind::string), text);
+  for (auto const* text : {"1.0e+3", "2.0", ".5", "5.", "1.5e-3", ".inf", "1:30.5"})
+    CHECK_MESSAGE(scalar(text).is(value_kind::floating), text);
+  CHECK(scalar("1_000").integer() == 1000);
+  CHECK(scalar("no").is_false());
+  CHECK(scalar("2026-01-31").text() == "2026-01-31");
+  CHECK(scalar("2026-1-3").text() == "2026-1-3");  // a date alone needs two digits
+  CHECK(scalar("2026-1-3 4:05:06").text() == "2026-01-03 04:05:06");
+  CHECK(scalar("2001-12-14t21:59:43.10-05:00").text() == "2001-12-14 21:59:43.100000-05:00");
+  CHECK(scalar("2001-12-14 21:59:43.10 -5").text() == "2001-12-14 21:59:43.100000-05:00");
+  CHECK(scalar("2001-12-15T02:59:43.1Z").text() == "2001-12-15 02:59:43.100000+00:00");
+  CHECK(yaml_scalar("2001-12-15T02:59:43.1Z").text() == "2001-12-15T02:59:43.1Z");
+}
+
 #if defined(FLATSHARD_YAML)
 
 namespace {
@@ -204,6 +221,30 @@ TEST_CASE("a section given as JSON text; a file and the file that it names") {
   CHECK(resolve(d, profile::llamafactory, g).has_errors());
   std::remove("frontend_test.yaml");
   CHECK_FALSE(frontend::read_configuration("no_such.yaml").has_value());
+}
+
+TEST_CASE("accelerate's file: PyYAML's words, the last of duplicate keys, no empty file, JSON by its name") {
+  auto const read = [](std::string_view text) { return frontend::parse_accelerate(text, "c.yaml").value(); };
+  auto const twice = read("a: 1\nb: 2\na: 3\n");
+  CHECK(to_json(twice.value_of_root()) == R"({"a": 3, "b": 2})");
+  CHECK(twice.value_of_root().members()[0].shadowed.size() == 1);
+  CHECK(twice["a"].where() == place{"c.yaml", "/a", 3, 4});
+  CHECK(read("").value_of_root().is(value_kind::null));
+  CHECK(read("# only this\n").value_of_root().is(value_kind::null));
+  CHECK(to_json(read("a: &x {p: 1}\nb:\n  <<: *x\n  p: 2\n").value_of_root()) == R"({"a": {"p": 1}, "b": {"p": 2}})");
+  auto const dates = read("a: 2026-01-31\nb: '2026-01-31'\nc: !!str 2026-01-31\nd: 08\n");
+  CHECK(is_date(dates, *dates["a"]));
+  for (auto const key : {"b", "c", "d", "e"}) CHECK_FALSE(is_date(dates, *dates[key]));
+  CHECK_FALSE(frontend::parse_accelerate("a:\n\t- 1\n", "c.yaml").has_value());
+  CHECK_FALSE(frontend::parse_accelerate("a: 1", "c.json").has_value());
+  CHECK(frontend::parse_accelerate("{\"a\": 1}", "c.json").has_value());
+  auto const precision =
+      resolve(read("distributed_type: FSDP\nnum_processes: 2\nmixed_precision: 2026-01-31\n"), profile::accelerate);
+  CHECK(precision.problems.at(0).upstream ==
+        "AttributeError (accelerate): 'datetime.date' object has no attribute 'lower'");
+  auto const warned =
+      resolve(read("distributed_type: 'NO'\ndistributed_type: FSDP\nnum_processes: 2\n"), profile::accelerate);
+  CHECK(warned.problems.at(0).code == errc::duplicate_key_ignored);
 }
 
 #endif

@@ -35,6 +35,7 @@ may(config/resolve config/ policy layouts/)
 may(file result quantity)
 may(unfinished_folder file)
 may(json document problem file config/dialect)
+may(accelerate_source json)
 may(safetensors_writer file quantity dtype)
 may(safetensors json safetensors_writer)
 may(safetensors_index safetensors)
@@ -48,4 +49,4 @@ may(flatshard estimate reshard full_weights initial_values laws layouts/ config/
 may(kernels/ communicator layout quantity dtype policy kernels/)
 # The headers that may use <fcntl.h>, <unistd.h> and the like.
 set(posix file unfinished_folder safetensors safetensors_index safetensors_writer checkpoint_files model_units cut_problems segment_loader loader checkpoint)
-set(outside_umbrella flatshard result json ${posix})
+set(outside_umbrella flatshard result json accelerate_source ${posix})

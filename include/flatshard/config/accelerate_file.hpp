@@ -161,6 +161,11 @@ inline void prepare_fsdp2(fsdp_plugin const& plugin, accelerator_precision const
       layers = layers || (u.modules != f.model->embedding && u.modules != f.model->root &&
                           u.modules.find('+') == std::string::npos && u.modules != "CheckpointWrapper");
   }
+  if (!layers && (p.units || plugin.wrap.kind == wrap_kind::none))
+    out.warn(errc::trap, plugin.wrap_from.where, at_train,
+             plugin.wrap_from.said +
+                 ": no layer is a unit of its own, so the root gathers all layers at once and frees "
+                 "none after the forward; set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP");
   check_unit_flow(s, dtypes, layers, policy_from.where, out);
 }
 

@@ -100,6 +100,10 @@ inline void report_fsdp_keys(node const& section, launch_arguments const& argume
       if (key == "fsdp_mixed_precision_policy")
         hint = "; only FullyShardedDataParallelPlugin in code has a policy, a file has mixed_precision at top level";
       ignored(m, accelerate_text(f) + " has no such key" + hint);
+    } else if (key == "fsdp_transformer_layer_cls_to_wrap" && m.held.is(value_kind::array)) {
+      out.warn(errc::trap, section.key_place(m), at_train,
+               "fsdp_config." + m.key + " is a list, which becomes the text " + to_json(value{python_str(m.held)}) +
+                   " and names no class; write the names in one string, with commas and without blanks");
     } else if (arguments.in_words(key)) {
       ignored(m, "the argument --" + key + " wins");
     } else if (row->version == 1 && version == 2 && key == "fsdp_sharding_strategy") {
