@@ -357,6 +357,13 @@ TEST_CASE("process group: created by a launcher, by device; adopted; MPI's varia
   CHECK(alone.find("process_group")->value == "none");
   CHECK(find(alone, errc::mpi_starts_nothing));
   CHECK_FALSE(find(with(text, {}), errc::mpi_starts_nothing));
+  for (auto const* const variable :
+       {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS", "SLURM_NTASKS"}) {
+    auto const r = with(text, {.environment = {{variable, "4"}}});
+    REQUIRE_MESSAGE(find(r, errc::mpi_starts_nothing), variable);
+    CHECK(find(r, errc::mpi_starts_nothing)->detail.find(variable) != std::string::npos);
+    CHECK(r.policies.process_group.how == process_group_policy::origin::none);
+  }
   auto const twice = with(text, {.world = 2, .group = existing_group{"mpi", 60}});
   CHECK(twice.find("process_group")->value == "adopted");
   CHECK(twice.policies.process_group.backend == "mpi");
