@@ -514,7 +514,8 @@ TEST_CASE("front_ends: accelerate's files and plugins in code") {
     if (in.has("gradient_accumulation_steps"))
       f.accelerator.gradient_accumulation_steps = in["gradient_accumulation_steps"];
     f.accelerator.dataloader_batch_sizes = {4};
-    if (in.has("accelerate_version")) f.upstream.accelerate = version_number_of(in["accelerate_version"].text()).value();
+    if (in.has("accelerate_version"))
+      f.upstream.accelerate = version_number_of(in["accelerate_version"].text()).value();
     auto read = result<document>{document{}};
     if (in.has("text")) {
 #if defined(FLATSHARD_YAML)
