@@ -27,6 +27,16 @@ problem const* first_error(resolution const& r, std::string_view moment = {}) {
   return nullptr;
 }
 
+/// The first error of training. Front ends come before DeepSpeed's own reading there, which may have refused the same
+/// at load already.
+problem const* first_training_error(resolution const& r) {
+  for (auto const& p : r.problems)
+    if (p.level == severity::error && p.when != at_first_step && p.when != at_load &&
+        p.upstream.find("(deepspeed)") == std::string::npos)
+      return &p;
+  return first_error(r, at_train);
+}
+
 /// `ValueError (llamafactory): message` against the expected kind, code and raiser.
 verdict compare_error(problem const* found, value const& expected) {
   if (!found) return "no error, expected " + std::string{expected["code"].text()};
@@ -66,6 +76,22 @@ facts facts_of(value const& in) {
   f.model_config = in.has("model_config") ? in["model_config"] : value::object({{"hidden_size", 64}});
   f.buckets = in["bucket_source"].text() == "text-config" ? bucket_source::text_config : bucket_source::accelerate;
   for (auto const& m : in["env"].members()) f.environment.emplace_back(m.key, m.held.text());
+  auto& a = f.accelerator;
+  if (in.has("mixed_precision")) a.mixed_precision = in["mixed_precision"].text();
+  if (in.has("gradient_accumulation_steps")) a.gradient_accumulation_steps = in["gradient_accumulation_steps"];
+  for (auto const& size : in["dataloader_batch_sizes"].elements())
+    a.dataloader_batch_sizes.push_back(size.integer().value());
+  a.zero3_init_flag = in["zero3_init_flag"];
+  if (in.has("dummy_optim")) a.placeholder_optimizer = in["dummy_optim"];
+  if (in.has("dummy_scheduler")) a.placeholder_scheduler = in["dummy_scheduler"];
+  auto const& args = in["args"];
+  f.training.bf16 = args["bf16"].is_true();
+  f.training.fp16 = args["fp16"].is_true();
+  if (args.has("per_device_train_batch_size"))
+    f.training.per_device_train_batch_size = args["per_device_train_batch_size"].integer().value();
+  if (args.has("gradient_accumulation_steps"))
+    f.training.gradient_accumulation_steps = args["gradient_accumulation_steps"].integer().value();
+  if (in["prefetch_cast"].is_text("float")) f.upstream.transformers = release{4, 44, 2};
   return f;
 }
 
@@ -544,6 +570,117 @@ TEST_CASE("front_ends: fully_shard in code, as facts and as an object") {
           expect);
     }
     return differs;
+  });
+}
+
+TEST_CASE("precision: accelerate and Transformers, with what accelerate reports") {
+  golden::run("precision.json", {"accelerate", "transformers-v4", "transformers-v5"},
+              [](auto front_end, value const& in, value const& expect) {
+                auto const r = resolved(front_end, in);
+                auto const* error = first_training_error(r);
+                if (expect.has("error")) {
+                  auto const& wanted = expect["error"];
+                  if (auto const v = compare_error(error, wanted); !v.empty()) return v;
+                  // what front ends raise is given word for word
+                  if (wanted["raised_by"].is_text("deepspeed")) return verdict{};
+                  auto const whole = std::string{wanted["kind"].text()} + " (" +
+                                     std::string{wanted["raised_by"].text()} +
+                                     "): " + std::string{wanted["message"].text()};
+                  return error->upstream == whole ? verdict{} : "message " + error->upstream;
+                }
+                if (error) return to_string(*error);
+                auto made = value::object({{"result", text(dtype_of_mode(r.policies.mode))}});
+                if (front_end == "accelerate") made.set("reported", r.policies.reported_precision);
+                if (front_end != "accelerate") made.set("model_init_dtype", text(r.policies.model_init));
+                if (r.find("precision")->value != text(dtype_of_mode(r.policies.mode))) return verdict{"decision"};
+                return compare(made, expect);
+              });
+}
+
+TEST_CASE("batch: under accelerate and Transformers") {
+  golden::run("batch.json", {"accelerate", "transformers-v4", "transformers-v5"},
+              [](auto front_end, value const& in, value const& expect) {
+                auto const r = resolved(front_end, in);
+                auto const* error = in["phase"].is_text("load") ? first_error(r, at_load) : first_training_error(r);
+                if (expect.has("error")) return compare_error(error, expect["error"]);
+                if (error) return to_string(*error);
+                return compare(
+                    batch_of(in["phase"].is_text("load") ? r.policies.batch_at_load.value() : r.policies.batch.value()),
+                    expect);
+              });
+}
+
+TEST_CASE("load: the plugin's stage and flag, and what is built partitioned under accelerate") {
+  golden::run("load.json", {"accelerate"}, [](auto front_end, value const& in, value const& expect) {
+    auto const r = resolved(front_end, in);
+    auto const* error = first_error(r, at_load);
+    if (expect.has("error")) return compare_error(error, expect["error"]);
+    if (error) return to_string(*error);
+    auto const& plugin = r.policies.plugin.value();
+    auto made = value::object({{"zero3_init_flag", plugin.zero3_init_flag},
+                               {"plugin_stage", plugin.stage},
+                               {"zero_init", r.policies.load.partitioned}});
+    if (r.policies.load.partitioned) {
+      made.set("dtype", text(r.policies.load.type));
+      made.set("batch", batch_of(r.policies.batch_at_load.value()));
+    }
+    return compare(made, expect);
+  });
+}
+
+TEST_CASE("auto: what reaches DeepSpeed under accelerate and Transformers") {
+  golden::run("auto.json", {"accelerate", "transformers-v4", "transformers-v5"},
+              [](auto front_end, value const& in, value const& expect) {
+                auto const r = resolved(front_end, in);
+                auto const* error = first_training_error(r);
+                if (expect.has("error")) return compare_error(error, expect["error"]);
+                if (error) return to_string(*error);
+                auto const& p = r.policies;
+                auto const& zero = p.zero.value();
+                if (!expect.has("final_config"))
+                  return compare(
+                      value::object({{"reduce_bucket_size", zero.reduce_bucket_size},
+                                     {"stage3_prefetch_bucket_size", zero.prefetch_bucket_size},
+                                     {"stage3_param_persistence_threshold", zero.param_persistence_threshold}}),
+                      expect);
+                auto final_config = p.deepspeed_config;
+                if (!final_config.has("steps_per_print")) return verdict{"steps_per_print"};
+                final_config.erase("steps_per_print");
+                auto resolved_part = batch_of(p.batch.value());
+                resolved_part.set("precision", text(dtype_of_mode(p.mode)))
+                    .set("stage", zero.stage)
+                    .set("gradient_clipping", p.gradient_clipping);
+                return compare(value::object({{"final_config", final_config}, {"resolved", resolved_part}}), expect);
+              });
+}
+
+TEST_CASE("roles: FSDP2 under accelerate, by release") {
+  golden::run("roles.json", {"accelerate"}, [](auto, value const& in, value const& expect) {
+    facts f;
+    f.world = 1;
+    f.upstream.accelerate = release_of(in["accelerate_version"].text());
+    if (!f.upstream.accelerate) return verdict{"the release"};
+    for (auto const t : {dtype::f32, dtype::bf16, dtype::f16})
+      if (in["loaded"].is_text(name(t))) f.checkpoint = t;
+    auto plugin = value::object({{"fsdp_version", 2}});
+    // a word that the Accelerator does not take is one of the plugin's own
+    bool const own = in["mixed_precision"].is_text("fp32") || in["mixed_precision"].is_text("int8");
+    if (own) plugin.set("mixed_precision_policy", in["mixed_precision"]);
+    if (in.has("mixed_precision_policy")) plugin.set("mixed_precision_policy", in["mixed_precision_policy"]);
+    f.accelerator.mixed_precision = own ? "bf16" : std::string{in["mixed_precision"].text()};
+    f.accelerator.fsdp_plugin = plugin;
+    auto const r = resolve(document{}, profile::accelerate, f);
+    auto const* error = first_error(r);
+    if (expect.has("error")) return compare_error(error, expect["error"]);
+    if (error) return to_string(*error);
+    auto made = value::object({{"grad_scaler", f.accelerator.mixed_precision == "fp16"}});
+    for (auto const role : roles) made.set(name(role), r.find(name(role))->value);
+    auto const& fsdp2 = r.policies.fsdp2.value();
+    made.set("policy", value::object({{"param_dtype", or_null(fsdp2.param_type)},
+                                      {"reduce_dtype", or_null(fsdp2.reduce_type)},
+                                      {"output_dtype", or_null(fsdp2.output_type)},
+                                      {"cast_forward_inputs", fsdp2.cast_forward_inputs}}));
+    return compare(made, expect);
   });
 }
 

@@ -20,7 +20,7 @@ inline namespace v0 {
 
 /// Resolves one DeepSpeed configuration: plugin and model, then training.
 inline void resolve_accelerate_deepspeed(document const& config, profile p, facts const& f, findings& out,
-                                         resolved_policies& policies);
+                                         resolved_policies& policies, plugin_source source = plugin_source::given);
 
 // ---- definitions
 
@@ -76,7 +76,7 @@ inline void load_registered(value copy, bool accepted, node const& root, profile
 }  // namespace detail
 
 inline void resolve_accelerate_deepspeed(document const& config, profile p, facts const& f, findings& out,
-                                         resolved_policies& policies) {
+                                         resolved_policies& policies, plugin_source source) {
   auto const root = config.root();
   policies.backend = backend_kind::deepspeed;
   report_duplicates(root, out);
@@ -96,7 +96,8 @@ inline void resolve_accelerate_deepspeed(document const& config, profile p, fact
                "of tensor-parallel models: bf16 where bf16.enabled is on, else by fp16.enabled and the version",
                rule_of(p, "model_init_dtype"), root["bf16"].where());
   }
-  auto const& plugin = policies.plugin.emplace(build_deepspeed_plugin(copy, root, p, f, at_load_and_train, out));
+  auto const& plugin =
+      policies.plugin.emplace(build_deepspeed_plugin(copy, root, p, f, at_load_and_train, out, source));
   decide_deepspeed_plugin(plugin, root, p, f, out);
   auto const wanted = find_wanted_precision(p, f, out);
 

@@ -12,6 +12,7 @@
 #include <flatshard/config/roles.hpp>
 #include <flatshard/config/zero_stage.hpp>
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -78,7 +79,10 @@ inline void decide_engine(handed_config const& handed, node const& root, profile
   for (bool const unknown : handed.buckets.unknown) zero.buckets_known &= !unknown;
   policies.gradient_clipping = decide_clipping(handed.config["gradient_clipping"], root, f, p, out);
   policies.optimizer = decide_optimizer(root, p, out);
-  if (!out.failed()) policies.deepspeed_config = handed.config;
+  bool const reaches = std::none_of(out.problems.begin(), out.problems.end(), [](auto const& found) {
+    return found.level == severity::error && found.when != at_first_step;
+  });
+  if (reaches) policies.deepspeed_config = handed.config;
 }
 
 }  // namespace v0

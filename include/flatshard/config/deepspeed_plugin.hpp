@@ -30,6 +30,14 @@ struct plugin_variables {
 [[nodiscard]] inline plugin_variables read_plugin_variables(node const& root, facts const& f, std::string_view when,
                                                             findings& out);
 
+/// The configuration that the plugin writes where it is given none.
+[[nodiscard]] inline value written_deepspeed_config(plugin_variables const& v);
+/// Where the plugin takes its configuration from.
+enum class plugin_source : std::uint8_t {
+  given,   ///< a file or an object
+  written  ///< by the plugin itself, see written_deepspeed_config
+};
+
 /// What the plugin holds once it is built; "auto" = left to prepare.
 struct deepspeed_plugin {
   value stage = 2, gradient_accumulation_steps = "auto", gradient_clipping = "auto";
@@ -40,7 +48,8 @@ struct deepspeed_plugin {
 /// Builds the plugin over `config`, a copy of the file `root`: steps that are absent become 1, "auto" what the
 /// variables say, printing is switched off. Source: accelerate@16cb6eb8:src/accelerate/utils/dataclasses.py:1226-1345.
 [[nodiscard]] inline deepspeed_plugin build_deepspeed_plugin(value& config, node const& root, profile p, facts const& f,
-                                                             std::string_view when, findings& out);
+                                                             std::string_view when, findings& out,
+                                                             plugin_source source = plugin_source::given);
 
 /// The plugin's argument `zero3_init_flag`, which the front ends on top of accelerate do not give.
 [[nodiscard]] inline value const& zero3_init_argument(profile p, facts const& f) {
@@ -121,7 +130,10 @@ inline void check_plugin_fields(node const& root, facts const& f, std::string_vi
     out.error(errc::config_file_and_keys, root.where(), when,
               "accelerate's file gives " + both + " beside a DeepSpeed file; say it in one of them",
               {"ValueError", "accelerate",
-               "When using `deepspeed_config_file`, the following accelerate config variables will be ignored"});
+               "When using `deepspeed_config_file`, the following accelerate config variables will be ignored: "
+               "['gradient_accumulation_steps', 'gradient_clipping', 'zero_stage', 'offload_optimizer_device', "
+               "'offload_param_device', 'offload_param_nvme_path', 'offload_optimizer_nvme_path', "
+               "'zero3_save_16bit_model', 'mixed_precision']."});
 }
 
 /// The flag for partitioned loading: the argument, else the variable, else whether the stage equals 3.
@@ -151,8 +163,22 @@ inline bool read_zero3_init_flag(bool is_zero3, node const& root, profile p, fac
 
 }  // namespace detail
 
+inline value written_deepspeed_config(plugin_variables const& v) {
+  auto const offload = [](std::string const& device, std::string const& path) {
+    return value::object({{"device", device}, {"nvme_path", device == "nvme" ? value{path} : value{nullptr}}});
+  };
+  auto zero = value::object({{"stage", v.stage}});
+  zero.set("offload_optimizer", offload(v.offload_optimizer_device, v.offload_optimizer_nvme_path));
+  zero.set("offload_param", offload(v.offload_param_device, v.offload_param_nvme_path));
+  zero.set("stage3_gather_16bit_weights_on_model_save", v.save_16bit_model);
+  auto config = value::object({{"train_batch_size", "auto"}, {"train_micro_batch_size_per_gpu", "auto"}});
+  config.set("gradient_accumulation_steps", v.gradient_accumulation_steps).set("zero_optimization", std::move(zero));
+  if (truthy(v.gradient_clipping)) config.set("gradient_clipping", v.gradient_clipping);
+  return config;
+}
+
 inline deepspeed_plugin build_deepspeed_plugin(value& config, node const& root, profile p, facts const& f,
-                                               std::string_view when, findings& out) {
+                                               std::string_view when, findings& out, plugin_source source) {
   deepspeed_plugin plugin;
   auto const errors = [&] {
     return std::count_if(out.problems.begin(), out.problems.end(),
@@ -166,7 +192,7 @@ inline deepspeed_plugin build_deepspeed_plugin(value& config, node const& root, 
   if (!zero_at.present())
     out.error(errc::zero_section_missing, root.where(), when, "the file has no zero_optimization; add one with a stage",
               {"ValueError", "accelerate", "Please specify the ZeRO optimization config in the DeepSpeed config."});
-  detail::check_plugin_fields(root, f, when, out);
+  if (source == plugin_source::given) detail::check_plugin_fields(root, f, when, out);
 
   auto const fill = [&](std::initializer_list<std::string_view> path, value const& to) {
     value const* at = &config;
