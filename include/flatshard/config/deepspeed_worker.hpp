@@ -12,6 +12,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -19,10 +21,10 @@
 namespace flatshard {
 inline namespace v0 {
 
-/// The configuration that the plugin writes from its variables when no file is named; each value stands where the input
-/// of its variable does. Source: accelerate@16cb6eb8:src/accelerate/utils/dataclasses.py:1286-1314.
-[[nodiscard]] inline document written_deepspeed_config(worker_environment const& env, facts const& worker,
-                                                       place const& section);
+/// The configuration that the plugin writes from its variables where no file is named; each value stands where the
+/// input of its variable does, and all else at `section`.
+[[nodiscard]] inline document placed_deepspeed_config(worker_environment const& env, facts const& worker,
+                                                      place const& section);
 
 /// Resolves what a worker trains: the named file or the written configuration, under accelerate's rules.
 inline void resolve_deepspeed_worker(worker_environment const& env, std::int64_t processes, place const& section,
@@ -30,35 +32,39 @@ inline void resolve_deepspeed_worker(worker_environment const& env, std::int64_t
 
 // ---- definitions
 
-inline document written_deepspeed_config(worker_environment const& env, facts const& worker, place const& section) {
+namespace detail {
+/// A copy whose values all stand at one place.
+inline value placed_at(value v, text_place const& at) {
+  for (std::size_t i = 0; i < v.members().size(); ++i) {
+    auto const key = v.members()[i].key;
+    v.set(key, placed_at(v.members()[i].held, at));
+  }
+  v.place_at(at);
+  return v;
+}
+}  // namespace detail
+
+inline document placed_deepspeed_config(worker_environment const& env, facts const& worker, place const& section) {
   document const nothing{value::object()};
   findings unused;  // what is refused here is refused again when the plugin is built
-  auto const v = read_plugin_variables(nothing.root(), worker, at_load, unused);
-  auto const placed = [&](value what, std::string_view variable) {
+  auto const variables = read_plugin_variables(nothing.root(), worker, at_load, unused);
+  auto config = detail::placed_at(written_deepspeed_config(variables), {section.line, section.column, 0, 0});
+  auto const move = [&](std::initializer_list<std::string_view> path, std::string_view variable) {
     auto const from = env.find("ACCELERATE_" + std::string{variable});
-    auto const& at = from.where.line != 0 ? from.where : section;
-    what.place_at({at.line, at.column, 0, 0});
-    return what;
+    value const* held = &config;
+    for (auto const key : path) held = &(*held)[key];
+    if (from.where.line == 0 || !held->present()) return;
+    auto copy = *held;
+    copy.place_at({from.where.line, from.where.column, 0, 0});
+    config.set(path, std::move(copy));
   };
-  auto const offload = [&](std::string const& device, std::string const& path, std::string const& name) {
-    auto const variable = "DEEPSPEED_OFFLOAD_" + name + "_DEVICE";
-    return placed(value::object({{"device", placed(device, variable)},
-                                 {"nvme_path", placed(device == "nvme" ? value{path} : value{nullptr}, variable)}}),
-                  variable);
-  };
-  auto const& stage = "DEEPSPEED_ZERO_STAGE";
-  auto zero = value::object(
-      {{"stage", placed(v.stage, stage)},
-       {"offload_optimizer", offload(v.offload_optimizer_device, v.offload_optimizer_nvme_path, "OPTIMIZER")},
-       {"offload_param", offload(v.offload_param_device, v.offload_param_nvme_path, "PARAM")},
-       {"stage3_gather_16bit_weights_on_model_save", placed(v.save_16bit_model, "DEEPSPEED_ZERO3_SAVE_16BIT_MODEL")}});
-  auto config = value::object(
-      {{"train_batch_size", placed("auto", {})},
-       {"train_micro_batch_size_per_gpu", placed("auto", {})},
-       {"gradient_accumulation_steps", placed(v.gradient_accumulation_steps, "GRADIENT_ACCUMULATION_STEPS")},
-       {"zero_optimization", placed(std::move(zero), stage)}});
-  if (truthy(v.gradient_clipping)) config.set("gradient_clipping", placed(v.gradient_clipping, "GRADIENT_CLIPPING"));
-  return document{placed(std::move(config), {}), section.file};
+  move({"gradient_accumulation_steps"}, "GRADIENT_ACCUMULATION_STEPS");
+  move({"gradient_clipping"}, "GRADIENT_CLIPPING");
+  move({"zero_optimization", "stage"}, "DEEPSPEED_ZERO_STAGE");
+  move({"zero_optimization", "offload_optimizer", "device"}, "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE");
+  move({"zero_optimization", "offload_param", "device"}, "DEEPSPEED_OFFLOAD_PARAM_DEVICE");
+  move({"zero_optimization", "stage3_gather_16bit_weights_on_model_save"}, "DEEPSPEED_ZERO3_SAVE_16BIT_MODEL");
+  return document{std::move(config), section.file};
 }
 
 namespace detail {
@@ -101,9 +107,8 @@ inline void resolve_deepspeed_worker(worker_environment const& env, std::int64_t
     if (auto const* const config = detail::open_named_config(path, worker, out))
       resolve_accelerate_deepspeed(*config, profile::accelerate, worker, out, policies);
   } else {
-    std::erase_if(worker.environment, [](auto const& v) { return v.first == "ACCELERATE_CONFIG_DS_FIELDS"; });
-    auto const config = written_deepspeed_config(env, worker, section);
-    resolve_accelerate_deepspeed(config, profile::accelerate, worker, out, policies);
+    auto const config = placed_deepspeed_config(env, worker, section);
+    resolve_accelerate_deepspeed(config, profile::accelerate, worker, out, policies, plugin_source::written);
   }
   if (!policies.reported_precision.empty()) a.mixed_precision = policies.reported_precision;
 }
