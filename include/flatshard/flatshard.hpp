@@ -28,5 +28,6 @@
 #include <flatshard/require.hpp>           // IWYU pragma: export
 #include <flatshard/reshard.hpp>           // IWYU pragma: export
 #include <flatshard/unit.hpp>              // IWYU pragma: export
+#include <flatshard/utf8.hpp>              // IWYU pragma: export
 #include <flatshard/value.hpp>             // IWYU pragma: export
 #include <flatshard/version.hpp>           // IWYU pragma: export

@@ -143,7 +143,25 @@ enum class errc : std::uint8_t {
   named_file_missing,
   list_type,
   string_type,
-  unsupported
+  unsupported,
+  // of DeepSpeed's own reading
+  hjson_syntax,
+  unterminated_comment,
+  not_base64,
+  bad_source,
+  removed_key,
+  bad_tag_validation,
+  bad_autocast_modules,
+  key_missing,
+  needs_cpu_offload,
+  both_masters,
+  amp_with_zero,
+  amp_with_half,
+  greater_than,
+  less_than,
+  literal_error,
+  tuple_type,
+  instance_of
 };
 
 /// The code as it is printed: snake_case for files, kebab-case for configurations.
@@ -339,6 +357,23 @@ inline std::string_view name(errc code) {
     case errc::list_type: return "list-type";
     case errc::string_type: return "string-type";
     case errc::unsupported: return "unsupported";
+    case errc::hjson_syntax: return "hjson-syntax";
+    case errc::unterminated_comment: return "unterminated-comment";
+    case errc::not_base64: return "not-base64";
+    case errc::bad_source: return "bad-source";
+    case errc::removed_key: return "removed-key";
+    case errc::bad_tag_validation: return "bad-tag-validation";
+    case errc::bad_autocast_modules: return "bad-autocast-modules";
+    case errc::key_missing: return "key-missing";
+    case errc::needs_cpu_offload: return "needs-cpu-offload";
+    case errc::both_masters: return "both-masters";
+    case errc::amp_with_zero: return "amp-with-zero";
+    case errc::amp_with_half: return "amp-with-half";
+    case errc::greater_than: return "greater-than";
+    case errc::less_than: return "less-than";
+    case errc::literal_error: return "literal-error";
+    case errc::tuple_type: return "tuple-type";
+    case errc::instance_of: return "is-instance-of";
   }
   return "other";
 }
