@@ -344,7 +344,7 @@ TEST_CASE("zero_keys: DeepSpeed's reading of zero_optimization, kinds and ranges
     document const config{in["config"], "case.json"};
     findings out;
     zero_section zero;
-    read_zero_section(config["zero_optimization"], zero, at_train, out, in["config"]["allgather_size"]);
+    read_zero_section(config.root(), zero, {.model = {}, .when = at_train, .deepspeed = {}, .out = out});
     problem const* first = nullptr;
     for (auto const& p : out.problems)
       if (p.level == severity::error && !first) first = &p;

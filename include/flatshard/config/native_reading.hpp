@@ -103,13 +103,13 @@ inline native_reading read_natively(value const& config, node const& root, std::
       detail::read_communication_dtype(config, root, "seq_parallel_communication_data_type", when, found));
   auto const op = root["gradient_allreduce_op"];
   detail::check_allreduce_op(op, when, found);
-  read_zero_section(placed.root()["zero_optimization"], read.zero, when, found, config["allgather_size"]);
+  section_reader const reader{.model = {}, .when = when, .deepspeed = f.upstream.deepspeed, .out = found};
+  read_zero_section(placed.root(), read.zero, reader);
   detail::check_allreduce_on_stage(op, read.zero.stage, when, found);
   fp16_section fp16;
-  if (placed.root()["fp16"]->is(value_kind::object))
-    read_section(placed.root()["fp16"], fp16, "DeepSpeedFP16Config", when, found);
-  if (placed.root()["bf16"]->is(value_kind::object))
-    read_section(placed.root()["bf16"], read.bf16, "DeepSpeedBF16Config", when, found);
+  if (placed.root()["fp16"]->is(value_kind::object)) read_fp16_section(placed.root(), fp16, reader);
+  detail::default_section(read.bf16, f.upstream.deepspeed);
+  if (placed.root()["bf16"]->is(value_kind::object)) read_bf16_section(placed.root(), read.bf16, reader);
   if (auto const clock = root["wall_clock_breakdown"]; clock->is(value_kind::string))
     found.error(errc::wrong_type, clock.where(), when, "found " + to_json(*clock) + ", allowed: true or false",
                 {"TypeError", "deepspeed", "unsupported operand type(s) for |: 'str' and 'bool'"});
