@@ -2,12 +2,15 @@
 #include "../tools/frontend.hpp"
 #include "golden_config.hpp"
 
+#include <flatshard/accelerate_source.hpp>
 #include <flatshard/config/resolve.hpp>
 #include <flatshard/hjson.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 
@@ -24,6 +27,16 @@ problem const* first_error(resolution const& r, std::string_view moment = {}) {
         (moment.empty() || p.when == at_read || p.when.find(moment) != std::string::npos))
       return &p;
   return nullptr;
+}
+
+/// The first error of training. Front ends come before DeepSpeed's own reading there, which may have refused the same
+/// at load already.
+problem const* first_training_error(resolution const& r) {
+  for (auto const& p : r.problems)
+    if (p.level == severity::error && p.when != at_first_step && p.when != at_load &&
+        p.upstream.find("(deepspeed)") == std::string::npos)
+      return &p;
+  return first_error(r, at_train);
 }
 
 /// `ValueError (llamafactory): message` against the expected kind, code and raiser.
@@ -69,6 +82,22 @@ facts facts_of(value const& in) {
   f.model_config = in.has("model_config") ? in["model_config"] : value::object({{"hidden_size", 64}});
   f.buckets = in["bucket_source"].text() == "text-config" ? bucket_source::text_config : bucket_source::accelerate;
   for (auto const& m : in["env"].members()) f.environment.emplace_back(m.key, m.held.text());
+  auto& a = f.accelerator;
+  if (in.has("mixed_precision")) a.mixed_precision = in["mixed_precision"].text();
+  if (in.has("gradient_accumulation_steps")) a.gradient_accumulation_steps = in["gradient_accumulation_steps"];
+  for (auto const& size : in["dataloader_batch_sizes"].elements())
+    a.dataloader_batch_sizes.push_back(size.integer().value());
+  a.zero3_init_flag = in["zero3_init_flag"];
+  if (in.has("dummy_optim")) a.placeholder_optimizer = in["dummy_optim"];
+  if (in.has("dummy_scheduler")) a.placeholder_scheduler = in["dummy_scheduler"];
+  auto const& args = in["args"];
+  f.training.bf16 = args["bf16"].is_true();
+  f.training.fp16 = args["fp16"].is_true();
+  if (args.has("per_device_train_batch_size"))
+    f.training.per_device_train_batch_size = args["per_device_train_batch_size"].integer().value();
+  if (args.has("gradient_accumulation_steps"))
+    f.training.gradient_accumulation_steps = args["gradient_accumulation_steps"].integer().value();
+  if (in["prefetch_cast"].is_text("float")) f.upstream.transformers = version_number{4, 44, 2};
   return f;
 }
 
@@ -98,6 +127,25 @@ TEST_CASE("json_level: reading texts") {
                 auto const kind = root.is(value_kind::object) ? "object" : python_name(root.kind());
                 return kind == expect["root"].text() ? verdict{} : verdict{"root"};
               });
+}
+
+TEST_CASE("json_level: files and arguments under accelerate") {
+  golden::run("json_level.json", {"accelerate"}, [](auto, value const& in, value const& expect) {
+    auto const read = in.has("text") ? parse_accelerate_json(in["text"].text(), "ds.json")
+                                     : read_accelerate_source(std::string{in["argument"].text()});
+    if (!read) {
+      if (!expect.has("error")) return to_string(read.error());
+      auto const p = read.error().problems.at(0);
+      if (auto const v = compare_error(&p, expect["error"]); !v.empty()) return v;
+      auto const& message = expect["error"]["message"].text();
+      bool const own_words = p.code == errc::json_syntax;  // a parser's words are its own
+      return own_words || p.upstream.ends_with(message) ? verdict{} : "message " + p.upstream;
+    }
+    if (expect.has("error")) return "accepted: " + to_json(read->value_of_root());
+    auto const& root = read->value_of_root();
+    if (!(root == expect["parsed"])) return "read as " + to_json(root);  // kinds and order as well
+    return root.is(value_kind::object) && expect["root"].is_text("object") ? verdict{} : verdict{"root"};
+  });
 }
 
 TEST_CASE("precision: the mode of every pair of sections") {
@@ -337,6 +385,313 @@ TEST_CASE("front_ends: LLaMA-Factory's YAML files and dicts") {
                 if (!expect.has("roles")) made.erase("roles");  // low-memory loads report fewer fields
                 return compare(made, expect);
               });
+}
+
+namespace {
+
+/// The first error of any moment, the first step included.
+problem const* first_error_of_all(resolution const& r) {
+  for (auto const& p : r.problems)
+    if (p.level == severity::error) return &p;
+  return nullptr;
+}
+
+value policy_of(fsdp2_policy const& f) {
+  return value::object({{"param_dtype", or_null(f.param_type)},
+                        {"reduce_dtype", or_null(f.reduce_type)},
+                        {"output_dtype", or_null(f.output_type)},
+                        {"cast_forward_inputs", f.cast_forward_inputs}});
+}
+value mesh_of(fsdp2_policy const& f) {
+  return value::object({{"replicate", f.replicate}, {"shard", f.shard}, {"dims", f.dimensions}});
+}
+value offload_of(fsdp2_policy const& f) {
+  auto offload = value::object({{"params", f.offload_params}});
+  if (f.offload_params) offload.set("pin_memory", f.pin_memory);
+  return offload;
+}
+value roles_of(resolution const& r) {
+  auto all = value::object();
+  for (auto const role : roles)
+    if (auto const* d = r.find(name(role))) all.set(name(role), d->value);
+  return all;
+}
+/// The codes of `codes` that a resolution warns about, sorted; null if there are none.
+template <class Codes>
+value warnings_of(resolution const& r, Codes const& codes) {
+  std::set<std::string> found;
+  for (auto const& one : r.problems)
+    if (std::find(codes.begin(), codes.end(), one.code) != codes.end() && one.level == severity::warning)
+      found.emplace(name(one.code));
+  auto all = value::array();
+  for (auto const& c : found) all.push_back(c);
+  return found.empty() ? value{} : all;
+}
+
+/// The model of all accelerate cases: two decoder layers with hidden size 16 and intermediate size 32.
+model_outline small_llama() {
+  model_outline m;
+  m.modules = {{"Embedding", 1, 512},          {"LlamaAttention", 2, 1024},        {"LlamaMLP", 2, 1536},
+               {"LlamaRMSNorm", 5, 16},        {"LlamaDecoderLayer", 2, 2592},     {"ModuleList", 1, 5184, true},
+               {"LlamaRotaryEmbedding", 1, 0}, {"LlamaModel", 1, 5184 + 512 + 16}, {"Linear", 1, 512}};
+  m.no_split_classes = {"LlamaDecoderLayer"};
+  m.embedding = "Embedding";
+  m.norm = "LlamaRMSNorm";
+  m.head = "Linear";
+  m.root = "LlamaForCausalLM";
+  return m;
+}
+
+void add_fsdp(resolution const& r, value& made) {
+  auto const& a = r.policies.accelerate.value();
+  made.set("fsdp_version", a.fsdp_version);
+  value classes = nullptr;
+  if (a.auto_wrap.classes) {
+    classes = value::array();
+    for (auto const& c : *a.auto_wrap.classes) classes.push_back(c);
+  }
+  made.set("auto_wrap",
+           value::object(
+               {{"policy", name(a.auto_wrap.kind)},
+                {"classes", classes},
+                {"min_num_params", a.auto_wrap.min_num_params ? value{*a.auto_wrap.min_num_params} : value{nullptr}}}));
+  made.set("state_dict_type", a.state_dict_type);
+  made.set("activation_checkpointing", r.policies.activation_checkpointing);
+  if (a.fsdp_version == 1) made.set("sharding_strategy", a.sharding_strategy);
+  if (!r.policies.fsdp2) return;
+  auto const& f = *r.policies.fsdp2;
+  made.set("policy", policy_of(f)).set("mesh", mesh_of(f)).set("offload", offload_of(f));
+  auto const& load = r.policies.load;
+  made.set("load", value::object({{"way", name(load.way)},
+                                  {"transformers_low_memory", load.transformers_low_memory},
+                                  {"device", load.device}}));
+  auto units = value::object();
+  for (auto const& u : f.units.value()) units.set(u.modules, u.count);
+  made.set("units", units);
+  auto reshard = value::object({{"setting", f.reshard_after_forward}});
+  if (units.has("LlamaDecoderLayer")) reshard.set("layers", f.reshard_after_forward);
+  made.set("reshard_after_forward", reshard);
+  if (load.transformers_low_memory)  // the data reports no roles there
+    made.set("storage_after_prepare", r.find("parameter_storage")->value);
+  else
+    made.set("roles", roles_of(r));
+}
+
+value accelerate_result(resolution const& r, value const& in) {
+  auto const& p = r.policies;
+  auto const& a = p.accelerate.value();
+  if (p.backend == backend_kind::simple) return value::object({{"launcher", "simple"}});
+  auto made = value::object({{"backend", name(p.backend)}, {"mixed_precision", a.mixed_precision}});
+  if (in.has("text")) {
+    auto changed = value::object();
+    for (auto const& [variable, to] : a.environment)
+      if (!in["env"][variable].is_text(to)) changed.set(variable, to);
+    made.set("env", changed).set("num_processes", a.num_processes.value());
+  }
+  if (p.backend != backend_kind::multi_gpu) made.set("gradient_accumulation_steps", a.gradient_accumulation_steps);
+  if (p.backend == backend_kind::fsdp) add_fsdp(r, made);
+  constexpr std::array codes{errc::accumulation_mismatch,     errc::deprecated_sharding_strategy,
+                             errc::ignored_backward_prefetch, errc::ignored_sync_module_states,
+                             errc::ignored_use_orig_params,   errc::zero3_init_flag_off};
+  if (auto const warned = warnings_of(r, codes); warned.present()) made.set("warnings", warned);
+  return made;
+}
+
+dtype named_dtype(value const& word, dtype otherwise) {
+  for (auto const t : {dtype::f32, dtype::bf16, dtype::f16})
+    if (word.is_text(name(t))) return t;
+  return otherwise;
+}
+
+}  // namespace
+
+TEST_CASE("front_ends: accelerate's files and plugins in code") {
+  golden::run("front_ends.json", {"accelerate"}, [](auto, value const& in, value const& expect) {
+    facts f;
+    f.model = small_llama();
+    f.model_config = value::object({{"hidden_size", 64}});
+    if (in["checkpoint"].has("tie_word_embeddings"))
+      f.model_config->set("tie_word_embeddings", in["checkpoint"]["tie_word_embeddings"]);
+    f.checkpoint = named_dtype(in["checkpoint"]["dtype"], dtype::bf16);
+    if (in.has("world_size")) f.world = as_count(in["world_size"]);
+    if (in.has("rank")) f.rank = as_count(in["rank"]).value();
+    for (auto const& m : in["env"].members()) f.environment.emplace_back(m.key, m.held.text());
+    for (auto const& m : in["files"].members()) f.files.push_back({m.key, document{m.held, m.key}, {}});
+    for (auto const& word : in["arguments"].elements()) f.accelerator.launcher.emplace_back(word.text());
+    if (in.has("plugin")) f.accelerator.fsdp_plugin = in["plugin"];
+    if (in.has("mixed_precision")) f.accelerator.mixed_precision = in["mixed_precision"].text();
+    if (in.has("gradient_accumulation_steps"))
+      f.accelerator.gradient_accumulation_steps = in["gradient_accumulation_steps"];
+    f.accelerator.dataloader_batch_sizes = {4};
+    if (in.has("accelerate_version")) f.upstream.accelerate = version_number_of(in["accelerate_version"].text()).value();
+    auto read = result<document>{document{}};
+    if (in.has("text")) {
+#if defined(FLATSHARD_YAML)
+      read = frontend::parse_accelerate(in["text"].text(),
+                                        in.has("file_name") ? in["file_name"].text() : std::string_view{"config.yaml"});
+#else
+      return verdict{"skip: built without yaml-cpp"};
+#endif
+    }
+    auto const& wanted = expect["error"];
+    if (!read)
+      return expect.has("error") ? compare_front_end_error(&read.error().problems.at(0), wanted)
+                                 : to_string(read.error());
+    auto const r = resolve(*read, profile::accelerate, f);
+    auto const* error = first_error_of_all(r);
+    if (expect.has("error")) return compare_front_end_error(error, wanted);
+    if (error) return to_string(*error);
+    return compare(accelerate_result(r, in), expect);
+  });
+}
+
+TEST_CASE("front_ends: fully_shard in code, as facts and as an object") {
+  golden::run("front_ends.json", {"torch"}, [](auto, value const& in, value const& expect) {
+    facts given, world;
+    world.world = given.world = as_count(in["world_size"]);
+    auto& arguments = given.fully_shard;
+    if (in.has("policy")) arguments.policy = in["policy"];
+    arguments.mesh = in["mesh"];
+    arguments.reshard_after_forward = in["reshard_after_forward"];
+    arguments.offload_policy = in["offload_policy"];
+    arguments.storage = named_dtype(in["storage"], dtype::f32);
+    arguments.input = named_dtype(in["input"], dtype::f32);
+    auto call = in;
+    call.erase("world_size");
+    verdict differs;
+    for (auto const& r : {resolve(document{}, profile::torch, given), resolve(document{call}, profile::torch, world)}) {
+      auto const* error = first_error_of_all(r);
+      if (expect.has("error")) {
+        differs += compare_error(error, expect["error"]);
+        continue;
+      }
+      if (error) return to_string(*error);
+      auto const& p = r.policies.fsdp2.value();
+      bool const open = p.reshard_after_forward.is(value_kind::null);
+      differs += compare(
+          value::object(
+              {{"policy", policy_of(p)},
+               {"mesh", mesh_of(p)},
+               {"offload", offload_of(p)},
+               {"reshard_after_forward",
+                value::object({{"layers", open ? value{true} : p.reshard_after_forward}, {"root", p.reshard_root}})},
+               {"roles", roles_of(r)},
+               {"input", text(p.input_type)}}),
+          expect);
+    }
+    return differs;
+  });
+}
+
+TEST_CASE("precision: accelerate and Transformers, with what accelerate reports") {
+  golden::run("precision.json", {"accelerate", "transformers-v4", "transformers-v5"},
+              [](auto front_end, value const& in, value const& expect) {
+                auto const r = resolved(front_end, in);
+                auto const* error = first_training_error(r);
+                if (expect.has("error")) {
+                  auto const& wanted = expect["error"];
+                  if (auto const v = compare_error(error, wanted); !v.empty()) return v;
+                  // what front ends raise is given word for word
+                  if (wanted["raised_by"].is_text("deepspeed")) return verdict{};
+                  auto const whole = std::string{wanted["kind"].text()} + " (" +
+                                     std::string{wanted["raised_by"].text()} +
+                                     "): " + std::string{wanted["message"].text()};
+                  return error->upstream == whole ? verdict{} : "message " + error->upstream;
+                }
+                if (error) return to_string(*error);
+                auto made = value::object({{"result", text(dtype_of_mode(r.policies.mode))}});
+                if (front_end == "accelerate") made.set("reported", r.policies.reported_precision);
+                if (front_end != "accelerate") made.set("model_init_dtype", text(r.policies.model_init));
+                if (r.find("precision")->value != text(dtype_of_mode(r.policies.mode))) return verdict{"decision"};
+                return compare(made, expect);
+              });
+}
+
+TEST_CASE("batch: under accelerate and Transformers") {
+  golden::run("batch.json", {"accelerate", "transformers-v4", "transformers-v5"},
+              [](auto front_end, value const& in, value const& expect) {
+                auto const r = resolved(front_end, in);
+                auto const* error = in["phase"].is_text("load") ? first_error(r, at_load) : first_training_error(r);
+                if (expect.has("error")) return compare_error(error, expect["error"]);
+                if (error) return to_string(*error);
+                return compare(
+                    batch_of(in["phase"].is_text("load") ? r.policies.batch_at_load.value() : r.policies.batch.value()),
+                    expect);
+              });
+}
+
+TEST_CASE("load: the plugin's stage and flag, and what is built partitioned under accelerate") {
+  golden::run("load.json", {"accelerate"}, [](auto front_end, value const& in, value const& expect) {
+    auto const r = resolved(front_end, in);
+    auto const* error = first_error(r, at_load);
+    if (expect.has("error")) return compare_error(error, expect["error"]);
+    if (error) return to_string(*error);
+    auto const& plugin = r.policies.plugin.value();
+    auto made = value::object({{"zero3_init_flag", plugin.zero3_init_flag},
+                               {"plugin_stage", plugin.stage},
+                               {"zero_init", r.policies.load.partitioned}});
+    if (r.policies.load.partitioned) {
+      made.set("dtype", text(r.policies.load.type));
+      made.set("batch", batch_of(r.policies.batch_at_load.value()));
+    }
+    return compare(made, expect);
+  });
+}
+
+TEST_CASE("auto: what reaches DeepSpeed under accelerate and Transformers") {
+  golden::run("auto.json", {"accelerate", "transformers-v4", "transformers-v5"},
+              [](auto front_end, value const& in, value const& expect) {
+                auto const r = resolved(front_end, in);
+                auto const* error = first_training_error(r);
+                if (expect.has("error")) return compare_error(error, expect["error"]);
+                if (error) return to_string(*error);
+                auto const& p = r.policies;
+                auto const& zero = p.zero.value();
+                if (!expect.has("final_config"))
+                  return compare(
+                      value::object({{"reduce_bucket_size", zero.reduce_bucket_size},
+                                     {"stage3_prefetch_bucket_size", zero.prefetch_bucket_size},
+                                     {"stage3_param_persistence_threshold", zero.param_persistence_threshold}}),
+                      expect);
+                auto final_config = p.deepspeed_config;
+                if (!final_config.has("steps_per_print")) return verdict{"steps_per_print"};
+                final_config.erase("steps_per_print");
+                auto resolved_part = batch_of(p.batch.value());
+                resolved_part.set("precision", text(dtype_of_mode(p.mode)))
+                    .set("stage", zero.stage)
+                    .set("gradient_clipping", p.gradient_clipping);
+                return compare(value::object({{"final_config", final_config}, {"resolved", resolved_part}}), expect);
+              });
+}
+
+TEST_CASE("roles: FSDP2 under accelerate, by release") {
+  golden::run("roles.json", {"accelerate"}, [](auto, value const& in, value const& expect) {
+    facts f;
+    f.world = 1;
+    f.upstream.accelerate = version_number_of(in["accelerate_version"].text());
+    if (!f.upstream.accelerate) return verdict{"the release"};
+    for (auto const t : {dtype::f32, dtype::bf16, dtype::f16})
+      if (in["loaded"].is_text(name(t))) f.checkpoint = t;
+    auto plugin = value::object({{"fsdp_version", 2}});
+    // a word that the Accelerator does not take is one of the plugin's own
+    bool const own = in["mixed_precision"].is_text("fp32") || in["mixed_precision"].is_text("int8");
+    if (own) plugin.set("mixed_precision_policy", in["mixed_precision"]);
+    if (in.has("mixed_precision_policy")) plugin.set("mixed_precision_policy", in["mixed_precision_policy"]);
+    f.accelerator.mixed_precision = own ? "bf16" : std::string{in["mixed_precision"].text()};
+    f.accelerator.fsdp_plugin = plugin;
+    auto const r = resolve(document{}, profile::accelerate, f);
+    auto const* error = first_error(r);
+    if (expect.has("error")) return compare_error(error, expect["error"]);
+    if (error) return to_string(*error);
+    auto made = value::object({{"grad_scaler", f.accelerator.mixed_precision == "fp16"}});
+    for (auto const role : roles) made.set(name(role), r.find(name(role))->value);
+    auto const& fsdp2 = r.policies.fsdp2.value();
+    made.set("policy", value::object({{"param_dtype", or_null(fsdp2.param_type)},
+                                      {"reduce_dtype", or_null(fsdp2.reduce_type)},
+                                      {"output_dtype", or_null(fsdp2.output_type)},
+                                      {"cast_forward_inputs", fsdp2.cast_forward_inputs}}));
+    return compare(made, expect);
+  });
 }
 
 TEST_CASE("zero_keys: DeepSpeed's reading of zero_optimization, kinds and ranges") {

@@ -49,6 +49,23 @@ TEST_CASE("plain scalars follow YAML 1.1 with omegaconf's floats") {
   CHECK(real(".nan") != real(".nan"));
 }
 
+TEST_CASE("PyYAML's own floats and dates") {
+  auto const scalar = [](char const* text) { return yaml_scalar(text, frontend::yaml_reader::pyyaml); };
+  for (auto const* text : {"1e3", "1e-1", "1.5e3", "1e+3", "5.e3", "y", "08"})
+    CHECK_MESSAGE(scalar(text).is(value_kind::string), text);
+  for (auto const* text : {"1.0e+3", "2.0", ".5", "5.", "1.5e-3", ".inf", "1:30.5"})
+    CHECK_MESSAGE(scalar(text).is(value_kind::floating), text);
+  CHECK(scalar("1_000").integer() == 1000);
+  CHECK(scalar("no").is_false());
+  CHECK(scalar("2026-01-31").text() == "2026-01-31");
+  CHECK(scalar("2026-1-3").text() == "2026-1-3");  // a date alone needs two digits
+  CHECK(scalar("2026-1-3 4:05:06").text() == "2026-01-03 04:05:06");
+  CHECK(scalar("2001-12-14t21:59:43.10-05:00").text() == "2001-12-14 21:59:43.100000-05:00");
+  CHECK(scalar("2001-12-14 21:59:43.10 -5").text() == "2001-12-14 21:59:43.100000-05:00");
+  CHECK(scalar("2001-12-15T02:59:43.1Z").text() == "2001-12-15 02:59:43.100000+00:00");
+  CHECK(yaml_scalar("2001-12-15T02:59:43.1Z").text() == "2001-12-15T02:59:43.1Z");
+}
+
 #if defined(FLATSHARD_YAML)
 
 namespace {
@@ -106,6 +123,43 @@ TEST_CASE("faults of the text") {
   CHECK(refused(bomb).detail.find("1000000 values") != std::string::npos);
   CHECK(refused(std::string(10000, '[')).code == errc::yaml_syntax);
   CHECK(refused("a: " + std::string(300, '[') + std::string(300, ']')).code == errc::yaml_syntax);
+}
+
+TEST_CASE("bytes that are no UTF-8 and control characters are errors with their place, wherever they stand") {
+  for (std::string const bad : {"\xFF", "\xC0\xAF", "\xED\xA0\x80", "\xF5\x80\x80\x80", "\xC3"})
+    for (std::string const before : {"a: 1\nb: x", "a: 1\n# ", "a: 1\nb: \"", "a: 1\nb"}) {
+      auto const p = refused(before + bad);
+      CHECK(p.code == errc::yaml_syntax);
+      CHECK(p.detail == "the text is not UTF-8");
+      CHECK(p.where.line == 2);
+      CHECK(p.upstream.starts_with("UnicodeDecodeError"));
+    }
+  // Source: PyYAML's readers, which refuse these and no other characters.
+  for (auto const& bad :
+       {std::string(1, '\0'), std::string{"\x01"}, std::string{"\x0B"}, std::string{"\x1B"}, std::string{"\x7F"},
+        std::string{"\xC2\x80"}, std::string{"\xC2\x9F"}, std::string{"\xEF\xBF\xBE"}, std::string{"\xEF\xBF\xBF"}})
+    for (std::string const before : {"a: x", "# "})
+      CHECK(refused(before + bad + "y\n").detail == "a control character, which YAML does not have");
+  CHECK(refused(std::string{"a: \x01\n\xFF"}).where == place{"t.yaml", {}, 1, 4});  // the first of two
+  for (auto const* const good : {"\xC2\xA0", "\xEF\xBB\xBF", "\xEF\xBF\xBD", "\xF0\x9F\x98\x80", "\xF4\x8F\xBF\xBF"})
+    CHECK(json(std::string{"a: x"} + good + "y\n") == std::string{"{\"a\": \"x"} + good + "y\"}");
+}
+
+TEST_CASE("YAML text in a file whose name says JSON: the error names the remedy") {
+  auto const said = [](std::string const& text) {
+    std::ofstream{"frontend_test.json"} << text;
+    auto const read = frontend::read_configuration("frontend_test.json");
+    std::remove("frontend_test.json");
+    REQUIRE_MESSAGE(!read.has_value(), text);
+    REQUIRE(read.error().problems.size() == 1);
+    CHECK(read.error().problems[0].code == errc::json_syntax);
+    return read.error().problems[0].detail;
+  };
+  auto const hint = "give the file a name that ends in .yaml";
+  for (auto const* const yaml : {"dist_config:\n  name: fsdp2\n", "# x\na: 1\n", "{a: 1, b: [no]}", "a: 1"})
+    CHECK_MESSAGE(said(yaml).find(hint) != std::string::npos, yaml);
+  for (auto const* const neither : {"", " \n", "{", "{\"a\": 1", "word", "a: [1", "\xFF: 1"})
+    CHECK_MESSAGE(said(neither).find(hint) == std::string::npos, neither);
 }
 
 TEST_CASE("our own limits are given no upstream exception") {
@@ -167,6 +221,30 @@ TEST_CASE("a section given as JSON text; a file and the file that it names") {
   CHECK(resolve(d, profile::llamafactory, g).has_errors());
   std::remove("frontend_test.yaml");
   CHECK_FALSE(frontend::read_configuration("no_such.yaml").has_value());
+}
+
+TEST_CASE("accelerate's file: PyYAML's words, the last of duplicate keys, no empty file, JSON by its name") {
+  auto const read = [](std::string_view text) { return frontend::parse_accelerate(text, "c.yaml").value(); };
+  auto const twice = read("a: 1\nb: 2\na: 3\n");
+  CHECK(to_json(twice.value_of_root()) == R"({"a": 3, "b": 2})");
+  CHECK(twice.value_of_root().members()[0].shadowed.size() == 1);
+  CHECK(twice["a"].where() == place{"c.yaml", "/a", 3, 4});
+  CHECK(read("").value_of_root().is(value_kind::null));
+  CHECK(read("# only this\n").value_of_root().is(value_kind::null));
+  CHECK(to_json(read("a: &x {p: 1}\nb:\n  <<: *x\n  p: 2\n").value_of_root()) == R"({"a": {"p": 1}, "b": {"p": 2}})");
+  auto const dates = read("a: 2026-01-31\nb: '2026-01-31'\nc: !!str 2026-01-31\nd: 08\n");
+  CHECK(is_date(dates, *dates["a"]));
+  for (auto const key : {"b", "c", "d", "e"}) CHECK_FALSE(is_date(dates, *dates[key]));
+  CHECK_FALSE(frontend::parse_accelerate("a:\n\t- 1\n", "c.yaml").has_value());
+  CHECK_FALSE(frontend::parse_accelerate("a: 1", "c.json").has_value());
+  CHECK(frontend::parse_accelerate("{\"a\": 1}", "c.json").has_value());
+  auto const precision =
+      resolve(read("distributed_type: FSDP\nnum_processes: 2\nmixed_precision: 2026-01-31\n"), profile::accelerate);
+  CHECK(precision.problems.at(0).upstream ==
+        "AttributeError (accelerate): 'datetime.date' object has no attribute 'lower'");
+  auto const warned =
+      resolve(read("distributed_type: 'NO'\ndistributed_type: FSDP\nnum_processes: 2\n"), profile::accelerate);
+  CHECK(warned.problems.at(0).code == errc::duplicate_key_ignored);
 }
 
 #endif

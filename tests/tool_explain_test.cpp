@@ -389,7 +389,7 @@ TEST_CASE("wrong usage of explain") {
            {{"explain"}, "CONFIG is required"},
            {{"explain", "x", "--world", "0"}, "--world: must be a whole number from 1"},
            {{"explain", "x", "--bf16", "yes"}, "--bf16: must be one of true, false, auto, found 'yes'"},
-           {{"explain", "x", "--profile", "accelerate"}, "--profile: must be one of llamafactory, llamafactory-review"},
+           {{"explain", "x", "--profile", "nobody"}, "--profile: must be one of llamafactory, llamafactory-review"},
            {{"explain", "x", "--world", "2", "--no-launcher"}, "excludes"},
            {{"explain", "x", "y"}, "not expected: y"},
        }) {

@@ -2,6 +2,7 @@
 #include "explain.hpp"
 
 #include "arguments.hpp"
+#include "compare.hpp"
 #include "configuration.hpp"
 #include "findings_text.hpp"
 #include "report.hpp"
@@ -26,7 +27,7 @@ namespace {
 struct request {
   configuration_request configuration;
   std::uint64_t world = 1;
-  bool world_given = false, no_launcher = false, as_json = false;
+  bool world_given = false, no_launcher = false, as_json = false, compare = false;
 };
 
 /// Decisions under a heading, by the beginning of their keys; what fits nowhere comes last.
@@ -37,17 +38,38 @@ struct section {
 std::vector<section> const& sections() {
   static std::vector<section> const all{
       {"Precision",
-       {"precision", "parameter_storage", "compute", "output", "reduce", "grad_accum", "master", "optimizer_state",
-        "policy", "optimizer_wrapper"}},
+       {"precision", "mixed_precision", "input", "parameter_storage", "compute", "output", "reduce", "grad_accum",
+        "master", "optimizer_state", "policy", "optimizer_wrapper"}},
       {"Sharding and loading",
-       {"backend", "config_file", "zero_optimization", "sharding", "zero3_loading", "load", "mesh", "strategy",
-        "offload", "reshard_after_forward", "mp_replicate_size", "mp_shard_size", "dp_size", "cp_size",
-        "offload_params"}},
+       {"launcher",
+        "num_processes",
+        "backend",
+        "fsdp_version",
+        "sharding_strategy",
+        "auto_wrap_policy",
+        "units",
+        "state_dict_type",
+        "config_file",
+        "zero_optimization",
+        "sharding",
+        "zero3_loading",
+        "load",
+        "mesh",
+        "strategy",
+        "offload",
+        "reshard_after_forward",
+        "mp_replicate_size",
+        "mp_shard_size",
+        "dp_size",
+        "cp_size",
+        "offload_params",
+        "pin_memory"}},
       {"Training",
        {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "batch",
         "micro_batch_size", "global_batch_size", "num_micro_batch", "gradient_clipping", "max_grad_norm", "optimizer",
         "activation_checkpointing"}},
       {"Process group", {"process_group"}},
+      {"Environment of the workers", {"environment"}},
   };
   return all;
 }
@@ -64,10 +86,13 @@ std::size_t section_of(std::string_view key) {
 
 void print_text(request const& r, flatshard::resolution const& resolved) {
   auto const file = r.configuration.file == "-" ? std::string{"<stdin>"} : r.configuration.file;
+  auto const& accelerate = resolved.policies.accelerate;
+  bool const file_says = accelerate && accelerate->num_processes;
+  auto const ranks = file_says ? static_cast<std::uint64_t>(*accelerate->num_processes) : r.world;
   fmt::print("{}: profile {}, {}\n", paint(one_line(file), colour::bold, stdout), name(resolved.front_end),
              r.no_launcher ? std::string{"started without a launcher"}
-                           : fmt::format("{} rank{}{}", r.world, r.world == 1 ? "" : "s",
-                                         r.world_given ? "" : " (--world says otherwise)"));
+                           : fmt::format("{} rank{}{}", ranks, ranks == 1 ? "" : "s",
+                                         r.world_given || file_says ? "" : " (--world says otherwise)"));
   std::vector<std::vector<flatshard::decision>> groups(sections().size() + 1);
   for (auto const& d : resolved.decisions) groups[section_of(d.key)].push_back(d);
   for (std::size_t i = 0; i < groups.size(); ++i) {
@@ -85,6 +110,7 @@ void print_text(request const& r, flatshard::resolution const& resolved) {
 }
 
 int explain(request const& r) {
+  if (r.compare) return compare(r.configuration, r.as_json);
   auto const resolved = resolve_configuration(r.configuration);
   if (r.as_json) {
     fmt::print("{}\n", explanation_json(name(resolved.front_end), resolved.decisions, resolved.problems).text(2));
@@ -111,7 +137,8 @@ void add_explain(CLI::App& app, int& code) {
   auto* const command =
       app.add_subcommand("explain", "Say what a configuration means: values, reasons, places, problems");
   command
-      ->add_option("CONFIG", r->configuration.file, "DeepSpeed JSON, LLaMA-Factory YAML or the same as JSON; - = stdin")
+      ->add_option("CONFIG", r->configuration.file,
+                   "DeepSpeed JSON, the front end's YAML or the same as JSON; - = stdin")
       ->required()
       ->type_name("");
   add_configuration_options(*command, r->configuration);
@@ -123,10 +150,12 @@ void add_explain(CLI::App& app, int& code) {
                    "Directory with the model's config.json, for bucket sizes from \"auto\"")
       ->type_name("DIR");
   command->add_flag("--json", r->as_json, "One JSON object on stdout (docs/config.md has the schema)");
+  command->add_flag("--compare", r->compare, "Every profile side by side, rows that differ marked");
   command->add_flag("--no-launcher", r->no_launcher, "One process, started without a launcher")->excludes(world);
   command->callback([r, world, &code] {
     r->world_given = world->count() != 0;
-    if (!r->no_launcher) r->configuration.world = r->world;
+    bool const file_says = r->configuration.profile == "accelerate" && !r->world_given;  // num_processes
+    if (!r->no_launcher && !file_says) r->configuration.world = r->world;
     code = explain(*r);
   });
 }

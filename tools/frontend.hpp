@@ -3,15 +3,16 @@
 /// configuration names. Without yaml-cpp (FLATSHARD_YAML is not defined) a YAML file is an error that says so.
 #pragma once
 
+#include "yaml_scalar.hpp"
+
 #include <flatshard/config/resolve.hpp>
 #include <flatshard/json.hpp>
+#include <flatshard/safetensors_writer.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <limits>
 #include <optional>
 #include <set>
 #include <span>
@@ -31,161 +32,33 @@
 
 namespace flatshard::frontend {
 
-/// A plain scalar as omegaconf reads it: YAML 1.1 as PyYAML has it, with `1e3` a float and dates left as text.
-[[nodiscard]] inline value yaml_scalar(std::string_view text);
-
 /// One YAML text as a document. Duplicate keys, tabs between tokens, unknown aliases and other faults of the text are
 /// errors with their place.
-[[nodiscard]] inline result<document> parse_yaml(std::string_view text, std::string_view file = {});
+[[nodiscard]] inline result<document> parse_yaml(std::string_view text, std::string_view file = {},
+                                                 yaml_reader reader = yaml_reader::omegaconf);
+
+/// A file of accelerate: strict JSON for names that end in .json, YAML for all others.
+[[nodiscard]] inline result<document> parse_accelerate(std::string_view text, std::string_view file);
 
 /// A LLaMA-Factory file: YAML for every name (JSON text is YAML too), sections given as JSON text expanded, then the
 /// overrides `a.b=value` applied in order.
 [[nodiscard]] inline result<document> parse_llamafactory(std::string_view text, std::string_view file,
                                                          std::span<std::string const> overrides = {});
 
-/// A configuration file by its name: .yaml and .yml as LLaMA-Factory's, all else as JSON.
+/// A configuration's text by its file's name: .yaml and .yml as the front end's own, all else as JSON.
+[[nodiscard]] inline result<document> parse_configuration(std::string_view text, std::string_view file,
+                                                          std::span<std::string const> overrides = {},
+                                                          profile front_end = profile::llamafactory);
+/// The same of a file.
 [[nodiscard]] inline result<document> read_configuration(std::string const& path,
-                                                         std::span<std::string const> overrides = {});
+                                                         std::span<std::string const> overrides = {},
+                                                         profile front_end = profile::llamafactory);
 
 /// Adds to `f.files` what the document names: its DeepSpeed file, and its checkpoint folder if that exists. A path that
 /// is not found is also looked for beside the document.
 inline void read_named_files(document const& config, facts& f);
 
 // ---- definitions
-
-namespace detail {
-
-[[nodiscard]] inline bool all_of(std::string_view text, std::string_view allowed) {
-  return !text.empty() && text.find_first_not_of(allowed) == std::string_view::npos;
-}
-inline constexpr std::string_view digits = "0123456789";
-inline constexpr std::string_view digits_ = "0123456789_";
-
-/// `[0-5]?[0-9]` parts after colons: the groups of a base-60 number.
-[[nodiscard]] inline bool sixties(std::string_view text) {
-  while (!text.empty()) {
-    if (text.front() != ':') return false;
-    text.remove_prefix(1);
-    auto const part = text.substr(0, text.find(':'));
-    if (part.empty() || part.size() > 2 || !all_of(part, digits) || (part.size() == 2 && part[0] > '5')) return false;
-    text.remove_prefix(part.size());
-  }
-  return true;
-}
-
-[[nodiscard]] inline std::string without_underscores(std::string_view text) {
-  std::string out;
-  for (auto const c : text)
-    if (c != '_') out += c;
-  return out;
-}
-
-/// Digits of a base as a decimal integer value; above 64 bits as a double would have it.
-[[nodiscard]] inline value integer_of(std::string_view written, std::uint64_t base, bool negative) {
-  std::uint64_t n = 0;
-  bool wide = false;
-  for (auto const c : written) {
-    auto const digit = static_cast<std::uint64_t>(flatshard::detail::hex_digit(c));
-    wide |= __builtin_mul_overflow(n, base, &n) || __builtin_add_overflow(n, digit, &n);
-  }
-  auto const text = (negative ? "-" : "") + (base == 10 || wide ? std::string{written} : std::to_string(n));
-  return value::number(text);
-}
-
-[[nodiscard]] inline value sexagesimal(std::string_view text, bool floating, bool negative) {
-  double total = 0;
-  std::size_t from = 0;
-  auto const clean = without_underscores(text);
-  for (;;) {
-    auto const next = std::min(clean.find(':', from), clean.size());
-    total = total * 60 + value::number(std::string_view{clean}.substr(from, next - from)).number().value_or(0);
-    if (next == clean.size()) break;
-    from = next + 1;
-  }
-  if (negative) total = -total;
-  if (floating || std::abs(total) > 9e15) return value{total};
-  return value{static_cast<std::int64_t>(total)};
-}
-
-[[nodiscard]] inline std::optional<value> yaml_integer(std::string_view text) {
-  bool const negative = text.starts_with('-');
-  auto const body = text.substr(negative || text.starts_with('+') ? 1 : 0);
-  if (body.starts_with("0b") && all_of(body.substr(2), "01_"))
-    return integer_of(without_underscores(body.substr(2)), 2, negative);
-  if (body.starts_with("0x") && all_of(body.substr(2), "0123456789abcdefABCDEF_"))
-    return integer_of(without_underscores(body.substr(2)), 16, negative);
-  if (body == "0") return value{0};
-  if (body.starts_with('0') && all_of(body.substr(1), "01234567_"))
-    return integer_of(without_underscores(body.substr(1)), 8, negative);
-  if (body.empty() || body.front() < '1' || body.front() > '9') return std::nullopt;
-  if (all_of(body, digits_)) return integer_of(without_underscores(body), 10, negative);
-  auto const colon = body.find(':');
-  if (colon == std::string_view::npos || !all_of(body.substr(0, colon), digits_) || !sixties(body.substr(colon)))
-    return std::nullopt;
-  return sexagesimal(body, false, negative);
-}
-
-/// An exponent: `e`, an optional or a required sign, digits.
-[[nodiscard]] inline bool exponent(std::string_view text, bool sign_required) {
-  if (text.empty() || (text[0] != 'e' && text[0] != 'E')) return false;
-  text.remove_prefix(1);
-  bool const sign = text.starts_with('+') || text.starts_with('-');
-  return (sign || !sign_required) && all_of(text.substr(sign ? 1 : 0), digits);
-}
-
-/// `digits(_digits)*`.
-[[nodiscard]] inline bool grouped(std::string_view text) {
-  return all_of(text, digits_) && text.front() != '_' && text.back() != '_' &&
-         text.find("__") == std::string_view::npos;
-}
-
-[[nodiscard]] inline std::optional<value> yaml_float(std::string_view text) {
-  bool const negative = text.starts_with('-'), sign = negative || text.starts_with('+');
-  auto const body = text.substr(sign ? 1 : 0);
-  auto const infinity = std::numeric_limits<double>::infinity();
-  if (body == ".inf" || body == ".Inf" || body == ".INF") return value{negative ? -infinity : infinity};
-  if (!sign && (text == ".nan" || text == ".NaN" || text == ".NAN"))
-    return value{std::numeric_limits<double>::quiet_NaN()};
-  auto const mark = std::min(body.find_first_of("eE"), body.size());
-  auto const mantissa = body.substr(0, mark), tail = body.substr(mark);
-  auto const point = mantissa.find('.');
-  bool floating = false;
-  if (point == std::string_view::npos) {
-    floating = !tail.empty() && grouped(mantissa) && exponent(tail, false);  // omegaconf's own: 1e3
-  } else {
-    auto const whole = mantissa.substr(0, point), fraction = mantissa.substr(point + 1);
-    bool const fraction_fits = fraction.empty() || all_of(fraction, digits_);
-    if (whole.empty())
-      floating = !sign && !fraction.empty() && fraction_fits && fraction.front() != '_' &&
-                 (tail.empty() || exponent(tail, true));
-    else if (auto const colon = whole.find(':'); colon != std::string_view::npos)
-      return tail.empty() && fraction_fits && whole.front() != '_' && all_of(whole.substr(0, colon), digits_) &&
-                     sixties(whole.substr(colon))
-                 ? std::optional{sexagesimal(body, true, negative)}
-                 : std::nullopt;
-    else
-      floating = all_of(whole, digits_) && whole.front() != '_' && fraction_fits &&
-                 (tail.empty() || (grouped(whole) && exponent(tail, false)) || exponent(tail, true));
-  }
-  if (!floating) return std::nullopt;
-  double x = 0;
-  if (!flatshard::detail::parse_python_float(without_underscores(text), x)) return std::nullopt;
-  return value{x};
-}
-
-}  // namespace detail
-
-inline value yaml_scalar(std::string_view text) {
-  constexpr std::string_view empty{};
-  if (text == empty || text == "~" || text == "null" || text == "Null" || text == "NULL") return nullptr;
-  for (auto const yes : {"yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"})
-    if (text == yes) return true;
-  for (auto const no : {"no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"})
-    if (text == no) return false;
-  if (auto const f = detail::yaml_float(text)) return *f;
-  if (auto const i = detail::yaml_integer(text)) return *i;
-  return value{text};
-}
 
 namespace detail {
 
@@ -199,6 +72,23 @@ struct text_fault {
   char const* detail;
   char const* upstream;
 };
+
+/// Finds the first byte that is no UTF-8, or a control character that YAML does not have. One pass over the bytes.
+[[nodiscard]] inline std::optional<text_fault> scan_characters(std::string_view text) {
+  auto const bad = flatshard::utf8_end(text);
+  for (std::size_t i = 0; i < bad; ++i) {
+    auto const c = static_cast<unsigned char>(text[i]);
+    auto const two = text.substr(i, 2), three = text.substr(i, 3);
+    bool const control = (c < 0x20 && c != '\t' && c != '\n' && c != '\r') || c == 0x7F ||
+                         (c == 0xC2 && two >= "\xC2\x80" && two <= "\xC2\x9F" && two != "\xC2\x85") ||
+                         three == "\xEF\xBF\xBE" || three == "\xEF\xBF\xBF";
+    if (control)
+      return text_fault{i, "a control character, which YAML does not have",
+                        "ReaderError (yaml): control characters are not allowed"};
+  }
+  if (bad == text.size()) return std::nullopt;
+  return text_fault{bad, "the text is not UTF-8", "UnicodeDecodeError (builtins): 'utf-8' codec can't decode the text"};
+}
 
 /// Finds a tab where a block key could stand, and a quote that is never closed. One pass over the characters.
 [[nodiscard]] inline std::optional<text_fault> scan_yaml(std::string_view text) {
@@ -329,11 +219,13 @@ class event_recorder : public YAML::EventHandler {
   std::size_t depth_ = 0;
 };
 
-/// Builds values from recorded events: aliases played again, merge keys applied, duplicate keys refused.
+/// Builds values from recorded events: aliases played again, merge keys applied, duplicate keys refused or kept as the
+/// reader has it.
 class yaml_builder {
  public:
-  yaml_builder(std::vector<yaml_event> const& events, std::string_view text, std::size_t skipped, std::string_view file)
-      : events_{events}, text_{text}, skipped_{skipped}, file_{file}, lines_{text} {}
+  yaml_builder(std::vector<yaml_event> const& events, std::string_view text, std::size_t skipped, std::string_view file,
+               yaml_reader reader)
+      : events_{events}, text_{text}, skipped_{skipped}, file_{file}, reader_{reader}, lines_{text} {}
 
   [[nodiscard]] std::optional<value> build() {
     std::size_t at = 0;
@@ -393,13 +285,13 @@ class yaml_builder {
       if (e.text == "<<" || e.text == "=")
         return fail(errc::yaml_syntax, here, "the word " + e.text + " has a meaning of its own in YAML 1.1; quote it",
                     "ConstructorError (yaml): could not determine a constructor for the tag");
-      return yaml_scalar(e.text);
+      return yaml_scalar(e.text, reader_);
     }
     constexpr std::string_view prefix = "tag:yaml.org,2002:";
     if (e.tag == "!") return value{e.text};
     auto const type = e.tag.starts_with(prefix) ? std::string_view{e.tag}.substr(prefix.size()) : std::string_view{};
     if (type == "str") return value{e.text};
-    auto const plain = yaml_scalar(e.text);
+    auto const plain = yaml_scalar(e.text, reader_);
     if (type == "null") return nullptr;
     if (type == "bool" && plain.is(value_kind::boolean)) return plain;
     if (type == "int" && plain.is(value_kind::integer)) return plain;
@@ -444,7 +336,7 @@ class yaml_builder {
         continue;
       }
       auto const name = key.is(value_kind::string) ? std::string{key.text()} : to_json(key);
-      if (key.is(value_kind::string) && !texts.insert(name).second)
+      if (reader_ == yaml_reader::omegaconf && key.is(value_kind::string) && !texts.insert(name).second)
         return fail(errc::duplicate_keys, key_event, "the key \"" + name + "\" stands twice in one mapping; remove one",
                     "ConstructorError (omegaconf): found duplicate key " + name);
       auto const position = positions.try_emplace(name, own.members().size()).first->second;
@@ -511,6 +403,7 @@ class yaml_builder {
   std::string_view text_;
   std::size_t skipped_;
   std::string_view file_;
+  yaml_reader reader_;
   line_table lines_;
   std::vector<anchored> anchors_;
   std::size_t values_ = 0;
@@ -521,7 +414,7 @@ class yaml_builder {
 
 }  // namespace detail
 
-inline result<document> parse_yaml(std::string_view text, std::string_view file) {
+inline result<document> parse_yaml(std::string_view text, std::string_view file, yaml_reader reader) {
   auto const refused = [&](errc code, std::size_t at, std::string detail, std::string upstream) {
     auto const p = line_table{text}(std::min(at, text.size()), at);
     return config_error{
@@ -532,8 +425,9 @@ inline result<document> parse_yaml(std::string_view text, std::string_view file)
 #if defined(FLATSHARD_YAML)
   std::size_t const skipped = text.starts_with("\xEF\xBB\xBF") ? 3 : 0;
   auto const body = text.substr(skipped);
-  if (auto const fault = detail::scan_yaml(body))
-    return refused(errc::yaml_syntax, fault->at + skipped, fault->detail, fault->upstream);
+  auto fault = detail::scan_characters(body);
+  if (!fault) fault = detail::scan_yaml(body);
+  if (fault) return refused(errc::yaml_syntax, fault->at + skipped, fault->detail, fault->upstream);
   std::istringstream in{std::string{body}};
   detail::event_recorder recorder;
   try {
@@ -556,13 +450,15 @@ inline result<document> parse_yaml(std::string_view text, std::string_view file)
       (body.starts_with("...") || body.find("\n...") != std::string_view::npos))
     return refused(errc::yaml_syntax, skipped, "the text ends a document that it never begins",
                    "ParserError (yaml): did not find expected node content");
-  if (recorder.events.empty()) return document{value::object(), std::string{file}, std::string{text}};
-  detail::yaml_builder builder{recorder.events, text, skipped, file};
+  auto const blank = reader == yaml_reader::omegaconf ? value::object() : value{nullptr};
+  if (recorder.events.empty()) return document{blank, std::string{file}, std::string{text}};
+  detail::yaml_builder builder{recorder.events, text, skipped, file, reader};
   auto root = builder.build();
   if (!root) return config_error{builder.fault()};
-  if (root->is(value_kind::null)) root = value::object();
+  if (root->is(value_kind::null)) root = blank;
   return document{std::move(*root), std::string{file}, std::string{text}};
 #else
+  static_cast<void>(reader);
   return refused(errc::yaml_syntax, 0,
                  "this program was built without yaml-cpp and cannot read YAML; install libyaml-cpp-dev and rebuild",
                  "");
@@ -598,11 +494,32 @@ inline result<document> parse_llamafactory(std::string_view text, std::string_vi
   return config;
 }
 
-inline result<document> read_configuration(std::string const& path, std::span<std::string const> overrides) {
-  if (!path.ends_with(".yaml") && !path.ends_with(".yml")) return parse_file(path);
+inline result<document> parse_accelerate(std::string_view text, std::string_view file) {
+  return file.ends_with(".json") ? parse_json(text, file) : parse_yaml(text, file, yaml_reader::pyyaml);
+}
+
+inline result<document> parse_configuration(std::string_view text, std::string_view file,
+                                            std::span<std::string const> overrides, profile front_end) {
+  if (!file.ends_with(".yaml") && !file.ends_with(".yml")) {
+    auto json = parse_json(text, file);
+    if (json) return json;
+    auto const yaml = parse_yaml(text, file);
+    if (!yaml || !yaml->value_of_root().is(value_kind::object) ||
+        text.find_first_not_of(" \t\r\n") == std::string::npos)
+      return json;
+    auto refused = json.error();
+    refused.problems.front().detail += "; as YAML the text can be read: give the file a name that ends in .yaml";
+    return refused;
+  }
+  if (front_end == profile::accelerate) return parse_accelerate(text, file);
+  return parse_llamafactory(text, file, overrides);
+}
+
+inline result<document> read_configuration(std::string const& path, std::span<std::string const> overrides,
+                                           profile front_end) {
   auto text = read_text(path);
   if (!text) return text.error();
-  return parse_llamafactory(*text, path, overrides);
+  return parse_configuration(*text, path, overrides, front_end);
 }
 
 inline void read_named_files(document const& config, facts& f) {
@@ -612,7 +529,8 @@ inline void read_named_files(document const& config, facts& f) {
     auto const other = std::filesystem::path{config.file()}.parent_path() / path;
     return std::filesystem::exists(other, ignored) ? other.string() : path;
   };
-  if (auto const path = config_file_of(config); !path.empty() && !f.file(path)) {
+  for (auto const& path : {config_file_of(config), accelerate_config_file_of(config, f)}) {
+    if (path.empty() || f.file(path)) continue;
     auto read = parse_file(beside(path));
     if (read)
       f.files.push_back({path, *std::move(read), {}});

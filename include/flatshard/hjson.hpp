@@ -2,6 +2,7 @@
 /// DeepSpeed's own reading of a configuration: hjson texts, and what it accepts as a source.
 #pragma once
 
+#include <flatshard/base64.hpp>
 #include <flatshard/config/hjson_text.hpp>
 #include <flatshard/document.hpp>
 #include <flatshard/file.hpp>
@@ -70,40 +71,6 @@ class hjson_to_document {
   document_builder& builder_;
 };
 
-/// Python's base64.urlsafe_b64decode, which skips every character that is none of base64's; `fault` is what it raises.
-struct base64_text {
-  std::string bytes, fault;
-};
-inline base64_text decode_base64(std::string_view text) {
-  base64_text out;
-  std::size_t letters = 0, pads = 0;
-  unsigned bits = 0;
-  for (auto const c : text) {
-    if (static_cast<unsigned char>(c) >= 0x80) return {{}, "string argument should contain only ASCII characters"};
-    if (c == '=') {
-      if (letters % 4 >= 2 && letters % 4 + ++pads >= 4) return out;
-      continue;
-    }
-    auto const v = c >= 'A' && c <= 'Z'   ? c - 'A'
-                   : c >= 'a' && c <= 'z' ? c - 'a' + 26
-                   : is_digit(c)          ? c - '0' + 52
-                   : c == '-' || c == '+' ? 62
-                   : c == '_' || c == '/' ? 63
-                                          : -1;
-    if (v < 0) continue;
-    pads = 0;
-    bits = ((bits << 6) | static_cast<unsigned>(v)) & 0xFFFFFFu;
-    constexpr unsigned shifts[] = {0, 4, 2, 0};
-    if (auto const quarter = letters++ % 4; quarter > 0) out.bytes += static_cast<char>(bits >> shifts[quarter]);
-  }
-  if (letters % 4 == 1)
-    out.fault = "Invalid base64-encoded string: number of data characters (" + std::to_string(letters) +
-                ") cannot be 1 more than a multiple of 4";
-  else if (letters % 4 != 0)
-    out.fault = "Incorrect padding";
-  return out;
-}
-
 }  // namespace detail
 
 inline result<document> parse_hjson(std::string_view text, std::string_view file, hjson_source source) {
@@ -138,7 +105,7 @@ inline result<document> read_deepspeed(std::string const& path_or_base64) {
     if (!text) return text.error();
     return parse_hjson(*text, path_or_base64);
   }
-  auto const decoded = detail::decode_base64(path_or_base64);
+  auto const decoded = decode_base64(path_or_base64);
   if (!decoded.fault.empty())
     return refused(
         errc::not_base64,

@@ -144,11 +144,38 @@ enum class errc : std::uint8_t {
   list_type,
   string_type,
   unsupported,
+  bad_distributed_type,
+  bad_fsdp_policy,
+  bad_mixed_precision,
+  bad_offload,
+  bad_source,
+  bad_truth_value,
+  bad_wrap_policy,
+  bad_wrap_unit,
+  checkpointing_needs_wrap_policy,
+  config_file_and_keys,
+  distributed_type_missing,
+  forward_prefetch_refused,
+  layer_class_missing,
+  local_state_dict_refused,
+  offload_needs_checkpointing,
+  parallelism_needs_fsdp2,
+  processes_missing,
+  sync_module_states_needed,
+  unexpected_argument,
+  unknown_name,
+  unit_dtype_mismatch,
+  deprecated_sharding_strategy,
+  ignored_backward_prefetch,
+  ignored_sync_module_states,
+  ignored_use_orig_params,
+  zero3_init_flag_off,
+  training_mismatch,
+  optimizer_section_missing,
   // of DeepSpeed's own reading
   hjson_syntax,
   unterminated_comment,
   not_base64,
-  bad_source,
   removed_key,
   bad_tag_validation,
   bad_autocast_modules,
@@ -357,10 +384,37 @@ inline std::string_view name(errc code) {
     case errc::list_type: return "list-type";
     case errc::string_type: return "string-type";
     case errc::unsupported: return "unsupported";
+    case errc::bad_distributed_type: return "bad-distributed-type";
+    case errc::bad_fsdp_policy: return "bad-fsdp-policy";
+    case errc::bad_mixed_precision: return "bad-mixed-precision";
+    case errc::bad_offload: return "bad-offload";
+    case errc::bad_source: return "bad-source";
+    case errc::bad_truth_value: return "bad-truth-value";
+    case errc::bad_wrap_policy: return "bad-wrap-policy";
+    case errc::bad_wrap_unit: return "bad-wrap-unit";
+    case errc::checkpointing_needs_wrap_policy: return "checkpointing-needs-wrap-policy";
+    case errc::config_file_and_keys: return "config-file-and-keys";
+    case errc::distributed_type_missing: return "distributed-type-missing";
+    case errc::forward_prefetch_refused: return "forward-prefetch-refused";
+    case errc::layer_class_missing: return "layer-class-missing";
+    case errc::local_state_dict_refused: return "local-state-dict-refused";
+    case errc::offload_needs_checkpointing: return "offload-needs-checkpointing";
+    case errc::parallelism_needs_fsdp2: return "parallelism-needs-fsdp2";
+    case errc::processes_missing: return "processes-missing";
+    case errc::sync_module_states_needed: return "sync-module-states-needed";
+    case errc::unexpected_argument: return "unexpected-argument";
+    case errc::unknown_name: return "unknown-name";
+    case errc::unit_dtype_mismatch: return "dtype-mismatch";
+    case errc::deprecated_sharding_strategy: return "deprecated-sharding-strategy";
+    case errc::ignored_backward_prefetch: return "ignored-backward-prefetch";
+    case errc::ignored_sync_module_states: return "ignored-sync-module-states";
+    case errc::ignored_use_orig_params: return "ignored-use-orig-params";
+    case errc::zero3_init_flag_off: return "zero3-init-flag-off";
+    case errc::training_mismatch: return "mismatch";
+    case errc::optimizer_section_missing: return "optimizer-section-missing";
     case errc::hjson_syntax: return "hjson-syntax";
     case errc::unterminated_comment: return "unterminated-comment";
     case errc::not_base64: return "not-base64";
-    case errc::bad_source: return "bad-source";
     case errc::removed_key: return "removed-key";
     case errc::bad_tag_validation: return "bad-tag-validation";
     case errc::bad_autocast_modules: return "bad-autocast-modules";

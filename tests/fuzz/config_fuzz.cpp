@@ -13,6 +13,8 @@ extern "C" int LLVMFuzzerTestOneInput(std::uint8_t const* data, std::size_t size
     return 0;
   }
   fuzz::check_round_trip(*read);
-  fuzz::resolve_any(*read, flatshard::config_form::deepspeed, 1 + size % 8);
+  using form = flatshard::config_form;
+  for (auto const one : {form::deepspeed, form::accelerate_file, form::fully_shard_call})
+    fuzz::resolve_any(*read, one, 1 + size % 8);
   return 0;
 }

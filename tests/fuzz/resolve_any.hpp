@@ -28,18 +28,20 @@ inline bool holds(flatshard::value const& train, flatshard::value const& micro, 
   return wraps || product == *train.integer();
 }
 
-/// Resolves it under both profiles, as `many` ranks.
+/// Resolves it under every profile that reads the form, as `many` ranks.
 inline void resolve_any(flatshard::document const& config, flatshard::config_form form, std::size_t many) {
   using namespace flatshard;
   facts f;
   f.world = many;
   f.hidden_size = 64;
   f.form = form;
-  for (auto const front_end : {profile::llamafactory, profile::llamafactory_review}) {
+  for (auto const front_end :
+       {profile::llamafactory, profile::llamafactory_review, profile::accelerate, profile::torch}) {
+    if (!reads(front_end, form)) continue;
     auto const r = resolve(config, front_end, f);
     for (auto const& p : r.problems) check(!p.detail.empty(), "a problem has words");
     for (auto const& d : r.decisions) check(!d.key.empty() && !d.rule.empty(), "a decision has a key and a rule");
-    if (front_end == profile::llamafactory)
+    if (front_end != profile::llamafactory_review)
       check(r.hash() == resolve(config, front_end, f).hash(), "equal inputs are decided alike");
     if (r.has_errors()) continue;
     if (auto const& b = r.policies.batch) check(holds(b->train, b->micro, b->steps, b->world), "the triangle holds");

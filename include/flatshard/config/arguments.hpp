@@ -20,10 +20,11 @@ struct accelerator_arguments {
   value gradient_accumulation_steps = 1;
   std::vector<std::int64_t> dataloader_batch_sizes{};  ///< of the dataloaders given to prepare
   value zero3_init_flag{};                             ///< of the DeepSpeed plugin; absent: not given
-  std::optional<value> placeholder_optimizer{};        ///< DummyOptim's lr and weight_decay; none: one in code
-  std::optional<value> placeholder_scheduler{};        ///< DummyScheduler's total_num_steps, warmup_num_steps
-  std::optional<value> fsdp_plugin{};                  ///< FullyShardedDataParallelPlugin's arguments; none: no plugin
-  std::vector<std::string> launcher{};                 ///< words after `accelerate launch`, before the program
+  std::optional<value> placeholder_optimizer{};        ///< DummyOptim's lr and weight_decay; none: see client_optimizer
+  std::optional<value>
+      placeholder_scheduler{};  ///< DummyScheduler's total_num_steps, warmup_num_steps; lr: of an optimizer in code
+  std::optional<value> fsdp_plugin{};   ///< FullyShardedDataParallelPlugin's arguments; none: no plugin
+  std::vector<std::string> launcher{};  ///< words after `accelerate launch`, before the program
 };
 
 /// Transformers' TrainingArguments, as far as a configuration is held against them. Defaults are upstream's.

@@ -46,6 +46,11 @@ struct batch_result {
 /// the file has it; 1 if the communicator is down or the division fails.
 [[nodiscard]] inline value batch_world(std::optional<std::size_t> communicator, value const& sequence_parallel_size);
 
+/// The ranks that DeepSpeed counts while the model is built: none under LLaMA-Factory, whose communicator is down then.
+[[nodiscard]] inline std::optional<std::size_t> ranks_at_load(profile p, facts const& f) {
+  return f.world_at_load || is_llamafactory(p) ? f.world_at_load : f.world;
+}
+
 /// The product that accelerate writes into the file before DeepSpeed sees it; none if a factor is no number.
 [[nodiscard]] inline std::optional<value> batch_product(value const& micro, value const& steps, std::size_t world);
 
@@ -218,7 +223,7 @@ inline void decide_batch(node const& root, std::optional<batch_result> const& ba
                                         : std::string{keys[i]} + " is " + to_json(*at);
     if (!at.present() && i == 2)
       reason += ", accelerate's default 1";
-    else if (i > 0 && (!at.present() || at->is_text("auto") || at->is(value_kind::null)))
+    else if (at->is_text("auto") || (i == 1 && is_llamafactory(p) && (!at.present() || at->is(value_kind::null))))
       reason += ", filled by the front end";
     if (batch) reason += "; " + batch->trace;
     auto& d = out.decide(std::string{keys[i]}, batch ? part(batch->sizes, i) : "refused", std::move(reason),
@@ -239,7 +244,7 @@ inline void decide_batch_world(node const& root, std::optional<batch_result> con
                               : "no launcher: one process",
                  rule_of(p, "batch.world_size"), at.where());
   if (!partitioned) return;
-  auto load_world = python_text(batch_world(f.world_at_load, *at));
+  auto load_world = python_text(batch_world(ranks_at_load(p, f), *at));
   if (load_world == d.value) return;
   d.load_value = std::move(load_world);
   d.reason += "; while the model is built DeepSpeed's communicator is down and it counts 1";

@@ -56,12 +56,16 @@ inline void report_idle_sections(node const& root, profile p, findings& out) {
   std::string const product{product_of(p)};
   if (auto const old = root["bfloat16"]; old.present() && p != profile::deepspeed)
     out.warn(errc::shadowed_key, old.where(), at_train,
-             "the section \"bfloat16\" is ignored: " + product +
+             "the section \"bfloat16\" is ignored" +
+                 std::string{is_transformers(p) ? " once training starts (not yet while the model is built)" : ""} +
+                 ": " + (is_transformers(p) ? "accelerate" : product) +
                  " always writes a \"bf16\" section, which shadows it; rename it to \"bf16\"");
-  if (auto const section = root["activation_checkpointing"]; section.present() && is_llamafactory(p))
+  if (auto const section = root["activation_checkpointing"]; section.present() && p != profile::deepspeed)
     out.warn(errc::ignored_key, section.where(), at_train,
-             "DeepSpeed's activation_checkpointing does nothing here: " + product +
-                 "'s enable_activation_checkpointing decides");
+             is_llamafactory(p) ? "DeepSpeed's activation_checkpointing does nothing here: " + product +
+                                      "'s enable_activation_checkpointing decides"
+                                : "DeepSpeed's activation_checkpointing does nothing unless the program calls "
+                                  "deepspeed.checkpointing itself");
 }
 
 /// Keys of the top level that stand in `bf16` or `fp16`.

@@ -111,10 +111,12 @@ inline fsdp2_decision decide_llamafactory_fsdp2(node const& root, node const& di
   detail::decide_fsdp2_offload(p, dist, dist_at, out);
   auto const reshard = dist["reshard_after_forward"];
   auto const where = dist_at["reshard_after_forward"].where();
-  if (read_reshard(*reshard, where, p.shard, p.reshard_after_forward, out))
+  if (read_reshard(*reshard, where, p.shard, p.reshard_after_forward, out)) {
+    p.reshard_root = p.reshard_after_forward.is(value_kind::null) ? value{false} : p.reshard_after_forward;
     out.decide("reshard_after_forward", to_json(p.reshard_after_forward),
                llamafactory_said(reshard, "dist_config.reshard_after_forward"),
                llamafactory_rule("reshard_after_forward"), where);
+  }
   p.embedding_unit = !(f.model_config && truthy((*f.model_config)["tie_word_embeddings"]));
   return d;
 }

@@ -3,10 +3,10 @@
 #pragma once
 
 #include <flatshard/config/coercion.hpp>
-#include <flatshard/config/deepspeed_file.hpp>
 #include <flatshard/config/fully_shard.hpp>
 #include <flatshard/config/llamafactory_backend.hpp>
 #include <flatshard/config/llamafactory_batch.hpp>
+#include <flatshard/config/llamafactory_deepspeed.hpp>
 #include <flatshard/config/llamafactory_loading.hpp>
 #include <flatshard/config/llamafactory_mesh.hpp>
 #include <flatshard/config/llamafactory_sections.hpp>
@@ -249,7 +249,7 @@ inline void resolve_llamafactory(document const& file, profile front_end, facts 
       llamafactory_policy{mesh.mp_replicate_size, mesh.mp_shard_size,      mesh.dp_size,          mesh.cp_size,
                           batch.micro_batch_size, batch.global_batch_size, batch.num_micro_batch, norm};
   auto const timeout = root["dist_timeout"];
-  decide_process_group(f, *timeout, timeout.where(), out, policies);
+  decide_process_group(front_end, f, *timeout, timeout.where(), out, policies);
 }
 
 }  // namespace v0

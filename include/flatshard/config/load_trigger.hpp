@@ -20,6 +20,7 @@ struct trigger_answer {
   bool active = false, refused = false;
   std::string reason;
   place where;
+  std::string upstream{};  ///< what it raises, if refused; empty: told by the place
 };
 
 /// Stage equal to the number 3 (3.0 too) and nothing else: neither "3", "auto", true nor null; every front end asks so,
@@ -81,7 +82,7 @@ inline void report_load_trigger(trigger_answer const& trigger, node const& root,
 [[nodiscard]] inline load_policy decide_load_trigger(trigger_answer trigger, std::optional<precision_mode> mode,
                                                      node const& root, profile p, findings& out) {
   load_policy load;
-  if (trigger.active && !mode) trigger = refused_load(root, p);
+  if (trigger.active && !mode && is_llamafactory(p)) trigger = refused_load(root, p);
   load.partitioned = trigger.active && mode.has_value();
   load.reason = trigger.reason;
   load.where = trigger.where;
@@ -90,7 +91,9 @@ inline void report_load_trigger(trigger_answer const& trigger, node const& root,
                        : load.partitioned ? "true"
                                           : "false",
                        trigger.reason, rule_of(p, "zero3_loading"), trigger.where);
-  if (trigger.refused)
+  if (!trigger.upstream.empty())
+    d.upstream = trigger.upstream;
+  else if (trigger.refused)
     d.upstream = (trigger.where.pointer.ends_with("/enabled") ? "ValueError (" : "AttributeError (") +
                  std::string{package_of(p)} + "), at load";
   if (load.partitioned) {

@@ -22,9 +22,11 @@ inline namespace v0 {
 /// What DeepSpeed reads from the configuration that it is given.
 struct native_reading {
   zero_section zero;
+  fp16_section fp16;
   bf16_section bf16;
-  dtype communication = dtype::none;  ///< communication_data_type; none = not set, or refused
-  std::optional<batch_result> batch;  ///< none if the triangle is refused
+  std::optional<precision_mode> mode;  ///< none: the sections are refused
+  dtype communication = dtype::none;   ///< communication_data_type; none = not set, or refused
+  std::optional<batch_result> batch;   ///< none if the triangle is refused
 };
 
 /// Reads `config`, a front end's edited copy of the file `root`. `communicator`: the ranks that DeepSpeed counts, none
@@ -71,6 +73,25 @@ inline void check_allreduce_on_stage(node const& op, zero_stage stage, std::stri
               {"ValueError", "deepspeed", "gradient_allreduce_op sum is not supported with ZeRO stage 3"});
 }
 
+/// Reads the two precision sections, fp16 first, and refuses both at once. `bf16` that is absent or null leaves the
+/// word to the legacy section `bfloat16`.
+inline void read_precision(node const& root, std::optional<version_number> const& deepspeed, native_reading& read,
+                           std::string_view when, findings& out) {
+  auto const errors = out.problems.size();
+  section_reader const reader{.model = {}, .when = when, .deepspeed = deepspeed, .out = out};
+  read_fp16_section(root, read.fp16, reader);
+  auto const bf16 = read_bf16_section(root, read.bf16, reader);
+  for (auto i = errors; i < out.problems.size(); ++i)
+    if (out.problems[i].level == severity::error) return;
+  if (read.fp16.enabled && read.bf16.enabled)
+    return out.error(errc::both_enabled, bf16["enabled"].where(), when,
+                     "bf16 and fp16 are both enabled; switch one of them off",
+                     {"AssertionError", "deepspeed", "bfloat16 and fp16 modes cannot be simultaneously enabled"});
+  read.mode = read.bf16.enabled   ? precision_mode::bf16
+              : read.fp16.enabled ? precision_mode::fp16
+                                  : precision_mode::fp32;
+}
+
 /// Adds what was found at `when`; a problem of the start of training that was found at load gets both moments.
 inline void merge_moments(findings&& found, std::string_view when, findings& out) {
   auto const key_of = [](problem const& p) {
@@ -106,10 +127,7 @@ inline native_reading read_natively(value const& config, node const& root, std::
   section_reader const reader{.model = {}, .when = when, .deepspeed = f.upstream.deepspeed, .out = found};
   read_zero_section(placed.root(), read.zero, reader);
   detail::check_allreduce_on_stage(op, read.zero.stage, when, found);
-  fp16_section fp16;
-  if (placed.root()["fp16"]->is(value_kind::object)) read_fp16_section(placed.root(), fp16, reader);
-  detail::default_section(read.bf16, f.upstream.deepspeed);
-  if (placed.root()["bf16"]->is(value_kind::object)) read_bf16_section(placed.root(), read.bf16, reader);
+  detail::read_precision(placed.root(), f.upstream.deepspeed, read, when, found);
   if (auto const clock = root["wall_clock_breakdown"]; clock->is(value_kind::string))
     found.error(errc::wrong_type, clock.where(), when, "found " + to_json(*clock) + ", allowed: true or false",
                 {"TypeError", "deepspeed", "unsupported operand type(s) for |: 'str' and 'bool'"});

@@ -14,18 +14,6 @@
 namespace flatshard {
 inline namespace v0 {
 
-/// accelerate's refusal of a section whose object the training program brings in code.
-inline void check_client_objects(node const& root, facts const& f, profile p, findings& out) {
-  if (!f.client_optimizer) return;
-  for (std::string const key : {"optimizer", "scheduler"})
-    if (root[key].present())
-      out.error(errc::optimizer_conflict, root[key].where(), at_train,
-                "the file has a section \"" + key + "\", but " + std::string{product_of(p)} +
-                    " brings its own in code; remove it",
-                {"ValueError", "accelerate",
-                 "You cannot specify an " + key + " in the config file and in the code at the same time."});
-}
-
 /// Decides the norm that gradients are clipped to. `filled` is the key's value in the configuration that DeepSpeed
 /// gets.
 [[nodiscard]] inline value decide_clipping(value const& filled, node const& root, facts const& f, profile p,
@@ -35,9 +23,10 @@ inline void check_client_objects(node const& root, facts const& f, profile p, fi
   out.decide("gradient_clipping", python_text(norm),
              !clip.present()          ? absent_default("DeepSpeed since 0.19.3")
              : !clip->is_text("auto") ? "gradient_clipping is " + to_json(*clip)
-             : f.variable("ACCELERATE_GRADIENT_CLIPPING")
-                 ? "\"auto\", filled by ACCELERATE_GRADIENT_CLIPPING"
-                 : "\"auto\", filled with accelerate's 1.0, not with max_grad_norm",
+             : is_transformers(p)     ? std::string{"\"auto\", filled with the training argument max_grad_norm"}
+             : f.variable("ACCELERATE_GRADIENT_CLIPPING") ? "\"auto\", filled by ACCELERATE_GRADIENT_CLIPPING"
+                                                          : std::string{"\"auto\", filled with accelerate's 1.0"} +
+                                                                (is_llamafactory(p) ? ", not with max_grad_norm" : ""),
              rule_of(p, "gradient_clipping"), clip.where());
   if (clip.present() && !norm.number())
     out.error(errc::wrong_type, clip.where(), at_first_step, "found " + to_json(*clip) + ", a number is needed",

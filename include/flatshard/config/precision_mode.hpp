@@ -111,7 +111,7 @@ static_assert(llamafactory_review_mode(truth_word::truthy, truth_word::truthy).m
 }
 /// The mode that a front end's rule gives for the two values of `enabled`.
 [[nodiscard]] inline mode_choice mode_by_profile(profile p, value const& bf16, value const& fp16) {
-  require(available(p), "the profile has a precision rule");
+  require(is_llamafactory(p), "the profile has a precision rule of its own");
   return p == profile::llamafactory ? llamafactory_mode(read_enabled_word(bf16), read_enabled_word(fp16))
                                     : llamafactory_review_mode(read_truth_word(bf16), read_truth_word(fp16));
 }
@@ -131,8 +131,16 @@ static_assert(llamafactory_review_mode(truth_word::truthy, truth_word::truthy).m
     config.set({key, "enabled"}, on);
   return config;
 }
-/// Holds accelerate's variable ACCELERATE_MIXED_PRECISION against the mode.
-inline void check_precision_variable(node const& root, precision_mode mode, facts const& f, findings& out);
+/// The same where the front end refused the sections: without the values that it refused, so that only their other keys
+/// are looked at.
+[[nodiscard]] inline value without_precision(value config) {
+  for (std::string_view const key : {"fp16", "bf16"}) {
+    if (!config[key].present()) continue;
+    auto section = config[key].is(value_kind::object) ? config[key] : value::object();
+    config.set(key, std::move(section.erase("enabled")));
+  }
+  return config;
+}
 
 // ---- definitions
 
@@ -185,21 +193,6 @@ inline std::optional<precision_mode> decide_precision(node const& root, profile 
   detail::warn_odd_enabled(bf16, choice.mode, p, out);
   detail::warn_odd_enabled(fp16, choice.mode, p, out);
   return choice.mode;
-}
-
-inline void check_precision_variable(node const& root, precision_mode mode, facts const& f, findings& out) {
-  auto const wanted = f.variable("ACCELERATE_MIXED_PRECISION");
-  if (!wanted || *wanted == "no" || wanted->empty()) return;
-  auto const where = root["bf16"].where();
-  if (*wanted == "fp16" && mode == precision_mode::bf16)
-    out.error(errc::mixed_precision_conflict, where, at_train,
-              "the environment sets ACCELERATE_MIXED_PRECISION=fp16, but the file trains in bf16; unset the variable",
-              {"ValueError", "accelerate",
-               "`--mixed_precision` arg cannot be set to `fp16` when `bf16` is set in the DeepSpeed config file."});
-  else if (dtype_of_mode(mode) != dtype_of_deepspeed_word(*wanted))
-    out.warn(errc::ignored_key, where, at_train,
-             "the environment sets ACCELERATE_MIXED_PRECISION=" + std::string{*wanted} +
-                 ", which is ignored: training runs in " + std::string{name(dtype_of_mode(mode))});
 }
 
 }  // namespace v0

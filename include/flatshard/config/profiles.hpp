@@ -42,8 +42,14 @@ inline constexpr std::array<std::string_view, 7> profile_names{
 [[nodiscard]] constexpr bool is_llamafactory(profile p) {
   return p == profile::llamafactory || p == profile::llamafactory_review;
 }
+/// Transformers' Trainer in either of its two rules; accelerate runs underneath.
+[[nodiscard]] constexpr bool is_transformers(profile p) {
+  return p == profile::transformers_v4 || p == profile::transformers_v5;
+}
 /// Whether `resolve` has the rules of a profile.
-[[nodiscard]] constexpr bool available(profile p) { return is_llamafactory(p); }
+[[nodiscard]] constexpr bool available(profile p) {
+  return is_llamafactory(p) || p == profile::accelerate || is_transformers(p) || p == profile::torch;
+}
 
 /// How messages name a front end.
 [[nodiscard]] constexpr std::string_view product_of(profile p) {
@@ -85,6 +91,17 @@ enum class config_form : std::uint8_t {
   fully_shard_call    ///< an object with fully_shard's arguments
 };
 
+/// How messages name a form.
+[[nodiscard]] constexpr std::string_view name(config_form form) {
+  constexpr std::array<std::string_view, 6> names{"any form",
+                                                  "a DeepSpeed configuration",
+                                                  "a file of LLaMA-Factory",
+                                                  "a dict of LLaMA-Factory",
+                                                  "a file of accelerate",
+                                                  "the arguments of fully_shard"};
+  return names[static_cast<std::size_t>(form)];
+}
+
 enum class device_kind : std::uint8_t { cuda, npu, cpu, other };
 
 /// Where the bucket formulas take the hidden size from.
@@ -106,6 +123,27 @@ struct named_file {
   std::vector<problem> problems;  ///< why it could not be read or parsed
 };
 
+/// Modules of one class in a model.
+struct model_module {
+  std::string class_name;
+  std::size_t count = 1;        ///< how many there are
+  std::int64_t parameters = 0;  ///< of one of them, with everything below it
+  bool container = false;       ///< a list of modules without a forward of its own
+};
+/// What the units of a model depend on: its classes, and the modules that front ends treat apart.
+struct model_outline {
+  std::vector<model_module> modules{};          ///< all but the root, children before parents
+  std::vector<std::string> no_split_classes{};  ///< `_no_split_modules`
+  std::string embedding{}, norm{}, head{},
+      root{};  ///< class names: input embedding, final norm, output head, the model
+
+  [[nodiscard]] model_module const* find(std::string_view class_name) const {
+    for (auto const& m : modules)
+      if (m.class_name == class_name) return &m;
+    return nullptr;
+  }
+};
+
 /// What is known beside the text. An unknown fact leaves the decisions that need it open; nothing is guessed.
 struct facts {
   std::optional<std::size_t> world{};         ///< ranks of the launcher; absent: no launcher, one process
@@ -119,17 +157,20 @@ struct facts {
   device_kind device = device_kind::cuda;
   std::optional<existing_group> group{};
   std::vector<std::pair<std::string, std::string>> environment{};
-  std::vector<named_file> files{};             ///< see config_file_of
-  std::optional<std::size_t> world_at_load{};  ///< if DeepSpeed's communicator is up while the model is built; else 1
-  bool client_optimizer = true;                ///< the training program brings its own optimizer, as LLaMA-Factory does
-  bool full_tuning = true;                     ///< no adapters
-  std::optional<dtype> checkpoint{};           ///< of the model's weights
+  std::vector<named_file> files{};  ///< see config_file_of
+  /// Ranks that DeepSpeed counts while the model is built. Absent: 1 under LLaMA-Factory, whose communicator is not up
+  /// then; `world` under accelerate and Transformers, where it normally is.
+  std::optional<std::size_t> world_at_load{};
+  bool client_optimizer = true;       ///< the training program brings its own optimizer, as LLaMA-Factory does
+  bool full_tuning = true;            ///< no adapters
+  std::optional<dtype> checkpoint{};  ///< of the model's weights
   config_form form = config_form::automatic;
   std::size_t rank = 0;  ///< of this process
   releases upstream{};   ///< where the rules of releases differ
   accelerator_arguments accelerator{};
   training_arguments training{};
   fully_shard_arguments fully_shard{};
+  std::optional<model_outline> model{};  ///< which units a front end makes of it
 
   /// The value of an environment variable, or none.
   [[nodiscard]] std::optional<std::string_view> variable(std::string_view key) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <flatshard/config/batch.hpp>
+#include <flatshard/config/deepspeed_plugin.hpp>
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/roles.hpp>
@@ -21,25 +22,40 @@ namespace flatshard {
 inline namespace v0 {
 
 /// Who runs the sharded training.
-enum class backend_kind : std::uint8_t { none, ddp, fsdp2, deepspeed };
+enum class backend_kind : std::uint8_t {
+  none,
+  ddp,
+  fsdp2,  ///< fully_shard, called by the front end or in user code
+  deepspeed,
+  fsdp,       ///< accelerate's FSDP plugin, whose version says which FSDP
+  multi_gpu,  ///< accelerate's launcher for several devices: DDP
+  simple      ///< accelerate's launcher for one process
+};
 [[nodiscard]] constexpr std::string_view name(backend_kind b) {
-  constexpr std::array<std::string_view, 4> names{"none", "ddp", "fsdp2", "deepspeed"};
+  constexpr std::array<std::string_view, 7> names{"none", "ddp", "fsdp2", "deepspeed", "fsdp", "multi_gpu", "simple"};
   return names[static_cast<std::size_t>(b)];
 }
 
 /// How parameters are cut over ranks. `none` and `zero12` keep them whole on every rank (`zero12` cuts gradients and
 /// optimizer states only).
-enum class sharding_kind : std::uint8_t { none, zero12, zero3, fsdp2, native };
+enum class sharding_kind : std::uint8_t { none, zero12, zero3, fsdp2, native, fsdp1 };
 [[nodiscard]] constexpr std::string_view name(sharding_kind s) {
-  constexpr std::array<std::string_view, 5> names{"none", "zero12", "zero3", "fsdp2", "native"};
+  constexpr std::array<std::string_view, 6> names{"none", "zero12", "zero3", "fsdp2", "native", "fsdp1"};
   return names[static_cast<std::size_t>(s)];
 }
 
 /// How the weights come into the model.
-enum class load_way : std::uint8_t { from_pretrained, zero_init, broadcast_from_rank0, safetensors_per_rank, dcp };
+enum class load_way : std::uint8_t {
+  from_pretrained,
+  zero_init,
+  broadcast_from_rank0,
+  safetensors_per_rank,
+  dcp,
+  every_rank  ///< each rank reads everything, then keeps its shard
+};
 [[nodiscard]] constexpr std::string_view name(load_way w) {
-  constexpr std::array<std::string_view, 5> names{"from-pretrained", "zero-init", "broadcast-from-rank0",
-                                                  "safetensors-per-rank", "dcp"};
+  constexpr std::array<std::string_view, 6> names{"from-pretrained",      "zero-init", "broadcast-from-rank0",
+                                                  "safetensors-per-rank", "dcp",       "every-rank"};
   return names[static_cast<std::size_t>(w)];
 }
 
@@ -50,7 +66,8 @@ struct load_policy {
   std::string reason;        ///< why it is on or off, naming the input
   place where;               ///< of that input
   load_way way = load_way::from_pretrained;
-  std::string device = "accelerator";  ///< accelerator, cpu or meta
+  std::string device = "accelerator";    ///< accelerator, cpu or meta
+  bool transformers_low_memory = false;  ///< accelerate's FSDP: ranks other than 0 start with empty weights
 };
 
 /// The process group: its backend by device, and who makes it.
@@ -67,7 +84,24 @@ struct optimizer_policy {
   std::optional<std::array<double, 2>> betas{};
 };
 
-/// `fully_shard` as LLaMA-Factory calls it.
+/// Which modules become units of their own. Source: docs/config.md, front-end files.
+enum class wrap_kind : std::uint8_t { none, transformer, size };
+[[nodiscard]] constexpr std::string_view name(wrap_kind w) {
+  constexpr std::array<std::string_view, 3> names{"none", "transformer", "size"};
+  return names[static_cast<std::size_t>(w)];
+}
+struct wrap_policy {
+  wrap_kind kind = wrap_kind::none;
+  std::optional<std::vector<std::string>> classes{};  ///< of `transformer`; none: the model's own list
+  std::optional<std::int64_t> min_num_params{};       ///< of `size`
+};
+/// Modules of one class, or a list of modules joined by `+`, that become units.
+struct unit_count {
+  std::string modules;
+  std::size_t count = 0;
+};
+
+/// `fully_shard` as a front end or user code calls it.
 struct fsdp2_policy {
   dtype param_type = dtype::none, reduce_type = dtype::none, output_type = dtype::none;
   bool cast_forward_inputs = true;
@@ -76,6 +110,23 @@ struct fsdp2_policy {
   bool offload_params = false;
   value pin_memory;
   bool embedding_unit = true;  ///< the embedding is a unit of its own: it is not tied to the head
+  std::size_t dimensions = 2;  ///< of the device mesh
+  value reshard_root;          ///< of the root unit, with torch's null decided: true, false or a group size
+  std::optional<std::vector<unit_count>> units{};  ///< where the model's modules are known
+  dtype input_type = dtype::none;                  ///< what the first unit's forward sees; none: not known
+};
+
+/// What accelerate's launcher and workers decide beside the sharding itself.
+struct accelerate_policy {
+  std::vector<std::pair<std::string, std::string>> environment{};  ///< what the launcher sets for its workers
+  std::optional<std::int64_t> num_processes{};
+  std::string mixed_precision = "no";     ///< as the Accelerator reports it
+  value gradient_accumulation_steps = 1;  ///< the Accelerator's
+  std::int64_t fsdp_version = 0;          ///< 0: no FSDP plugin
+  wrap_policy auto_wrap{};
+  std::string state_dict_type{};    ///< SHARDED_STATE_DICT, FULL_STATE_DICT, LOCAL_STATE_DICT
+  std::string sharding_strategy{};  ///< of version 1
+  bool activation_checkpointing_offload = false;
 };
 
 /// LLaMA-Factory's four mesh sizes and its batch; values as upstream keeps them.
@@ -111,6 +162,11 @@ struct resolved_policies {
   process_group_policy process_group;
   std::string config_file;           ///< of DeepSpeed, as the front end's file names it
   std::vector<std::string> printed;  ///< the lines that LLaMA-Factory prints about precision
+  std::optional<accelerate_policy> accelerate;
+  value deepspeed_config;  ///< what reaches DeepSpeed when training starts; absent if the front end refuses it
+  std::optional<deepspeed_plugin> plugin;  ///< accelerate's, as it is built
+  std::string reported_precision;          ///< the mode that accelerate reports; empty: it has none
+  dtype model_init = dtype::none;          ///< of tensor-parallel models that Transformers builds
   [[nodiscard]] std::optional<double> clip_norm() const { return gradient_clipping.number(); }
 };
 

@@ -22,7 +22,11 @@
 ///     }
 #pragma once
 
-#include <flatshard/config/deepspeed_file.hpp>
+#include <flatshard/config/accelerate_deepspeed_file.hpp>
+#include <flatshard/config/accelerate_file.hpp>
+#include <flatshard/config/accelerate_launch.hpp>
+#include <flatshard/config/fully_shard_call.hpp>
+#include <flatshard/config/llamafactory_deepspeed.hpp>
 #include <flatshard/config/llamafactory_file.hpp>
 #include <flatshard/config/process_group.hpp>
 #include <flatshard/config/resolution.hpp>
@@ -40,17 +44,34 @@
 namespace flatshard {
 inline namespace v0 {
 
-/// What a document is: by the file's name (.yaml and .yml are LLaMA-Factory's), then by a key that only LLaMA-Factory's
-/// files have; else a DeepSpeed configuration.
-[[nodiscard]] inline config_form form_of(document const& config, facts const& f) {
+/// What a document is to a front end. By the file's name: .yaml and .yml are the front end's own. Then by keys that
+/// only the front end's files have; else a DeepSpeed configuration. An empty document under accelerate: no file.
+[[nodiscard]] inline config_form form_of(document const& config, facts const& f,
+                                         profile front_end = profile::llamafactory) {
   if (f.form != config_form::automatic) return f.form;
+  if (front_end == profile::torch) return config_form::fully_shard_call;
+  if (is_transformers(front_end)) return config_form::deepspeed;
   auto const& file = config.file();
-  if (file.ends_with(".yaml") || file.ends_with(".yml")) return config_form::llamafactory_file;
+  bool const yaml = file.ends_with(".yaml") || file.ends_with(".yml");
+  if (front_end == profile::accelerate) {
+    bool own = yaml || !config.value_of_root().present();
+    for (auto const& m : config.value_of_root().members()) own = own || is_accelerate_mark(m.key);
+    return own ? config_form::accelerate_file : config_form::deepspeed;
+  }
+  if (yaml) return config_form::llamafactory_file;
   for (auto const& m : config.value_of_root().members())
     if (m.key != "bf16" && m.key != "seed" &&
         std::find(llamafactory_keys.begin(), llamafactory_keys.end(), m.key) != llamafactory_keys.end())
       return config_form::llamafactory_dict;
   return config_form::deepspeed;
+}
+
+/// Whether a front end reads a form.
+[[nodiscard]] constexpr bool reads(profile p, config_form form) {
+  if (p == profile::torch) return form == config_form::fully_shard_call;
+  if (form == config_form::accelerate_file) return p == profile::accelerate;
+  if (form == config_form::deepspeed) return true;
+  return is_llamafactory(p) && form != config_form::fully_shard_call;
 }
 
 /// Resolves a document under a front end's rules. Nothing is thrown for a bad document: its problems are in the result.
@@ -60,16 +81,33 @@ inline namespace v0 {
   resolution r;
   r.front_end = front_end;
   place const whole{config.file(), {}, 0, 0};
-  auto const form = form_of(config, f);
+  auto const form = form_of(config, f, front_end);
   bool const json_file = config.file().ends_with(".json");
   constexpr std::string_view refusal =
       "LLaMA-Factory cannot read a .json file (it passes a path where text is needed); "
       "save it as .yaml, which may hold the same text, or pass it as a dict in code";
   if (!available(front_end)) {
     out.error(errc::unknown_profile, whole, at_read,
-              "the profile " + std::string{name(front_end)} +
-                  " is not available yet; use llamafactory or llamafactory-review",
+              "the profile " + std::string{name(front_end)} + " is not available yet; use another one", {});
+  } else if (!reads(front_end, form)) {
+    out.error(errc::unsupported, whole, at_read,
+              "the profile " + std::string{name(front_end)} + " does not read " + std::string{name(form)} +
+                  "; choose the front end that the file is for",
               {});
+  } else if (form == config_form::fully_shard_call) {
+    resolve_fully_shard(config, f, out, r.policies);
+  } else if (form == config_form::accelerate_file) {
+    resolve_accelerate_file(config, f, out, r.policies);
+  } else if (form == config_form::deepspeed && !is_llamafactory(front_end)) {
+    out.decide("backend", "deepspeed", "the file is a DeepSpeed configuration", rule_of(front_end, "backend"), whole);
+    r.policies.config_file = config.file();
+    resolve_accelerate_deepspeed(config, front_end, f, out, r.policies);
+    r.policies.activation_checkpointing = false;
+    out.decide("activation_checkpointing", "false",
+               is_transformers(front_end) ? "the training argument gradient_checkpointing is off unless it is given"
+                                          : "the program does it or not: accelerate has no word in it with DeepSpeed",
+               rule_of(front_end, "activation_checkpointing"), whole);
+    decide_adopted_process_group(front_end, f, out, r.policies);
   } else if (form == config_form::deepspeed) {
     if (f.bf16)
       out.warn(errc::ignored_key, whole, at_train,
@@ -82,7 +120,7 @@ inline namespace v0 {
     out.decide("activation_checkpointing", "true",
                "enable_activation_checkpointing is absent, default of " + std::string{llamafactory_version},
                std::string{name(front_end)} + ".enable_activation_checkpointing", whole);
-    decide_process_group(f, {}, whole, out, r.policies);
+    decide_process_group(front_end, f, {}, whole, out, r.policies);
   } else {
     if (json_file && form == config_form::llamafactory_file)
       out.error(errc::json_file_unreadable, whole, at_read, std::string{refusal},
@@ -105,6 +143,7 @@ decltype(auto) with_static(resolution const& r, F&& f) {
   auto const& p = r.policies;
   require(p.sharding != sharding_kind::none && p.sharding != sharding_kind::zero12,
           "this configuration keeps parameters whole on every rank, so there is no sharding policy for them");
+  require(p.sharding != sharding_kind::fsdp1, "the dtypes of FSDP version 1 are not decided; use fsdp_version 2");
   if (p.sharding == sharding_kind::zero3) {
     if (p.dtypes == deepspeed_bf16) return f(static_precision<deepspeed_bf16>{}, zero3{});
     if (p.dtypes == deepspeed_fp32) return f(static_precision<deepspeed_fp32>{}, zero3{});
@@ -113,6 +152,7 @@ decltype(auto) with_static(resolution const& r, F&& f) {
   if (p.sharding == sharding_kind::fsdp2) {
     if (p.dtypes == fsdp2_bf16) return f(static_precision<fsdp2_bf16>{}, fsdp2{});
     if (p.dtypes == fsdp2_fp32) return f(static_precision<fsdp2_fp32>{}, fsdp2{});
+    if (p.dtypes == accelerate_fsdp2_bf16) return f(static_precision<accelerate_fsdp2_bf16>{}, fsdp2{});
     return f(p.dtypes, fsdp2{});
   }
   return f(p.dtypes, native{});

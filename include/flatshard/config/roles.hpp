@@ -152,9 +152,9 @@ inline role_source source_of_role(role r, node const& root, engine_setting const
             root["zero_optimization"]["offload_param"]["device"].where()};
   auto const where = (s.mode == precision_mode::fp16 ? root["fp16"] : bf16)["enabled"].where();
   if (s.mode == precision_mode::fp32 && s.stage == 0)
-    return {
-        "no 16-bit mode on stage 0: nothing is cast, the optimizer updates the model that " + product + " cast to fp32",
-        where};
+    return {"no 16-bit mode on stage 0: nothing is cast, the optimizer updates the model " +
+                (is_llamafactory(p) ? "that " + product + " cast to fp32" : std::string{"as it was loaded"}),
+            where};
   return {"mode " + mode + " on stage " + std::to_string(s.stage), where};
 }
 }  // namespace detail

@@ -38,7 +38,7 @@ enum class key_state : std::uint8_t { current, deprecated };
 
 /// Bounds that a later release of DeepSpeed has.
 struct later_range {
-  release since{};
+  version_number since{};
   range limits{};
 };
 
@@ -53,24 +53,24 @@ struct field {
   range limits{};
   std::string_view also{};
   key_state state = key_state::current;
-  release since{};
+  version_number since{};
   later_range later{};
 
-  [[nodiscard]] constexpr field known_since(release r) const {
+  [[nodiscard]] constexpr field known_since(version_number r) const {
     auto copy = *this;
     copy.since = r;
     return copy;
   }
-  [[nodiscard]] constexpr field from(release r, range narrower) const {
+  [[nodiscard]] constexpr field from(version_number r, range narrower) const {
     auto copy = *this;
     copy.later = {r, narrower};
     return copy;
   }
-  [[nodiscard]] constexpr bool is_known(std::optional<release> const& deepspeed) const {
-    return since == release{} || is_since(deepspeed, since, false);
+  [[nodiscard]] constexpr bool is_known(std::optional<version_number> const& deepspeed) const {
+    return since == version_number{} || is_since(deepspeed, since, false);
   }
-  [[nodiscard]] constexpr range limits_of(std::optional<release> const& deepspeed) const {
-    return later.since != release{} && is_since(deepspeed, later.since, false) ? later.limits : limits;
+  [[nodiscard]] constexpr range limits_of(std::optional<version_number> const& deepspeed) const {
+    return later.since != version_number{} && is_since(deepspeed, later.since, false) ? later.limits : limits;
   }
 };
 template <class Owner, class Member>
@@ -93,7 +93,7 @@ constexpr void for_each_row(Visit&& visit) {
 }
 /// Every key of a section, second names included, that a release knows.
 template <Section S>
-[[nodiscard]] std::vector<std::string_view> keys_of(std::optional<release> const& deepspeed = {}) {
+[[nodiscard]] std::vector<std::string_view> keys_of(std::optional<version_number> const& deepspeed = {}) {
   std::vector<std::string_view> keys;
   for_each_row<S>([&](auto const& row) {
     if (!row.is_known(deepspeed)) return;
@@ -107,7 +107,7 @@ template <Section S>
 struct section_reader {
   std::string_view model;  ///< upstream's name of the outermost section's class
   std::string_view when;   ///< the moment of every misfit
-  std::optional<release> deepspeed;
+  std::optional<version_number> deepspeed;
   findings& out;
   std::size_t root = 0;  ///< length of the outermost section's JSON Pointer
   /// Where a key belongs that a section does not know, as words for a message; empty if nowhere.
@@ -221,7 +221,7 @@ inline std::optional<misfit> misfit_of_range(double x, range const& limits) {
 
 /// A new section with the defaults of the release that reads it.
 template <Section T>
-void default_section(T& into, std::optional<release> const& deepspeed) {
+void default_section(T& into, std::optional<version_number> const& deepspeed) {
   into = T{};
   if constexpr (requires { into.of_release(deepspeed); }) into.of_release(deepspeed);
 }
@@ -257,11 +257,11 @@ void read_field(node const& at, T& into, range const& limits, section_reader con
 
 /// Refuses a key that a section does not know.
 inline void refuse_key(node const& section, object_member const& m, bool second_name,
-                       std::vector<std::string_view> const& known, release since, section_reader const& r) {
+                       std::vector<std::string_view> const& known, version_number since, section_reader const& r) {
   std::string detail;
   if (second_name) {
     detail = "the key \"" + m.key + "\" is given by both of its names; remove one";
-  } else if (since != release{}) {
+  } else if (since != version_number{}) {
     detail = "the key \"" + m.key + "\" is known from DeepSpeed " + to_string(since) + " on";
   } else {
     auto const home = r.home ? r.home(m.key) : std::string{};
@@ -307,7 +307,7 @@ void read_section(node const& at, S& into, section_reader const& r) {
   for (auto const& m : at->members()) {
     if (m.held.is_text("auto")) continue;  // dropped upstream, known or not
     bool second_name = false;              // of a key that is also given by its first name
-    release since{};                       // of a key that comes later
+    version_number since{};                // of a key that comes later
     for_each_row<S>([&](auto const& row) {
       second_name |= row.also == m.key && given(row.key);
       if (!row.is_known(r.deepspeed) && row.key == m.key) since = row.since;

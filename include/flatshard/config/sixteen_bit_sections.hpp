@@ -20,7 +20,9 @@ inline namespace v0 {
 struct bf16_section {
   bool enabled = false, immediate_grad_update = false, check_grad_overflow = true,
        bf16_master_weights_and_grads = false, bf16_optimizer_states = false;
-  constexpr void of_release(std::optional<release> const& r) { check_grad_overflow = is_since(r, {0, 19, 3}, true); }
+  constexpr void of_release(std::optional<version_number> const& r) {
+    check_grad_overflow = is_since(r, {0, 19, 3}, true);
+  }
 };
 constexpr auto fields(bf16_section const*) {
   using s = bf16_section;
@@ -88,7 +90,8 @@ inline void check_fields(fp16_section const& s, node const& at, section_reader c
 /// DeepSpeed@edaa7221:deepspeed/runtime/precision_config.py:34-163.
 inline void read_fp16_section(node const& root, fp16_section& into, section_reader const& reader);
 /// Reads `root`'s `bf16`; without one, or with null, its legacy section `bfloat16`.
-inline void read_bf16_section(node const& root, bf16_section& into, section_reader const& reader);
+/// Returns the one that was read.
+inline node read_bf16_section(node const& root, bf16_section& into, section_reader const& reader);
 
 // ---- definitions
 
@@ -134,11 +137,13 @@ inline void read_fp16_section(node const& root, fp16_section& into, section_read
   if (detail::is_precision_section(at, r)) read_section(at, into, r);
 }
 
-inline void read_bf16_section(node const& root, bf16_section& into, section_reader const& reader) {
+inline node read_bf16_section(node const& root, bf16_section& into, section_reader const& reader) {
   auto at = root["bf16"];
   if (!at.present() || at->is(value_kind::null)) at = root["bfloat16"];
   auto const r = reader.of("DeepSpeedBF16Config", at);
+  detail::default_section(into, r.deepspeed);
   if (detail::is_precision_section(at, r)) read_section(at, into, r);
+  return at;
 }
 
 }  // namespace v0

@@ -23,7 +23,7 @@ struct offload_param_section {
   std::optional<std::string> nvme_path{};
   std::int64_t buffer_count = 5, buffer_size = 100'000'000, max_in_cpu = 1'000'000'000;
   bool pin_memory = true;
-  constexpr void of_release(std::optional<release> const& r) { pin_memory = is_since(r, {0, 19, 5}, true); }
+  constexpr void of_release(std::optional<version_number> const& r) { pin_memory = is_since(r, {0, 19, 5}, true); }
 };
 constexpr auto fields(offload_param_section const*) {
   using s = offload_param_section;
@@ -44,7 +44,7 @@ struct offload_optimizer_section {
   double ratio = 1.0;
   bool super_offload = false;
   double cpuadam_cores_perc = 0.8;
-  constexpr void of_release(std::optional<release> const& r) { pin_memory = is_since(r, {0, 19, 5}, true); }
+  constexpr void of_release(std::optional<version_number> const& r) { pin_memory = is_since(r, {0, 19, 5}, true); }
 };
 constexpr auto fields(offload_optimizer_section const*) {
   using s = offload_optimizer_section;

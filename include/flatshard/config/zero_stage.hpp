@@ -23,14 +23,6 @@ inline namespace v0 {
 static_assert(sharding_of_stage(3) == sharding_kind::zero3 && sharding_of_stage(2) == sharding_kind::zero12);
 static_assert(sharding_of_stage(1) == sharding_kind::zero12 && sharding_of_stage(0) == sharding_kind::none);
 
-/// accelerate's refusal of a file without the section.
-inline void require_zero_section(node const& root, findings& out) {
-  if (!root["zero_optimization"].present())
-    out.error(errc::zero_section_missing, root.where(), at_train,
-              "the file has no zero_optimization; add one with a stage",
-              {"ValueError", "accelerate", "Please specify the ZeRO optimization config in the DeepSpeed config."});
-}
-
 /// Decides stage, sharding and offloading from the section as DeepSpeed read it; `root` is the file as written. Bucket
 /// sizes are taken over.
 [[nodiscard]] inline zero_policy decide_zero_stage(zero_section const& zero, node const& root, facts const& f,

@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: Apache-2.0
+// accelerate's own file, its FSDP plugin in code, and fully_shard in code: places, all problems at once, what is
+// ignored in silence, releases. Values are in the golden data.
+#include <flatshard/config/resolve.hpp>
+#include <flatshard/json.hpp>
+
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+using namespace flatshard;
+
+namespace {
+
+/// A JSON file of accelerate: FSDP version 2 on 8 processes, with more keys in front and in fsdp_config.
+std::string fsdp_text(std::string const& top, std::string const& section) {
+  return "{\"distributed_type\": \"FSDP\",\n \"num_processes\": 8" + (top.empty() ? "" : ",\n " + top) +
+         ",\n \"fsdp_config\": {\"fsdp_version\": 2" + (section.empty() ? "" : ",\n  " + section) + "}}";
+}
+document file(std::string const& text) { return parse_json(text, "config.json").value(); }
+resolution resolved(std::string const& text, facts const& f = {}) {
+  return resolve(file(text), profile::accelerate, f);
+}
+resolution in_code(value plugin, facts f = {}) {
+  f.accelerator.fsdp_plugin = std::move(plugin);
+  if (!f.world) f.world = 4;
+  return resolve(document{}, profile::accelerate, f);
+}
+std::vector<errc> errors(resolution const& r) {
+  std::vector<errc> all;
+  for (auto const& p : r.problems)
+    if (p.level == severity::error) all.push_back(p.code);
+  return all;
+}
+problem const* find(resolution const& r, errc code, std::string_view words = {}) {
+  for (auto const& p : r.problems)
+    if (p.code == code && p.detail.find(words) != std::string::npos) return &p;
+  return nullptr;
+}
+std::string variable(resolution const& r, std::string_view name) {
+  for (auto const& [n, text] : r.policies.accelerate.value().environment)
+    if (n == name) return text;
+  return "(not set)";
+}
+using codes = std::vector<errc>;
+
+model_outline outline() {
+  model_outline m;
+  m.modules = {{"Embedding", 1, 512},         {"Attention", 3, 1024}, {"Norm", 7, 16},   {"Block", 3, 2000},
+               {"ModuleList", 1, 6000, true}, {"Model", 1, 6500},     {"Linear", 1, 512}};
+  m.no_split_classes = {"Block"};
+  m.embedding = "Embedding";
+  m.norm = "Norm";
+  m.head = "Linear";
+  m.root = "ModelForCausalLM";
+  return m;
+}
+std::string units(resolution const& r) {
+  auto const* d = r.find("units");
+  return d ? d->value : "(open)";
+}
+
+}  // namespace
+
+TEST_CASE("a file's form: by its name and the profile, then by its keys") {
+  auto const form = [](document const& d, profile p) { return form_of(d, {}, p); };
+  document const yaml{value::object(), "a.yaml"}, json{value::object({{"distributed_type", "FSDP"}}), "a.json"};
+  document const deepspeed{value::object({{"zero_optimization", value::object()}}), "a.json"};
+  CHECK(form(yaml, profile::accelerate) == config_form::accelerate_file);
+  CHECK(form(yaml, profile::llamafactory) == config_form::llamafactory_file);
+  CHECK(form(json, profile::accelerate) == config_form::accelerate_file);
+  CHECK(form(deepspeed, profile::accelerate) == config_form::deepspeed);
+  CHECK(form(deepspeed, profile::torch) == config_form::fully_shard_call);
+  CHECK(form(document{}, profile::accelerate) == config_form::accelerate_file);
+  for (auto const& [p, wrong] : {std::pair{profile::llamafactory, config_form::accelerate_file},
+                                 std::pair{profile::accelerate, config_form::llamafactory_dict},
+                                 std::pair{profile::torch, config_form::deepspeed}}) {
+    facts f;
+    f.form = wrong;
+    CHECK(find(resolve(deepspeed, p, f), errc::unsupported, name(wrong)));
+  }
+}
+
+TEST_CASE("every decision of a file has a value, a reason, a rule and a place") {
+  auto const r = resolved(fsdp_text("\"mixed_precision\": \"bf16\"", "\"fsdp_reshard_after_forward\": false"));
+  CHECK(errors(r).empty());
+  for (auto const& d : r.decisions) {
+    CHECK_MESSAGE(!d.value.empty(), d.key);
+    CHECK_MESSAGE(!d.reason.empty(), d.key);
+    CHECK_MESSAGE(d.rule.starts_with("accelerate."), d.key);
+  }
+  auto const* reshard = r.find("reshard_after_forward");
+  REQUIRE(reshard);
+  CHECK(reshard->value == "false");
+  CHECK(reshard->source == place{"config.json", "/fsdp_config/fsdp_reshard_after_forward", 5, 33});
+  CHECK(reshard->reason == "fsdp_config.fsdp_reshard_after_forward is false");
+  CHECK(r.find("compute")->reason == "the policy of mixed_precision bf16's param_dtype is bf16");
+  CHECK(r.find("compute")->source == place{"config.json", "/mixed_precision", 3, 21});
+  CHECK(r.find("state_dict_type")->reason.find("absent, default of accelerate") != std::string::npos);
+  CHECK(r.policies.dtypes == accelerate_fsdp2_bf16);
+  CHECK(r.policies.sharding == sharding_kind::fsdp2);
+  CHECK(loading_of(r).partitioned);
+  CHECK(with_static(r, [](auto precision, auto) {
+    return std::is_same_v<decltype(precision), static_precision<accelerate_fsdp2_bf16>>;
+  }));
+}
+
+TEST_CASE("all problems of a file at once, in upstream's order") {
+  auto const r = resolved(
+      "{\"distributed_type\": \"FSDP\", \"bf16\": true, \"num_processes\": \"8\", \"mixed_precision\": \"fp32\",\n"
+      " \"fsdp_config\": {\"fsdp_version\": 2, \"fsdp_sync_module_states\": false, \"fsdp_offload_params\": "
+      "\"maybe\",\n"
+      "  \"fsdp_state_dict_type\": \"bogus\", \"fsdp_auto_wrap_policy\": \"none\", \"fsdp_activation_checkpointing\": "
+      "2}}");
+  CHECK(errors(r) == codes{errc::unknown_keys, errc::wrong_type, errc::bad_mixed_precision,
+                           errc::sync_module_states_needed, errc::bad_truth_value, errc::unknown_name,
+                           errc::bad_wrap_policy, errc::bad_truth_value});
+  CHECK(find(r, errc::unknown_keys)->detail.find("mixed_precision: \"bf16\"") != std::string::npos);
+  CHECK(find(r, errc::unknown_keys)->upstream.find("['bf16']") != std::string::npos);
+  CHECK(find(r, errc::unknown_name)->where == place{"config.json", "/fsdp_config/fsdp_state_dict_type", 3, 27});
+  CHECK(find(r, errc::unknown_name)->upstream == "KeyError (accelerate): 'BOGUS'");
+  CHECK(find(r, errc::bad_mixed_precision)->detail.find("\"no\" trains in the dtype") != std::string::npos);
+}
+
+TEST_CASE("what no file can be: the root, the type, the number of processes") {
+  for (auto const* root : {"[1]", "null", "\"x\"", "3"}) {
+    facts f;
+    f.form = config_form::accelerate_file;
+    auto const r = resolve(file(root), profile::accelerate, f);
+    CHECK_MESSAGE(errors(r) == codes{errc::wrong_type}, root);
+    CHECK(r.problems[0].upstream.starts_with("AttributeError (accelerate): '"));
+  }
+  CHECK(errors(resolved("{\"num_processes\": 2}")) == codes{errc::distributed_type_missing});
+  auto const misspelt = resolved("{\"distributed_type\": \"Fsdp\", \"num_processes\": 2}");
+  CHECK(errors(misspelt) == codes{errc::bad_distributed_type});
+  CHECK(misspelt.problems[0].detail.find("write FSDP") != std::string::npos);
+  CHECK(errors(resolved("{\"distributed_type\": \"FSDP\"}")) == codes{errc::processes_missing});
+  CHECK(errors(resolved("{\"distributed_type\": \"NO\"}")).empty());
+  CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": 0}")) == codes{errc::out_of_range});
+  CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": 2, \"gpu_ids\": 0}")) ==
+        codes{errc::wrong_type});
+  CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"compute_environment\": \"AMAZON_SAGEMAKER\"}")) ==
+        codes{errc::unsupported});
+  auto const unquoted = resolved("{\"distributed_type\": false, \"num_processes\": 2, \"fsdp_config\": {\"x\": 1}}");
+  CHECK(errors(unquoted).empty());
+  CHECK(find(unquoted, errc::trap, "unquoted NO"));
+  CHECK(find(unquoted, errc::ignored_key, "fsdp_config is ignored"));
+  CHECK(unquoted.policies.backend == backend_kind::simple);
+}
+
+TEST_CASE("every key that nothing reads is named, with the reason") {
+  auto const r = resolved(
+      fsdp_text("\"deepspeed_config\": {\"zero_stage\": 3}, \"parallelism_config\": {\"dp_shard_size\": 8}",
+                "\"fsdp_sharding_strategy\": \"NO_SHARD\", \"fsdp_use_orig_params\": false, \"fsdp_forward_prefetch\": "
+                "true, \"fsdp_mixed_precision_policy\": \"fp32\", \"fsdp_ofload_params\": true, \"min_num_params\": 5, "
+                "\"fsdp_transformer_layer_cls_to_wrap\": \"Block\""));
+  CHECK(errors(r).empty());
+  CHECK(find(r, errc::ignored_key, "fsdp_sharding_strategy is ignored: fsdp_version 2 does not read it; parameters"));
+  CHECK(find(r, errc::ignored_key, "fsdp_use_orig_params is ignored: fsdp_version 2"));
+  CHECK(find(r, errc::ignored_key, "fsdp_forward_prefetch is ignored"));
+  CHECK(find(r, errc::ignored_key, "only FullyShardedDataParallelPlugin in code"));
+  CHECK(find(r, errc::ignored_key, "did you mean \"fsdp_offload_params\""));
+  CHECK(find(r, errc::ignored_key, "only the policy TRANSFORMER_BASED_WRAP reads"));
+  CHECK(find(r, errc::ignored_key, "write parallelism_config_dp_shard_size"));
+  CHECK(find(r, errc::ignored_key, "deepspeed_config is ignored: the launcher is fsdp"));
+  CHECK(variable(r, "FSDP_MIN_NUM_PARAMS") == "5");
+  CHECK(variable(r, "FSDP_MIXED_PRECISION_POLICY") == "(not set)");
+  auto const old = resolved(
+      "{\"distributed_type\": \"FSDP\", \"num_processes\": 2, \"fsdp_config\": {\"fsdp_reshard_after_forward\": "
+      "false}}");
+  CHECK(find(old, errc::ignored_key, "fsdp_version 1 does not read it"));
+  CHECK(old.policies.accelerate->sharding_strategy == "FULL_SHARD");
+}
+
+TEST_CASE("words of the launcher win over the file, the file over the environment") {
+  facts f;
+  f.accelerator.launcher = {"--fsdp-version=1",   "--num_processes",   "4",   "--fsdp_sharding_strategy",
+                            "HYBRID_SHARD_ZERO2", "--mixed_precision", "fp16"};
+  f.environment = {{"FSDP_OFFLOAD_PARAMS", "true"}, {"FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT"}};
+  auto const r = resolved(fsdp_text("\"mixed_precision\": \"bf16\"", "\"fsdp_sharding_strategy\": \"NO_SHARD\""), f);
+  CHECK(errors(r).empty());
+  CHECK(r.policies.accelerate->fsdp_version == 1);
+  CHECK(r.policies.accelerate->num_processes == 4);
+  CHECK(r.policies.accelerate->sharding_strategy == "HYBRID_SHARD_ZERO2");
+  CHECK(r.policies.accelerate->state_dict_type == "FULL_STATE_DICT");
+  CHECK(r.policies.sharding == sharding_kind::fsdp1);
+  CHECK(r.find("mixed_precision")->reason == "the argument --mixed_precision is \"fp16\"");
+  CHECK(find(r, errc::ignored_key, "the argument --fsdp_sharding_strategy wins"));
+  CHECK(find(r, errc::shadowed_key, "FSDP_OFFLOAD_PARAMS is \"true\" outside"));
+  f.accelerator.launcher = {"--num_processes", "many", "--fsdp_version"};
+  CHECK(errors(resolved(fsdp_text("", ""), f)) == codes{errc::bad_number, errc::wrong_type});
+  f.accelerator.launcher = {"--use_deepspeed"};
+  CHECK(resolved(fsdp_text("", ""), f).policies.backend == backend_kind::deepspeed);
+  f.accelerator.launcher = {"--cpu"};
+  CHECK(resolved(fsdp_text("", ""), f).policies.backend == backend_kind::simple);
+}
+
+TEST_CASE("values travel as Python's text") {
+  auto const text = [](char const* v) {
+    return variable(resolved(fsdp_text("", std::string{"\"fsdp_ignored_modules\": "} + v)), "FSDP_IGNORED_MODULES");
+  };
+  CHECK(text("[\"a\", 1.0, true, null, {\"k\": 1e20}]") == "['a', 1.0, True, None, {'k': 1e+20}]");
+  CHECK(text("100000.0") == "100000.0");
+  CHECK(text("\"it's\"") == "it's");
+  CHECK(text("[\"it's\"]") == "[\"it's\"]");
+  CHECK(text("0.00001") == "1e-05");
+  CHECK(python_int(" 1_000 ") == 1000);
+  CHECK_FALSE(python_int("1.0"));
+  CHECK_FALSE(python_int("1e3"));
+  CHECK(truth_word_of("oN") == true);
+  CHECK(truth_word_of("F") == false);
+  CHECK_FALSE(truth_word_of("2"));
+}
+
+TEST_CASE("parallelism_config: the mesh, and sizes that fit nothing") {
+  auto const with = [](std::string const& section) {
+    return resolved(fsdp_text("\"parallelism_config\": {" + section + "}", ""));
+  };
+  auto const hybrid = with(
+      "\"parallelism_config_dp_replicate_size\": 2, \"parallelism_config_dp_shard_size\": 2, "
+      "\"parallelism_config_cp_size\": 2");
+  CHECK(errors(hybrid).empty());
+  CHECK(hybrid.policies.fsdp2->replicate == 2);
+  CHECK(hybrid.policies.fsdp2->shard == 4);
+  CHECK(variable(hybrid, "PARALLELISM_CONFIG_CP_COMM_STRATEGY") == "allgather");
+  auto const larger = with("\"parallelism_config_dp_shard_size\": 16");
+  CHECK(errors(larger) == codes{errc::mesh_mismatch});
+  CHECK(find(larger, errc::mesh_mismatch)->upstream.starts_with("RuntimeError (torch)"));
+  CHECK(errors(with("\"parallelism_config_dp_shard_size\": 4")) == codes{errc::mesh_mismatch});
+  CHECK(errors(with("\"parallelism_config_dp_shard_size\": 0")) == codes{errc::mesh_mismatch});
+  CHECK(errors(with("\"parallelism_config_dp_shard_size\": \"x\"")) == codes{errc::bad_number});
+  CHECK(errors(with("\"parallelism_config_cp_size\": \"2\", \"parallelism_config_dp_shard_size\": 4")) ==
+        codes{errc::wrong_type});
+}
+
+TEST_CASE("units: classes of the model, the tail, tied embeddings, releases") {
+  facts f;
+  f.model = outline();
+  auto const wrap = [](std::string const& more) {
+    return fsdp_text("", "\"fsdp_auto_wrap_policy\": \"TRANSFORMER_BASED_WRAP\"" + (more.empty() ? "" : ", " + more));
+  };
+  CHECK(units(resolved(wrap(""), f)) == "3 Block, 1 Embedding, 1 Norm+Linear, 1 ModelForCausalLM");
+  CHECK(units(resolved(wrap(""))) == "(open)");
+  f.model_config = value::object({{"tie_word_embeddings", true}});
+  CHECK(units(resolved(wrap(""), f)) == "3 Block, 1 Norm+Embedding, 1 ModelForCausalLM");
+  f.model_config.reset();
+  auto const checkpointed = wrap("\"fsdp_activation_checkpointing\": true");
+  CHECK(units(resolved(checkpointed, f)).find("CheckpointWrapper") == std::string::npos);
+  f.upstream.accelerate = version_number{1, 15, 0};
+  CHECK(units(resolved(checkpointed, f)) ==
+        "3 Block, 3 CheckpointWrapper, 1 Embedding, 1 Norm+Linear, 1 ModelForCausalLM");
+  auto const missing = resolved(wrap("\"fsdp_transformer_layer_cls_to_wrap\": \"Blok, Norm\""), f);
+  CHECK(errors(missing) == codes{errc::layer_class_missing, errc::layer_class_missing});
+  CHECK(find(missing, errc::layer_class_missing, "did you mean \"Block\""));
+  CHECK(find(missing, errc::layer_class_missing, "not trimmed"));
+  auto const by_size = [&](int least) {
+    return resolved(fsdp_text("", "\"fsdp_auto_wrap_policy\": \"SIZE_BASED_WRAP\", \"fsdp_min_num_params\": " +
+                                      std::to_string(least)),
+                    f);
+  };
+  CHECK(units(by_size(6000)) == "1 Model, 1 Embedding, 1 Norm+Linear, 1 ModelForCausalLM");
+  CHECK(errors(by_size(5999)) == codes{errc::bad_wrap_unit});
+  CHECK(errors(resolved(fsdp_text("", "\"fsdp_activation_checkpointing\": true"))) ==
+        codes{errc::checkpointing_needs_wrap_policy});
+}
+
+TEST_CASE("the plugin in code: arguments beat variables; bad ones are refused all together") {
+  facts f;
+  f.environment = {{"FSDP_VERSION", "2"}, {"FSDP_CPU_RAM_EFFICIENT_LOADING", "true"}};
+  auto const quiet = in_code(value::object({{"reshard_after_forward", false}}), f);
+  CHECK(errors(quiet).empty());
+  CHECK(quiet.policies.load.transformers_low_memory);
+  CHECK(quiet.find("reshard_after_forward")->source ==
+        place{"FullyShardedDataParallelPlugin", "/reshard_after_forward", 0, 0});
+  CHECK(quiet.find("fsdp_version")->reason == "the variable FSDP_VERSION is \"2\"");
+  auto const loud = in_code(value::object({{"fsdp_version", 2},
+                                           {"reshard_after_forward", 1},
+                                           {"cpu_offload", "true"},
+                                           {"backward_prefetch", 7},
+                                           {"state_dict_type", "LOCAL_STATE_DICT"},
+                                           {"forward_prefetch", false},
+                                           {"mixed_precision_policy", "no"},
+                                           {"no_such", 1}}));
+  CHECK(errors(loud) == codes{errc::unexpected_argument, errc::bad_reshard_value, errc::bad_offload, errc::unknown_name,
+                              errc::local_state_dict_refused, errc::forward_prefetch_refused,
+                              errc::bad_mixed_precision});
+  CHECK(find(loud, errc::unknown_name)->upstream == "ValueError (accelerate): 7 is not a valid BackwardPrefetch");
+  CHECK(errors(in_code(value::object({{"fsdp_version", 3}}))) == codes{errc::unknown_name});
+  CHECK(errors(in_code(value::object({{"fsdp_version", 1}, {"reshard_after_forward", true}}))) ==
+        codes{errc::bad_reshard_value});
+  auto const size = value::object({{"fsdp_version", 2}, {"auto_wrap_policy", "SIZE_BASED_WRAP"}});
+  CHECK(in_code(size).policies.accelerate->auto_wrap.min_num_params == 0);
+  CHECK(errors(in_code(value{size}.set("min_num_params", "5"))) == codes{errc::bad_number});
+}
+
+TEST_CASE("a policy in code beats mixed_precision, and only inputs of units are cast") {
+  facts f;
+  f.accelerator.mixed_precision = "bf16";
+  f.checkpoint = dtype::bf16;
+  auto const policy = [](dtype output) {
+    return value::object({{"fsdp_version", 2},
+                          {"mixed_precision_policy", value::object({{"$type", "MixedPrecisionPolicy"},
+                                                                    {"param_dtype", "bf16"},
+                                                                    {"output_dtype", name(output)}})}});
+  };
+  auto const good = in_code(policy(dtype::bf16), f);
+  CHECK(errors(good).empty());
+  CHECK(good.policies.dtypes.parameter_storage == dtype::f32);
+  CHECK(good.policies.dtypes.reduce == dtype::f32);
+  CHECK(find(good, errc::shadowed_key, "beats mixed_precision bf16"));
+  auto const uncast = in_code(policy(dtype::f32), f);
+  CHECK(errors(uncast) == codes{errc::unit_dtype_mismatch});
+  CHECK(uncast.problems.back().when == at_first_step);
+  auto const layers = in_code(policy(dtype::f32).set("auto_wrap_policy", "TRANSFORMER_BASED_WRAP"), f);
+  CHECK(errors(layers).empty());
+  CHECK(layers.policies.dtypes.output == dtype::f32);
+}
+
+TEST_CASE("releases: the cast to fp32, the unset reduce dtype, offloaded checkpoints") {
+  facts f;
+  f.checkpoint = dtype::bf16;
+  auto const text = fsdp_text("\"mixed_precision\": \"bf16\"", "");
+  CHECK(resolved(text, f).policies.dtypes.parameter_storage == dtype::f32);
+  f.upstream.accelerate = version_number{1, 13, 0};
+  auto const old = resolved(text, f);
+  CHECK(old.policies.dtypes.parameter_storage == dtype::bf16);
+  CHECK(find(old, errc::trap, "from 1.14.0 on it does"));
+  f.upstream.accelerate = version_number{1, 14, 0};
+  CHECK(resolved(text, f).policies.dtypes.parameter_storage == dtype::f32);
+  auto const offload = fsdp_text("", "\"fsdp_activation_checkpointing_offload\": true");
+  CHECK(find(resolved(offload, f), errc::ignored_key, "accelerate 1.14.0 has no such key"));
+  f.upstream.accelerate = version_number{1, 15, 0};
+  CHECK(errors(resolved(offload, f)) == codes{errc::offload_needs_checkpointing});
+  facts torch;
+  torch.fully_shard.policy = value::object({{"param_dtype", "bf16"}});
+  CHECK(resolve(document{}, profile::torch, torch).policies.dtypes.reduce == dtype::f32);
+  torch.upstream.torch = version_number{2, 14, 0};
+  auto const compute = resolve(document{}, profile::torch, torch);
+  CHECK(compute.policies.dtypes.reduce == dtype::bf16);
+  CHECK(compute.find("reduce")->reason.find("torch 2.14.0 reduces in the compute dtype") != std::string::npos);
+}
+
+TEST_CASE("without a file the environment and the number of ranks decide") {
+  facts f;
+  f.world = 4;
+  CHECK(resolve(document{}, profile::accelerate, f).policies.backend == backend_kind::multi_gpu);
+  f.environment = {{"ACCELERATE_USE_FSDP", "true"}, {"FSDP_VERSION", "2"}};
+  auto const r = resolve(document{}, profile::accelerate, f);
+  CHECK(r.policies.backend == backend_kind::fsdp);
+  CHECK(r.policies.fsdp2->shard == 4);
+  CHECK(r.policies.accelerate->environment.empty());
+  f.accelerator.mixed_precision = "BF16";
+  CHECK(errors(resolve(document{}, profile::accelerate, f)) == codes{errc::bad_mixed_precision});
+  f.accelerator = {};
+  f.accelerator.gradient_accumulation_steps = "auto";
+  CHECK(errors(resolve(document{}, profile::accelerate, f)) == codes{errc::bad_number});
+  CHECK(resolve(document{}, profile::accelerate).policies.backend == backend_kind::simple);
+}
+
+TEST_CASE("fully_shard as an object: every bad argument, each with its place") {
+  auto const call = [](std::string_view text) {
+    facts f;
+    f.world = 8;
+    return resolve(parse_json(text, "call.json").value(), profile::torch, f);
+  };
+  auto const bad = call(
+      "{\"mesh\": [2, 3, 4],\n \"reshard_after_forward\": 2.0,\n \"offload_policy\": true,\n"
+      " \"policy\": {\"param_dtype\": \"bf17\", \"buffer_dtype\": \"bf16\"}, \"storage\": 1, \"module\": 0}");
+  CHECK(errors(bad) == codes{errc::unexpected_argument, errc::mesh_mismatch, errc::bad_reshard_value, errc::wrong_type,
+                             errc::bad_dtype, errc::unexpected_argument, errc::bad_dtype});
+  CHECK(find(bad, errc::bad_reshard_value)->where == place{"call.json", "/reshard_after_forward", 2, 27});
+  CHECK(errors(call("{\"mesh\": [16]}")) == codes{errc::mesh_mismatch});
+  CHECK(find(call("{\"mesh\": [4]}"), errc::mesh_mismatch, "leaves out ranks")->level == severity::warning);
+  CHECK(errors(call("[]")) == codes{errc::wrong_type});
+  CHECK(errors(call("{\"policy\": {\"output_dtype\": \"bf16\"}}")) == codes{errc::unit_dtype_mismatch});
+  auto const good =
+      call("{\"mesh\": [2, 4], \"policy\": {\"param_dtype\": \"torch.bfloat16\", \"reduce_dtype\": \"fp32\"}}");
+  CHECK(errors(good).empty());
+  CHECK(good.policies.dtypes == fsdp2_bf16);
+  CHECK(good.find("mesh")->value == "2 x 4");
+  CHECK(good.find("mesh")->source == place{"call.json", "/mesh", 1, 10});
+}
