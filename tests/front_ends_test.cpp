@@ -361,6 +361,50 @@ TEST_CASE("without a file the environment and the number of ranks decide") {
   CHECK(resolve(document{}, profile::accelerate).policies.backend == backend_kind::simple);
 }
 
+TEST_CASE("deepspeed_config: written or named, with the places of accelerate's file") {
+  auto const text = [](std::string const& section, std::string const& top = {}) {
+    return "{\"distributed_type\": \"DEEPSPEED\", \"num_processes\": 4" + top + ",\n \"deepspeed_config\": {" +
+           section + "}}";
+  };
+  facts f;
+  f.accelerator.dataloader_batch_sizes = {4};
+  f.hidden_size = 64;
+  auto const written =
+      resolved(text("\"zero_stage\": 3, \"offload_param_device\": \"nvme\",\n"
+                    "  \"offload_param_nvme_path\": \"/nvme\", \"stage\": 2, \"zero3_int_flag\": true"),
+               f);
+  CHECK(errors(written).empty());
+  CHECK(written.policies.sharding == sharding_kind::zero3);
+  CHECK(written.policies.process_group.how == process_group_policy::origin::created);
+  CHECK(written.find("zero_optimization.stage")->source.line == 2);
+  CHECK(find(written, errc::ignored_key, "hands no path on"));
+  CHECK(find(written, errc::ignored_key, "write zero_stage"));
+  CHECK(find(written, errc::ignored_key, "did you mean \"zero3_init_flag\""));
+  CHECK(written.policies.deepspeed_config["zero_optimization"]["offload_param"]["nvme_path"].is_text("none"));
+  auto const bad =
+      resolved(text("\"zero_stage\": \"auto\", \"gradient_clipping\": \"x\", \"zero3_init_flag\": \"maybe\"",
+                    ", \"mixed_precision\": \"fp32\""),
+               f);
+  auto const codes_of_bad = errors(bad);
+  REQUIRE(codes_of_bad.size() >= 4);
+  CHECK(codes{codes_of_bad.begin(), codes_of_bad.begin() + 4} ==
+        codes{errc::bad_mixed_precision, errc::bad_number, errc::bad_number, errc::bad_truth_value});
+  auto const named = text("\"deepspeed_config_file\": \"ds.json\", \"zero_stage\": 3");
+  CHECK(errors(resolved(named, f)) == codes{errc::bad_source});
+  CHECK(accelerate_config_file_of(file(named), f) == "ds.json");
+  f.files.push_back({"ds.json", {}, parse_json("{", "ds.json").error().problems});
+  CHECK(errors(resolved(named, f)) == codes{errc::json_syntax});
+  f.files = {
+      {"ds.json",
+       parse_json("{\"zero_optimization\": {\"stage\": 2}, \"train_micro_batch_size_per_gpu\": 1}", "ds.json").value(),
+       {}}};
+  CHECK(errors(resolved(named, f)) == codes{errc::config_file_and_keys});
+  auto const alone = resolved(text("\"deepspeed_config_file\": \"ds.json\""), f);
+  CHECK(errors(alone).empty());
+  CHECK(alone.policies.config_file == "ds.json");
+  CHECK(alone.policies.batch->train == value{4});
+}
+
 TEST_CASE("fully_shard as an object: every bad argument, each with its place") {
   auto const call = [](std::string_view text) {
     facts f;

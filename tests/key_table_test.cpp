@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The key tables of docs/config.md are what the field tables of the sections say. FLATSHARD_PRINT_KEYS=1 prints them.
 #include <flatshard/config/sixteen_bit_sections.hpp>
+#include <flatshard/config/validated_sections.hpp>
 #include <flatshard/config/zero_section.hpp>
 
 #include <cstdint>
@@ -30,10 +31,19 @@ std::string type_of(double) { return "float"; }
 std::string type_of(std::string const&) { return "string"; }
 std::string type_of(zero_stage) { return "0 to 3"; }
 std::string type_of(offload_device) { return "none, cpu or nvme"; }
-std::string type_of(selection_strategy const&) { return "auto, step or epoch"; }
+std::string type_of(plain_text const&) { return "string"; }
+std::string type_of(loss_scale_value) { return "float"; }
+std::string type_of(scale_count) { return "int"; }
 std::string type_of(auto_or_int const&) { return "auto or int"; }
 std::string type_of(name_list const&) { return "strings"; }
 std::string type_of(any_object const&) { return "object"; }
+std::string type_of(any_value const&) { return "anything"; }
+std::string type_of(any_list const&) { return "list"; }
+std::string type_of(any_tuple const&) { return "list"; }
+std::string type_of(torch_object const&) { return "torch.dtype, in code only"; }
+std::string type_of(quantization_type const&) { return "symmetric or asymmetric"; }
+std::string type_of(cross_entropy_backend const&) { return "torch or liger"; }
+std::string type_of(compile_passes const&) { return "list of z1, z3, autosp, autotp"; }
 template <Section S>
 std::string type_of(S const&) {
   return "section";
@@ -43,18 +53,14 @@ std::string type_of(std::optional<T> const&) {
   return type_of(T{}) + " or null";
 }
 
-std::string default_of(bool b) { return b ? "true" : "false"; }
-std::string default_of(std::int64_t n) { return std::to_string(n); }
-std::string default_of(double x) { return to_json(value{x}); }
-std::string default_of(std::string const& s) { return s; }
-std::string default_of(zero_stage s) { return std::to_string(s.number); }
-std::string default_of(offload_device d) { return std::string{name(d)}; }
-std::string default_of(selection_strategy const& s) { return s.word; }
-std::string default_of(auto_or_int const& n) { return n.steps ? std::to_string(*n.steps) : "auto"; }
+template <class T>
+std::string default_of(T const& held) {
+  auto const made = to_value(held);
+  return made.is(value_kind::string) ? std::string{made.text()} : to_json(made);
+}
 std::string default_of(name_list const& l) {
   return l.names.empty() ? "none" : std::to_string(l.names.size()) + " classes";
 }
-std::string default_of(any_object const&) { return "{}"; }
 template <Section S>
 std::string default_of(S const&) {
   return "its defaults";
@@ -67,7 +73,20 @@ std::string default_of(std::optional<T> const& held) {
 std::string limits_of(range r) {
   bool const low = r.least > -std::numeric_limits<double>::infinity();
   bool const high = r.most < std::numeric_limits<double>::infinity();
-  return low && high ? bound(r.least) + " to " + bound(r.most) : low ? "at least " + bound(r.least) : "";
+  if (low && high)
+    return (r.above_least ? "between " : "") + bound(r.least) + (r.above_least ? " and " : " to ") + bound(r.most);
+  return low ? (r.above_least ? "above " : "at least ") + bound(r.least) : "";
+}
+
+/// The bounds of a row with those of a later release, and the release that a key comes with.
+template <class Row>
+std::string limits_of_row(Row const& row) {
+  auto text = limits_of(row.limits);
+  auto const from = [&](version_number r) { return "from " + to_string(r); };
+  if (row.later.since != version_number{})
+    text += (text.empty() ? "" : "; ") + from(row.later.since) + ' ' + limits_of(row.later.limits);
+  if (row.since != version_number{}) text += (text.empty() ? "" : "; ") + from(row.since);
+  return text;
 }
 
 template <Section S>
@@ -78,7 +97,7 @@ void print_section(std::ostream& out, std::string_view title) {
     auto key = quoted(std::string{row.key});
     if (!row.also.empty()) key += ", " + quoted(std::string{row.also});
     out << "| " << key << " | " << type_of(held.*(row.member)) << " | " << default_of(held.*(row.member)) << " | "
-        << limits_of(row.limits) << " | " << (row.state == key_state::deprecated ? "deprecated: " : "") << row.doc
+        << limits_of_row(row) << " | " << (row.state == key_state::deprecated ? "deprecated: " : "") << row.doc
         << " |\n";
   });
 }
@@ -92,6 +111,16 @@ std::string tables() {
   print_section<leaf_module_section>(out, "zero_optimization.leaf_module");
   print_section<bf16_section>(out, "bf16");
   print_section<fp16_section>(out, "fp16");
+  print_section<comms_logger_section>(out, "comms_logger");
+  print_section<tensorboard_section>(out, "tensorboard, csv_monitor");
+  print_section<comet_section>(out, "comet");
+  print_section<wandb_section>(out, "wandb");
+  print_section<hybrid_engine_section>(out, "hybrid_engine");
+  print_section<compile_section>(out, "compile");
+  print_section<tensor_parallel_section>(out, "tensor_parallel");
+  print_section<tensor_parallel_ranks>(out, "tensor_parallel.tp");
+  print_section<weight_quantization_section>(out, "weight_quantization");
+  print_section<throughput_timer_section>(out, "timers.throughput");
   out << '\n';
   return out.str();
 }

@@ -75,7 +75,7 @@ struct text_fault {
 
 /// Finds the first byte that is no UTF-8, or a control character that YAML does not have. One pass over the bytes.
 [[nodiscard]] inline std::optional<text_fault> scan_characters(std::string_view text) {
-  auto const bad = flatshard::detail::utf8_end(text);
+  auto const bad = flatshard::utf8_end(text);
   for (std::size_t i = 0; i < bad; ++i) {
     auto const c = static_cast<unsigned char>(text[i]);
     auto const two = text.substr(i, 2), three = text.substr(i, 3);

@@ -3,15 +3,13 @@
 /// or base64 of JSON text. Source: docs/config.md, reading text.
 #pragma once
 
+#include <flatshard/base64.hpp>
 #include <flatshard/document.hpp>
 #include <flatshard/json.hpp>
 #include <flatshard/problem.hpp>
 #include <flatshard/result.hpp>
 
-#include <cstddef>
-#include <cstdint>
 #include <filesystem>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -27,23 +25,9 @@ inline namespace v0 {
 /// URL-safe alphabet too) of JSON text. Complexity: O(text).
 [[nodiscard]] inline result<document> read_accelerate_source(std::string const& argument);
 
-/// Decodes base64 as Python's urlsafe_b64decode does: characters outside both alphabets are passed over, what follows
-/// complete padding is not looked at; none if characters or padding are missing. Complexity: O(text).
-[[nodiscard]] inline std::optional<std::string> decode_base64(std::string_view text);
-
 // ---- definitions
 
 namespace detail {
-
-/// Six bits of a character, or -1.
-[[nodiscard]] constexpr int base64_bits(char c) {
-  return c >= 'A' && c <= 'Z'   ? c - 'A'
-         : c >= 'a' && c <= 'z' ? c - 'a' + 26
-         : c >= '0' && c <= '9' ? c - '0' + 52
-         : c == '+' || c == '-' ? 62
-         : c == '/' || c == '_' ? 63
-                                : -1;
-}
 
 /// accelerate asks the root for a key at once.
 inline result<document> with_object_root(document read) {
@@ -56,27 +40,6 @@ inline result<document> with_object_root(document read) {
 }
 
 }  // namespace detail
-
-inline std::optional<std::string> decode_base64(std::string_view text) {
-  std::string out;
-  unsigned held = 0;
-  std::size_t in_quad = 0, pads = 0;
-  for (auto const c : text) {
-    if (static_cast<unsigned char>(c) >= 0x80) return std::nullopt;  // Python wants ASCII
-    if (c == '=') {
-      if (in_quad >= 2 && in_quad + ++pads >= 4) return out;
-      continue;
-    }
-    auto const bits = detail::base64_bits(c);
-    if (bits < 0) continue;
-    pads = 0;
-    held = (held << 6 | static_cast<unsigned>(bits)) & 0xFFFu;
-    if (in_quad > 0) out += static_cast<char>(held >> (6 - 2 * in_quad) & 0xFFu);
-    in_quad = (in_quad + 1) % 4;
-  }
-  if (in_quad != 0) return std::nullopt;
-  return out;
-}
 
 inline result<document> parse_accelerate_json(std::string_view text, std::string_view file) {
   auto read = parse_json(text, file);
@@ -101,8 +64,8 @@ inline result<document> read_accelerate_source(std::string const& argument) {
   if (is_limit(as_text.error())) return as_text.error();
   auto const decoded = decode_base64(argument);
   std::string why = "it is no base64";
-  if (decoded) {
-    auto from_base64 = parse_json(*decoded, "<base64>");
+  if (decoded.has_value()) {
+    auto from_base64 = parse_json(decoded.bytes, "<base64>");
     if (from_base64) return detail::with_object_root(*std::move(from_base64));
     if (is_limit(from_base64.error())) return from_base64.error();
     why = "as base64 it holds no JSON (" + from_base64.error().problems.front().detail + ")";

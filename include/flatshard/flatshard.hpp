@@ -2,6 +2,7 @@
 /// Everything that needs the standard library alone: `g++ -std=c++20 -I include x.cpp` and nothing else.
 #pragma once
 
+#include <flatshard/base64.hpp>            // IWYU pragma: export
 #include <flatshard/communicator.hpp>      // IWYU pragma: export
 #include <flatshard/config/resolve.hpp>    // IWYU pragma: export
 #include <flatshard/document.hpp>          // IWYU pragma: export
@@ -31,5 +32,6 @@
 #include <flatshard/require.hpp>           // IWYU pragma: export
 #include <flatshard/reshard.hpp>           // IWYU pragma: export
 #include <flatshard/unit.hpp>              // IWYU pragma: export
+#include <flatshard/utf8.hpp>              // IWYU pragma: export
 #include <flatshard/value.hpp>             // IWYU pragma: export
 #include <flatshard/version.hpp>           // IWYU pragma: export

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <flatshard/config/dialect.hpp>
+#include <flatshard/config/hjson_text.hpp>
 #include <flatshard/document.hpp>
 #include <flatshard/file.hpp>
 #include <flatshard/result.hpp>
@@ -208,8 +209,8 @@ class json_to_document {
 /// the limits of value.hpp (16 MiB, 1000000 values, 256 deep) is an error. Complexity: O(text).
 [[nodiscard]] inline result<document> parse_json(std::string_view text, std::string_view file = {}) {
   auto const refused = [&](place where, std::string detail, std::string upstream = "JSONDecodeError (json)") {
-    return config_error{problem{errc::json_syntax, std::move(where), std::move(detail), severity::error, "read",
-                                std::move(upstream)}};
+    return config_error{
+        problem{errc::json_syntax, std::move(where), std::move(detail), severity::error, "read", std::move(upstream)}};
   };
   // a limit of our own: upstream reads such a text
   auto const beyond = [&](place where, std::string_view passed) {
@@ -219,7 +220,8 @@ class json_to_document {
   document_builder builder{text, file};
   if (text.starts_with("\xEF\xBB\xBF"))
     return refused(builder.place_of(0),
-                   "the text starts with a byte order mark, which strict JSON forbids; save it without");
+                   "the text starts with a byte order mark, which strict JSON forbids and DeepSpeed's own hjson reader "
+                   "skips; save it without");
   strict_json const strict{text};
   detail::json_to_document handler{text, strict, builder};
   auto const end = walk_json(strict.text(), handler, max_nesting);
@@ -231,9 +233,11 @@ class json_to_document {
       return refused(builder.place_of(handler.word_as_key_at()), "a number word stands where a quoted key must");
     return beyond(builder.place_of(strict.position(end.at)), builder.limit_passed());
   }
-  return refused(builder.place_of(strict.position(end.at)),
-                 "not strict JSON: " + end.message +
-                     "; comments, trailing commas, unquoted keys and single quotes are not allowed");
+  std::string detail = "not strict JSON: " + end.message +
+                       "; comments, trailing commas, unquoted keys and single quotes are not allowed";
+  if (hjson_text{text, file}.problems().empty())
+    detail += "; only DeepSpeed's own hjson reader (profile deepspeed) accepts this text";
+  return refused(builder.place_of(strict.position(end.at)), std::move(detail));
 }
 
 /// The text of a regular file. One that is missing, unreadable, larger than 16 MiB, a folder, a FIFO or a device is an
@@ -249,7 +253,8 @@ class json_to_document {
   };
   auto const file = input_file::open(path);
   if (!file) return unreadable(file.error());
-  if (file->size().value > max_text_bytes) return refused(errc::file_unreadable, "the file is larger than 16 MiB, our limit");
+  if (file->size().value > max_text_bytes)
+    return refused(errc::file_unreadable, "the file is larger than 16 MiB, our limit");
   std::string text(file->size().value, '\0');
   if (auto const read = file->read_at(std::as_writable_bytes(std::span{text}), {0}); !read)
     return unreadable(read.error());

@@ -171,7 +171,24 @@ enum class errc : std::uint8_t {
   ignored_use_orig_params,
   zero3_init_flag_off,
   training_mismatch,
-  optimizer_section_missing
+  optimizer_section_missing,
+  // of DeepSpeed's own reading
+  hjson_syntax,
+  unterminated_comment,
+  not_base64,
+  removed_key,
+  bad_tag_validation,
+  bad_autocast_modules,
+  key_missing,
+  needs_cpu_offload,
+  both_masters,
+  amp_with_zero,
+  amp_with_half,
+  greater_than,
+  less_than,
+  literal_error,
+  tuple_type,
+  instance_of
 };
 
 /// The code as it is printed: snake_case for files, kebab-case for configurations.
@@ -395,6 +412,22 @@ inline std::string_view name(errc code) {
     case errc::zero3_init_flag_off: return "zero3-init-flag-off";
     case errc::training_mismatch: return "mismatch";
     case errc::optimizer_section_missing: return "optimizer-section-missing";
+    case errc::hjson_syntax: return "hjson-syntax";
+    case errc::unterminated_comment: return "unterminated-comment";
+    case errc::not_base64: return "not-base64";
+    case errc::removed_key: return "removed-key";
+    case errc::bad_tag_validation: return "bad-tag-validation";
+    case errc::bad_autocast_modules: return "bad-autocast-modules";
+    case errc::key_missing: return "key-missing";
+    case errc::needs_cpu_offload: return "needs-cpu-offload";
+    case errc::both_masters: return "both-masters";
+    case errc::amp_with_zero: return "amp-with-zero";
+    case errc::amp_with_half: return "amp-with-half";
+    case errc::greater_than: return "greater-than";
+    case errc::less_than: return "less-than";
+    case errc::literal_error: return "literal-error";
+    case errc::tuple_type: return "tuple-type";
+    case errc::instance_of: return "is-instance-of";
   }
   return "other";
 }

@@ -13,6 +13,7 @@
 #include <flatshard/json.hpp>
 #include <flatshard/quantity.hpp>
 #include <flatshard/safetensors_writer.hpp>
+#include <flatshard/utf8.hpp>
 
 #include <algorithm>
 #include <array>
@@ -536,7 +537,7 @@ inline result<safetensors_header> safetensors_header::parse(std::string text, by
   auto const failed = [&](errc code, std::string detail) {
     return detail::file_problem(code, file, std::move(detail));
   };
-  if (auto const bad = detail::utf8_end(all); bad != all.size())
+  if (auto const bad = utf8_end(all); bad != all.size())
     return failed(errc::header_utf8, "byte " + std::to_string(8 + bad) + ": the header is not UTF-8");
   detail::header_reader reader{*content, limits.strict};
   if (auto const end = walk_json(all, reader, max_header_depth); end.how != json_end::kind::whole)

@@ -11,6 +11,7 @@
 #include <flatshard/dtype.hpp>
 #include <flatshard/file.hpp>
 #include <flatshard/quantity.hpp>
+#include <flatshard/utf8.hpp>
 
 #include <algorithm>
 #include <array>
@@ -140,33 +141,6 @@ inline void append_quoted(std::string& out, std::string_view text) {
   out += '"';
 }
 
-/// Whether `text` is UTF-8 without overlong forms and surrogates; otherwise the offset of the first bad byte.
-/// Returns text.size() if all is well. Complexity: O(text).
-[[nodiscard]] constexpr std::size_t utf8_end(std::string_view text) {
-  std::size_t i = 0;
-  auto const at = [&](std::size_t k) { return k < text.size() ? static_cast<unsigned char>(text[k]) : 0u; };
-  auto const follows = [&](std::size_t k, unsigned low = 0x80, unsigned high = 0xBF) {
-    return at(k) >= low && at(k) <= high;
-  };
-  while (i < text.size()) {
-    auto const lead = at(i);
-    if (lead < 0x80) {
-      ++i;
-    } else if (lead >= 0xC2 && lead <= 0xDF && follows(i + 1)) {
-      i += 2;
-    } else if (lead >= 0xE0 && lead <= 0xEF && follows(i + 1, lead == 0xE0 ? 0xA0 : 0x80, lead == 0xED ? 0x9F : 0xBF) &&
-               follows(i + 2)) {
-      i += 3;
-    } else if (lead >= 0xF0 && lead <= 0xF4 && follows(i + 1, lead == 0xF0 ? 0x90 : 0x80, lead == 0xF4 ? 0x8F : 0xBF) &&
-               follows(i + 2) && follows(i + 3)) {
-      i += 4;
-    } else {
-      return i;
-    }
-  }
-  return i;
-}
-
 /// The official writer's order of types, narrow to wide. Source:
 /// safetensors@24b0b285:safetensors/src/tensor.rs:227-255, 811-892.
 constexpr std::size_t official_rank(dtype t) {
@@ -200,7 +174,7 @@ inline std::string safetensors_header_text(std::span<tensor_spec const> tensors,
   std::size_t begin = 0;
   for (auto const& tensor : tensors) {
     require(tensor.name != "__metadata__", "a tensor cannot be called __metadata__");
-    require(detail::utf8_end(tensor.name) == tensor.name.size(), "a tensor's name must be UTF-8");
+    require(utf8_end(tensor.name) == tensor.name.size(), "a tensor's name must be UTF-8");
     require(tensor.type != dtype::none, "a tensor needs an element type");
     require(tensor.dims.size() <= 64, "a tensor in a file has at most 64 dimensions");
     key(tensor.name);

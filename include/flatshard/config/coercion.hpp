@@ -30,7 +30,11 @@ enum class offload_device : std::uint8_t { none, cpu, nvme };
 [[nodiscard]] constexpr std::string_view name(offload_device d) {
   return d == offload_device::none ? "none" : d == offload_device::cpu ? "cpu" : "nvme";
 }
-/// "auto" or a count of steps.
+/// Any text.
+struct plain_text {
+  std::string text{};
+};
+/// "auto" or a count of steps; another text is found by the section's own check.
 struct auto_or_int {
   std::optional<std::int64_t> steps{};  ///< none: "auto"
 };
@@ -43,10 +47,13 @@ struct any_object {
   value content;
 };
 
-/// A value that does not fit its field: upstream's type of the error and our words for what is allowed.
+/// A value that does not fit its field: upstream's type of the error, our words for what is allowed, and upstream's
+/// words where the type alone does not give them.
 struct misfit {
   errc code{};
   std::string allowed;
+  std::string message{};  ///< `{}` in it stands for the key
+  std::string branch{};   ///< which of a field's two types did not fit, as the end of upstream's path
 };
 
 /// Upstream's conversion of one value to the field's type (pydantic 2.13, lax mode). Source: docs/config.md, coercion.
@@ -58,7 +65,30 @@ struct misfit {
 [[nodiscard]] inline std::optional<misfit> coerce(value const& v, std::string& to);
 [[nodiscard]] inline std::optional<misfit> coerce(value const& v, any_object& to);
 [[nodiscard]] inline std::optional<misfit> coerce(value const& v, auto_or_int& to);
+[[nodiscard]] inline misfit misfit_of_branch(value const& v, auto_or_int const&);
+[[nodiscard]] inline std::optional<misfit> coerce(value const& v, plain_text& to);
 [[nodiscard]] inline std::optional<misfit> coerce(value const& v, name_list& to);
+/// What is wrong with one element of a list.
+[[nodiscard]] inline std::optional<misfit> misfit_of_element(value const& e, name_list const&) {
+  if (e.is(value_kind::string)) return std::nullopt;
+  return misfit{errc::string_type, "a list of names"};
+}
+
+/// What a field holds, as a value.
+[[nodiscard]] inline value to_value(bool b) { return b; }
+[[nodiscard]] inline value to_value(std::int64_t n) { return n; }
+[[nodiscard]] inline value to_value(double x) { return x; }
+[[nodiscard]] inline value to_value(std::string const& text) { return text; }
+[[nodiscard]] inline value to_value(plain_text const& t) { return t.text; }
+[[nodiscard]] inline value to_value(zero_stage s) { return s.number; }
+[[nodiscard]] inline value to_value(offload_device d) { return name(d); }
+[[nodiscard]] inline value to_value(any_object const& o) { return o.content; }
+[[nodiscard]] inline value to_value(auto_or_int const& n) { return n.steps ? value{*n.steps} : value{"auto"}; }
+[[nodiscard]] inline value to_value(name_list const& l) {
+  auto list = value::array();
+  for (auto const& n : l.names) list.push_back(n);
+  return list;
+}
 
 // ---- definitions
 
@@ -216,12 +246,23 @@ inline std::optional<misfit> coerce(value const& v, any_object& to) {
 }
 
 inline std::optional<misfit> coerce(value const& v, auto_or_int& to) {
-  if (v.is(value_kind::string)) {
-    if (!v.is_text("auto")) return misfit{errc::value_error, "\"auto\" or an integer without quotes"};
-    to.steps.reset();
-    return std::nullopt;
-  }
-  return coerce(v, to.steps.emplace());
+  to.steps.reset();
+  if (v.is(value_kind::string)) return std::nullopt;
+  if (!coerce(v, to.steps.emplace())) return std::nullopt;
+  return misfit{errc::string_type, "\"auto\" or an integer", {}, ".str"};
+}
+inline misfit misfit_of_branch(value const& v, auto_or_int const&) {
+  std::int64_t steps = 0;
+  auto m = coerce(v, steps).value_or(misfit{errc::int_type, {}});
+  m.allowed = "\"auto\" or an integer";
+  m.branch = ".int";
+  return m;
+}
+
+inline std::optional<misfit> coerce(value const& v, plain_text& to) {
+  if (!v.is(value_kind::string)) return misfit{errc::string_type, "a text"};
+  to.text = v.text();
+  return std::nullopt;
 }
 
 inline std::optional<misfit> coerce(value const& v, name_list& to) {
@@ -231,10 +272,8 @@ inline std::optional<misfit> coerce(value const& v, name_list& to) {
     return std::nullopt;
   }
   if (!v.is(value_kind::array)) return misfit{errc::list_type, "a list of names"};
-  for (auto const& e : v.elements()) {
-    if (!e.is(value_kind::string)) return misfit{errc::string_type, "a list of names"};
+  for (auto const& e : v.elements())  // what is no string is found by misfit_of_element
     if (std::find(to.names.begin(), to.names.end(), e.text()) == to.names.end()) to.names.emplace_back(e.text());
-  }
   return std::nullopt;
 }
 

@@ -28,7 +28,13 @@ class strict_json {
   /// The position in the original text of a token of `text()`. Complexity: O(log changes).
   [[nodiscard]] std::size_t position(std::size_t at) const;
   /// A decoded string of `text()` as it was meant: a lone surrogate as the three bytes that UTF-8's rule would give.
-  [[nodiscard]] std::string decoded(std::string_view text) const;
+  [[nodiscard]] std::string decoded(std::string_view text) const {
+    return changed_ ? unmarked(text) : std::string{text};
+  }
+  /// The same for a string that `quoted` wrote.
+  [[nodiscard]] static std::string unmarked(std::string_view text);
+  /// A string, in which a lone surrogate stands as three bytes, as strict JSON.
+  [[nodiscard]] static std::string quoted(std::string_view decoded);
   /// `NaN`, `Infinity` or `-Infinity` if this decoded string stands for one of them, else empty.
   [[nodiscard]] static std::string_view number_word(std::string_view decoded_text);
 
@@ -142,9 +148,24 @@ inline std::size_t strict_json::position(std::size_t at) const {
   return std::min(here + (at - there), original_.size());
 }
 
-inline std::string strict_json::decoded(std::string_view text) const {
+inline std::string strict_json::quoted(std::string_view decoded) {
+  std::string json, out;
+  detail::append_json_string(json, decoded);
+  std::size_t copied = 0;
+  for (auto at = json.find_first_of("\xED\xEF"); at != std::string::npos && at + 2 < json.size();
+       at = json.find_first_of("\xED\xEF", at + 1)) {
+    auto const bits = [&](std::size_t i, unsigned mask) { return static_cast<unsigned char>(json[i]) & mask; };
+    auto const unit = (bits(at, 0xF) << 12) | (bits(at + 1, 0x3F) << 6) | bits(at + 2, 0x3F);
+    if ((unit < 0xD800 || unit > 0xDFFF) && unit != 0xFDD0) continue;
+    out.append(json, copied, at - copied) += mark_escape;
+    for (unsigned shift = 16; shift > 0; shift -= 4) out += "0123456789abcdef"[(unit >> (shift - 4)) & 15u];
+    copied = at + 3;
+  }
+  return out.append(json, copied);
+}
+
+inline std::string strict_json::unmarked(std::string_view text) {
   std::string out;
-  if (!changed_) return std::string{text};
   for (std::size_t at = 0; at < text.size();) {
     auto const next = std::min(text.find(mark, at), text.size());
     out += text.substr(at, next - at);

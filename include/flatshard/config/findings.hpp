@@ -105,8 +105,11 @@ class findings {
       }
     return false;
   }
-  [[nodiscard]] bool failed() const {
-    return std::any_of(problems.begin(), problems.end(), [](auto const& p) { return p.level == severity::error; });
+  [[nodiscard]] bool failed() const { return failed_since(0); }
+  /// Whether one of the problems from number `first` on is an error.
+  [[nodiscard]] bool failed_since(std::size_t first) const {
+    return std::any_of(problems.begin() + static_cast<std::ptrdiff_t>(first), problems.end(),
+                       [](auto const& p) { return p.level == severity::error; });
   }
 
  private:

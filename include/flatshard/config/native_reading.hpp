@@ -75,20 +75,12 @@ inline void check_allreduce_on_stage(node const& op, zero_stage stage, std::stri
 
 /// Reads the two precision sections, fp16 first, and refuses both at once. `bf16` that is absent or null leaves the
 /// word to the legacy section `bfloat16`.
-inline void read_precision(node const& root, native_reading& read, std::string_view when, findings& out) {
+inline void read_precision(node const& root, std::optional<version_number> const& deepspeed, native_reading& read,
+                           std::string_view when, findings& out) {
   auto const errors = out.problems.size();
-  auto const section = [&](node const& at, auto& into, std::string_view model) {
-    if (at->is(value_kind::object)) return read_section(at, into, model, when, out);
-    out.error(
-        errc::section_not_object, at.where(), when, "found " + std::string{name(at->kind())} + ", allowed: an object",
-        {"TypeError", "deepspeed",
-         std::string{model} + "() argument after ** must be a mapping, not " + std::string{python_name(at->kind())}});
-  };
-  auto const fp16 = root["fp16"];
-  if (fp16.present()) section(fp16, read.fp16, "DeepSpeedFP16Config");
-  auto bf16 = root["bf16"];
-  if (!bf16.present() || bf16->is(value_kind::null)) bf16 = root["bfloat16"];
-  if (bf16.present()) section(bf16, read.bf16, "DeepSpeedBF16Config");
+  section_reader const reader{.model = {}, .when = when, .deepspeed = deepspeed, .out = out};
+  read_fp16_section(root, read.fp16, reader);
+  auto const bf16 = read_bf16_section(root, read.bf16, reader);
   for (auto i = errors; i < out.problems.size(); ++i)
     if (out.problems[i].level == severity::error) return;
   if (read.fp16.enabled && read.bf16.enabled)
@@ -132,9 +124,10 @@ inline native_reading read_natively(value const& config, node const& root, std::
       detail::read_communication_dtype(config, root, "seq_parallel_communication_data_type", when, found));
   auto const op = root["gradient_allreduce_op"];
   detail::check_allreduce_op(op, when, found);
-  read_zero_section(placed.root()["zero_optimization"], read.zero, when, found, config["allgather_size"]);
+  section_reader const reader{.model = {}, .when = when, .deepspeed = f.upstream.deepspeed, .out = found};
+  read_zero_section(placed.root(), read.zero, reader);
   detail::check_allreduce_on_stage(op, read.zero.stage, when, found);
-  detail::read_precision(placed.root(), read, when, found);
+  detail::read_precision(placed.root(), f.upstream.deepspeed, read, when, found);
   if (auto const clock = root["wall_clock_breakdown"]; clock->is(value_kind::string))
     found.error(errc::wrong_type, clock.where(), when, "found " + to_json(*clock) + ", allowed: true or false",
                 {"TypeError", "deepspeed", "unsupported operand type(s) for |: 'str' and 'bool'"});
