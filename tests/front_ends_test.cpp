@@ -292,6 +292,24 @@ TEST_CASE("the plugin in code: arguments beat variables; bad ones are refused al
   CHECK(errors(in_code(value::object({{"fsdp_version", 3}}))) == codes{errc::unknown_name});
   CHECK(errors(in_code(value::object({{"fsdp_version", 1}, {"reshard_after_forward", true}}))) ==
         codes{errc::bad_reshard_value});
+  // version 1: strategies by name or number, another third dtype, any value for what is a word in the environment
+  auto const old = [](std::string_view argument, value to, facts const& known = {}) {
+    return in_code(value::object({{"fsdp_version", 1}}).set(argument, std::move(to)), known);
+  };
+  CHECK(old("sharding_strategy", "_hybrid_shard_zero2").policies.accelerate->sharding_strategy == "HYBRID_SHARD_ZERO2");
+  CHECK(old("sharding_strategy", 3).policies.accelerate->sharding_strategy == "NO_SHARD");
+  CHECK(errors(old("reshard_after_forward", "no")) == codes{errc::unknown_name});
+  CHECK(errors(old("cpu_offload", 1)) == codes{errc::bad_offload});
+  CHECK(errors(old("use_orig_params", "x")).empty());
+  CHECK(errors(old("mixed_precision_policy", "no")) == codes{errc::bad_mixed_precision});
+  auto dtypes = value::object({{"param_dtype", "bf16"}, {"reduce_dtype", "fp32"}, {"buffer_dtype", "fp32"}});
+  CHECK(errors(old("mixed_precision_policy", dtypes)).empty());
+  CHECK(errors(old("mixed_precision_policy", value{dtypes}.set("output_dtype", "bf16"))) ==
+        codes{errc::unexpected_argument});
+  CHECK(errors(old("mixed_precision_policy", value{dtypes}.erase("buffer_dtype"))) == codes{errc::bad_fsdp_policy});
+  facts words;
+  words.environment = {{"FSDP_USE_ORIG_PARAMS", "x"}};
+  CHECK(errors(old("sharding_strategy", "FULL_SHARD", words)) == codes{errc::bad_truth_value});
   auto const size = value::object({{"fsdp_version", 2}, {"auto_wrap_policy", "SIZE_BASED_WRAP"}});
   CHECK(in_code(size).policies.accelerate->auto_wrap.min_num_params == 0);
   CHECK(errors(in_code(value{size}.set("min_num_params", "5"))) == codes{errc::bad_number});
