@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Decoder-only models of the Llama family (Llama, Qwen2, Qwen3): tensors, forward and backward of one sequence.
+/// Decoder-only models of the Llama family (Llama, Qwen2, Qwen3): the sizes that config.json gives, tensors, matrix
+/// products, forward and backward of one sequence. Nothing here knows of ranks or shards.
 #pragma once
 
-#include "matmul.hpp"
-#include "memory.hpp"
-
+#include <flatshard/checkpoint_files.hpp>
+#include <flatshard/document.hpp>
 #include <flatshard/dtype.hpp>
+#include <flatshard/json.hpp>
 #include <flatshard/policy.hpp>
+#include <flatshard/problem.hpp>
+#include <flatshard/require.hpp>
+#include <flatshard/result.hpp>
 
 #include <algorithm>
 #include <array>
@@ -15,18 +19,297 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
 #include <numbers>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
+#if defined(FLATSHARD_ONEDNN)
+#include <array>
+#include <map>
+#include <unordered_map>
+
+#include <dnnl.hpp>
+#include <omp.h>
+#endif
+
 namespace llama {
+
+// ---- memory of one rank ---------------------------------------------------------------------------------------------
+// It counts itself: how many bytes live now, and the most that ever lived at once.
+
+/// Bytes that live now and at the peak. One thread uses a ledger; it outlives its buffers.
+class ledger {
+ public:
+  void grow(std::size_t bytes) { peak_ = std::max(peak_, now_ += bytes); }
+  void shrink(std::size_t bytes) { now_ -= bytes; }
+  [[nodiscard]] std::size_t now() const { return now_; }
+  [[nodiscard]] std::size_t peak() const { return peak_; }
+
+ private:
+  std::size_t now_ = 0, peak_ = 0;
+};
+
+/// `size` elements, zero at first, counted in a ledger. Movable, not copyable.
+template <class T>
+class buffer {
+ public:
+  buffer() = default;
+  buffer(ledger& l, std::size_t size) : ledger_{&l}, data_{std::make_unique<T[]>(size)}, size_{size} {
+    ledger_->grow(size_ * sizeof(T));
+  }
+  buffer(buffer&& other) noexcept { swap(other); }
+  buffer& operator=(buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~buffer() {
+    if (ledger_ != nullptr) ledger_->shrink(size_ * sizeof(T));
+  }
+  [[nodiscard]] T* data() { return data_.get(); }
+  [[nodiscard]] T const* data() const { return data_.get(); }
+  [[nodiscard]] std::size_t size() const { return size_; }
+
+ private:
+  void swap(buffer& other) noexcept {
+    std::swap(ledger_, other.ledger_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+  }
+  ledger* ledger_ = nullptr;
+  std::unique_ptr<T[]> data_;
+  std::size_t size_ = 0;
+};
+
+// ---- matrix products ------------------------------------------------------------------------------------------------
+// fp32 or bf16 inputs with fp32 sums: oneDNN where the build has it, else blocked loops of our own.
+
+using flatshard::bf16;
+
+/// A matrix in someone else's memory. Element (i, j) lies at data[i * row_step + j * column_step].
+template <class T>
+struct matrix {
+  T* data{};
+  std::size_t rows{}, columns{}, row_step{}, column_step = 1;
+  matrix(T* values, std::size_t m, std::size_t n) : matrix{values, m, n, n} {}
+  matrix(T* values, std::size_t m, std::size_t n, std::size_t next_row, std::size_t next_column = 1)
+      : data{values}, rows{m}, columns{n}, row_step{next_row}, column_step{next_column} {}
+  /// A matrix that may be written is also one that may be read.
+  template <class U>
+  requires std::same_as<T, U const> matrix(matrix<U> const& other)  // NOLINT: the silent direction
+      : matrix{other.data, other.rows, other.columns, other.row_step, other.column_step} {}
+};
+template <class T>
+[[nodiscard]] matrix<T> transposed(matrix<T> a) {
+  return {a.data, a.columns, a.rows, a.column_step, a.row_step};
+}
+
+/// Which code computes products. Each gives the same bits every time; the two differ in the last ones.
+enum class matmul_backend { loops, onednn };
+[[nodiscard]] constexpr std::string_view name(matmul_backend b) {
+  return b == matmul_backend::onednn ? "oneDNN" : "loops";
+}
+#if defined(FLATSHARD_ONEDNN)
+inline constexpr bool has_onednn = true;
+#else
+inline constexpr bool has_onednn = false;
+#endif
+/// What FLATSHARD_MATMUL asks for, `loops` or `onednn`; unset or empty: oneDNN if it was built in. Throws `bad_input`
+/// if it asks for anything else, or for what this build lacks. Reads the environment: call it once, at start.
+[[nodiscard]] inline matmul_backend chosen_backend() {
+  auto const* const set = std::getenv("FLATSHARD_MATMUL");
+  std::string_view const asked = set != nullptr ? set : "";
+  if (asked == "loops") return matmul_backend::loops;
+  if (asked.empty()) return has_onednn ? matmul_backend::onednn : matmul_backend::loops;
+  if (asked == "onednn" && has_onednn) return matmul_backend::onednn;
+  flatshard::problem p;
+  p.code = flatshard::errc::other;
+  p.where.file = "FLATSHARD_MATMUL";
+  p.detail = asked == "onednn" ? "onednn is asked for, but this build has no oneDNN; use loops, or unset the variable"
+                               : "it must be loops or onednn, found " + std::string{asked};
+  flatshard::throw_bad_input(flatshard::config_error{std::move(p)});
+}
+
+namespace detail {
+
+// The loops: y is computed in tiles of `Rows` x 16 with one fp32 accumulator an element, k ascending, each product and
+// each sum rounded: the order of a plain loop, so the result does not depend on the tile or the instruction set.
+using lanes = float __attribute__((vector_size(64)));  // lowered to what the instruction set has
+
+template <std::size_t Rows>
+[[gnu::always_inline]] inline void tile(float* y, float const* a, float const* b, std::size_t depth) {
+  lanes sum[Rows] = {};
+  for (std::size_t k = 0; k < depth; ++k) {
+    lanes column;
+    std::memcpy(&column, b + 16 * k, sizeof column);
+    for (std::size_t i = 0; i < Rows; ++i) sum[i] += a[Rows * k + i] * column;
+  }
+  std::memcpy(y, sum, sizeof sum);
+}
+using tile_function = void (*)(float*, float const*, float const*, std::size_t);
+struct tile_kernel {
+  tile_function run;
+  std::size_t rows;
+};
+inline void plain_tile(float* y, float const* a, float const* b, std::size_t depth) { tile<3>(y, a, b, depth); }
+#if defined(__x86_64__)
+[[gnu::target("avx2")]] inline void avx2_tile(float* y, float const* a, float const* b, std::size_t depth) {
+  tile<6>(y, a, b, depth);
+}
+[[gnu::target("avx512f")]] inline void avx512_tile(float* y, float const* a, float const* b, std::size_t depth) {
+  tile<12>(y, a, b, depth);
+}
+[[nodiscard]] inline tile_kernel best_tile() {
+  if (__builtin_cpu_supports("avx512f")) return {avx512_tile, 12};
+  if (__builtin_cpu_supports("avx2")) return {avx2_tile, 6};
+  return {plain_tile, 3};
+}
+#else
+[[nodiscard]] inline tile_kernel best_tile() { return {plain_tile, 3}; }
+#endif
+
+}  // namespace detail
+
+/// The products of one rank: one thread, and memory and compiled kernels kept from call to call.
+class matrix_products {
+ public:
+  explicit matrix_products(matmul_backend backend) : backend_{backend} {
+#if defined(FLATSHARD_ONEDNN)
+    if (backend_ == matmul_backend::onednn) omp_set_num_threads(1);  // of the calling thread: one thread a rank
+#else
+    flatshard::require(backend == matmul_backend::loops, "this build has no oneDNN");
+#endif
+  }
+
+  /// y = a b, plus `bias` [columns of y] on every row where it is given; sums in fp32, rounded once to the type of y.
+  /// Shapes: y [m, n], a [m, k], b [k, n]; y's rows are contiguous and y overlaps nothing. m, n, k may be 0.
+  template <class Out, class In>
+  void operator()(matrix<Out> y, matrix<In const> a, matrix<In const> b,
+                  std::type_identity_t<In> const* bias = nullptr) {
+    flatshard::require(y.rows == a.rows && y.columns == b.columns && a.columns == b.rows && y.column_step == 1,
+                       "the shapes of a matrix product must fit");
+    if (y.rows == 0 || y.columns == 0) return;
+#if defined(FLATSHARD_ONEDNN)
+    if (backend_ == matmul_backend::onednn && a.columns != 0) return with_onednn(y, a, b, bias);
+#endif
+    with_loops(y, a, b, bias);
+  }
+
+ private:
+  template <class Out, class In>
+  void with_loops(matrix<Out> y, matrix<In const> a, matrix<In const> b, In const* bias) {
+    auto const depth = a.columns;
+    auto const [run, tile_rows] = tile_;
+    auto const most = std::clamp<std::size_t>((std::size_t{1} << 17) / std::max<std::size_t>(depth, 1), 1, 512);
+    auto const block = std::min((most + tile_rows - 1) / tile_rows, (y.rows + tile_rows - 1) / tile_rows) * tile_rows;
+    left_.resize(block * depth);
+    right_.resize(16 * depth);
+    alignas(64) float out[12 * 16];
+    for (std::size_t i0 = 0; i0 < y.rows; i0 += block) {
+      auto const rows = std::min(block, y.rows - i0);
+      for (std::size_t i = 0; i < rows; i += tile_rows)
+        pack(left_.data() + i * depth, tile_rows, a.data + (i0 + i) * a.row_step, a.row_step, a.column_step,
+             std::min(tile_rows, rows - i), depth);
+      for (std::size_t j0 = 0; j0 < y.columns; j0 += 16) {
+        auto const columns = std::min<std::size_t>(16, y.columns - j0);
+        pack(right_.data(), 16, b.data + j0 * b.column_step, b.column_step, b.row_step, columns, depth);
+        for (std::size_t i = 0; i < rows; i += tile_rows) {
+          run(out, left_.data() + i * depth, right_.data(), depth);
+          for (std::size_t p = 0; p < std::min(tile_rows, rows - i); ++p)
+            for (std::size_t q = 0; q < columns; ++q)
+              y.data[(i0 + i + p) * y.row_step + j0 + q] = flatshard::narrow<Out>(
+                  bias != nullptr ? out[16 * p + q] + flatshard::widen(bias[j0 + q]) : out[16 * p + q]);
+        }
+      }
+    }
+  }
+
+  /// to[k * width + i] = from[i * step + k * along], zero for i >= count: a strip of `width` rows, widened.
+  template <class In>
+  static void pack(float* to, std::size_t width, In const* from, std::size_t step, std::size_t along, std::size_t count,
+                   std::size_t depth) {
+    if (count < width) std::fill_n(to, width * depth, 0.0f);
+    if (step == 1) {
+      for (std::size_t k = 0; k < depth; ++k)
+        for (std::size_t i = 0; i < count; ++i) to[k * width + i] = flatshard::widen(from[k * along + i]);
+    } else {
+      for (std::size_t i = 0; i < count; ++i)
+        for (std::size_t k = 0; k < depth; ++k) to[k * width + i] = flatshard::widen(from[i * step + k * along]);
+    }
+  }
+
+#if defined(FLATSHARD_ONEDNN)
+  template <class Out, class In>
+  void with_onednn(matrix<Out> y, matrix<In const> a, matrix<In const> b, In const* bias) {
+    using shape = std::array<std::size_t, 12>;
+    shape const key{y.rows,     y.columns,     a.columns,   y.row_step, a.row_step,      a.column_step,
+                    b.row_step, b.column_step, sizeof(Out), sizeof(In), bias != nullptr, 0};
+    auto found = compiled_.find(key);
+    if (found == compiled_.end()) {
+      auto const described = [](auto const& m) {
+        auto const size = [](std::size_t n) { return static_cast<dnnl::memory::dim>(n); };
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(m.data)>>;
+        return dnnl::memory::desc{
+            {size(m.rows), size(m.columns)}, type_of<T>(), {size(m.row_step), size(m.column_step)}};
+      };
+      auto const bias_row = bias != nullptr ? described(matrix<In const>{bias, 1, y.columns}) : dnnl::memory::desc{};
+      dnnl::primitive_attr attributes;
+      attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+      auto const operation = bias != nullptr ? dnnl::matmul::desc{described(a), described(b), bias_row, described(y)}
+                                             : dnnl::matmul::desc{described(a), described(b), described(y)};
+      dnnl::matmul::primitive_desc const how{operation, attributes, engine_};
+      found = compiled_.emplace(key, compiled{how, dnnl::matmul{how}}).first;
+    }
+    auto const& [how, product] = found->second;
+    if (auto const needed = how.scratchpad_desc().get_size(); needed > scratch_.size() * sizeof(lines)) {
+      scratch_.resize((needed + sizeof(lines) - 1) / sizeof(lines));
+    }
+    auto const bound = [&](dnnl::memory::desc const& d, void const* data) {
+      return dnnl::memory{d, engine_, const_cast<void*>(data)};  // oneDNN has no memory that is only read
+    };
+    std::unordered_map<int, dnnl::memory> arguments{
+        {DNNL_ARG_SRC, bound(how.src_desc(), a.data)},
+        {DNNL_ARG_WEIGHTS, bound(how.weights_desc(), b.data)},
+        {DNNL_ARG_DST, bound(how.dst_desc(), y.data)},
+        {DNNL_ARG_SCRATCHPAD, bound(how.scratchpad_desc(), scratch_.data())}};
+    if (bias != nullptr) arguments.emplace(DNNL_ARG_BIAS, bound(how.bias_desc(), bias));
+    product.execute(stream_, arguments);
+    stream_.wait();
+  }
+  template <class T>
+  static constexpr dnnl::memory::data_type type_of() {
+    return std::same_as<T, bf16> ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+  }
+
+  struct compiled {
+    dnnl::matmul::primitive_desc how;
+    dnnl::matmul product;
+  };
+  struct alignas(64) lines {
+    std::byte bytes[64];
+  };
+  dnnl::engine engine_{dnnl::engine::kind::cpu, 0};
+  dnnl::stream stream_{engine_};
+  std::map<std::array<std::size_t, 12>, compiled> compiled_;
+  std::vector<lines> scratch_;
+#endif
+  matmul_backend backend_;
+  detail::tile_kernel tile_ = detail::best_tile();
+  std::vector<float> left_, right_;  // packed strips of the loops
+};
 
 using flatshard::narrow;
 using flatshard::widen;
 
-/// The sizes and switches of one model; `model_config.hpp` reads them from config.json.
+/// The sizes and switches of one model; `read_model` takes them from config.json.
 struct model_shape {
   std::string type;  ///< llama, qwen2, qwen3
   std::size_t hidden{}, intermediate{}, layers{}, heads{}, kv_heads{}, head_dim{}, vocabulary{};
@@ -507,5 +790,143 @@ class sequence_model {
   buffer<A> wide1_, wide2_, row1_, row2_, dq_, dk_, dv_, scores_, rounded_, head_part_;
   buffer<float> probabilities_, dk_sum_, dv_sum_, inverse_;
 };
+
+// ---- the model of a config.json -------------------------------------------------------------------------------------
+// As transformers 4 or 5 writes it.
+
+namespace detail {
+
+/// Reads single keys and keeps what is wrong with them.
+class config_reader {
+ public:
+  explicit config_reader(flatshard::document const& d) : root_{d.root()} {}
+
+  void refuse(flatshard::node const& n, std::string text) {
+    flatshard::problem p;
+    p.code = flatshard::errc::model_config;
+    p.where = n.where();
+    p.detail = std::move(text);
+    problems_.push_back(std::move(p));
+  }
+  /// An integer of at least 1; `otherwise` where the key is absent or null, if there is such a default.
+  std::size_t size(std::string_view key, std::optional<std::size_t> otherwise = {}) {
+    auto const n = root_[key];
+    if (missing(n) && otherwise) return *otherwise;
+    auto const i = n->integer();
+    if (i && *i >= 1 && *i <= std::numeric_limits<std::int32_t>::max()) return static_cast<std::size_t>(*i);
+    refuse(n, std::string{key} + " must be an integer from 1 to 2147483647, found " + found(n));
+    return 1;
+  }
+  double number(flatshard::node const& n, std::string_view key, double low) {
+    auto const x = n->is_number() ? n->number() : std::nullopt;
+    if (x && *x > low && std::isfinite(*x)) return *x;
+    refuse(n, std::string{key} + " must be a number above " + std::to_string(low) + ", found " + found(n));
+    return 1.0;
+  }
+  bool flag(std::string_view key, bool otherwise) {
+    auto const n = root_[key];
+    if (missing(n)) return otherwise;
+    if (!n->is_true() && !n->is_false()) refuse(n, std::string{key} + " must be true or false, found " + found(n));
+    return n->is_true();
+  }
+  [[nodiscard]] static bool missing(flatshard::node const& n) {
+    return !n.present() || n->is(flatshard::value_kind::null);
+  }
+  [[nodiscard]] static std::string found(flatshard::node const& n) {
+    return n.present() ? flatshard::to_json(*n) : "no such key";
+  }
+  [[nodiscard]] flatshard::node operator[](std::string_view key) const { return root_[key]; }
+  std::vector<flatshard::problem>& problems() { return problems_; }
+
+ private:
+  flatshard::node root_;
+  std::vector<flatshard::problem> problems_;
+};
+
+inline void read_rope(config_reader& read, model_shape& m) {
+  auto const current = read["rope_parameters"];                             // transformers 5: everything in one object
+  auto const scaling = current.present() ? current : read["rope_scaling"];  // transformers 4: scaling alone, or null
+  auto const theta = current.present() ? current["rope_theta"] : read["rope_theta"];
+  if (!config_reader::missing(theta)) m.rope_theta = read.number(theta, "rope_theta", 0);
+  if (config_reader::missing(scaling)) return;
+  if (!scaling->is(flatshard::value_kind::object))
+    return read.refuse(scaling, "the rope settings must be an object, found " + config_reader::found(scaling));
+  auto const type = scaling["rope_type"].present() ? scaling["rope_type"] : scaling["type"];
+  if (type->is_text("default") || config_reader::missing(type)) return;
+  if (!type->is_text("llama3"))
+    return read.refuse(type, "rope_type must be default or llama3, found " + config_reader::found(type));
+  m.rope_scaled = true;
+  m.rope_factor = read.number(scaling["factor"], "factor", 0);
+  m.rope_low = read.number(scaling["low_freq_factor"], "low_freq_factor", 0);
+  m.rope_high = read.number(scaling["high_freq_factor"], "high_freq_factor", 0);
+  m.rope_original = read.number(scaling["original_max_position_embeddings"], "original_max_position_embeddings", 0);
+  if (m.rope_high <= m.rope_low) read.refuse(scaling, "high_freq_factor must be larger than low_freq_factor");
+}
+
+}  // namespace detail
+
+/// The model that a config.json describes, or everything in it that this trainer cannot use.
+[[nodiscard]] inline flatshard::result<model_shape> read_model(flatshard::document const& d) {
+  detail::config_reader read{d};
+  if (!d.root()->is(flatshard::value_kind::object)) {
+    read.refuse(d.root(), "a model's config.json must be an object");
+    return flatshard::config_error{std::move(read.problems())};
+  }
+  model_shape m;
+  auto const type = read["model_type"];
+  m.type = std::string{type->text()};
+  if (!type->is_text("llama") && !type->is_text("qwen2") && !type->is_text("qwen3"))
+    read.refuse(type, "model_type must be llama, qwen2 or qwen3, found " + detail::config_reader::found(type));
+  m.hidden = read.size("hidden_size");
+  m.intermediate = read.size("intermediate_size");
+  m.layers = read.size("num_hidden_layers");
+  m.vocabulary = read.size("vocab_size");
+  m.heads = read.size("num_attention_heads");
+  m.kv_heads = read.size("num_key_value_heads", m.heads);
+  auto const given_head = !detail::config_reader::missing(read["head_dim"]);
+  m.head_dim = read.size("head_dim", m.type == "qwen3" ? 128 : std::max<std::size_t>(m.hidden / m.heads, 1));
+  m.epsilon = static_cast<float>(read.number(read["rms_norm_eps"], "rms_norm_eps", 0));
+  m.tied = read.flag("tie_word_embeddings", false);
+  auto const bias = read.flag("attention_bias", false);  // qwen2 has no such key: q, k, v always have a bias, o never
+  m.qkv_bias = m.type == "qwen2" || bias;
+  m.o_bias = m.type != "qwen2" && bias;
+  m.mlp_bias = m.type == "llama" && read.flag("mlp_bias", false);
+  m.qk_norm = m.type == "qwen3";
+  detail::read_rope(read, m);
+  if (m.heads % m.kv_heads != 0)
+    read.refuse(read["num_key_value_heads"], "num_attention_heads must be a multiple of num_key_value_heads");
+  if (!given_head && m.type != "qwen3" && m.hidden % m.heads != 0)
+    read.refuse(read["num_attention_heads"], "without head_dim, hidden_size must be a multiple of num_attention_heads");
+  if (m.head_dim % 2 != 0) read.refuse(read["head_dim"], "head_dim must be even: rotary embeddings turn pairs");
+  auto const activation = read["hidden_act"];
+  if (!detail::config_reader::missing(activation) && !activation->is_text("silu"))
+    read.refuse(activation, "hidden_act must be silu, found " + detail::config_reader::found(activation));
+  if (read.flag("use_sliding_window", false))
+    read.refuse(read["use_sliding_window"], "sliding-window attention is not part of this trainer");
+  if (!read.problems().empty()) return flatshard::config_error{std::move(read.problems())};
+  return m;
+}
+
+/// Refuses sizes that the checkpoint cannot have: more layers than it has tensors, or a tensor with more elements than
+/// it has bytes. So a wrong config.json cannot make a training ask for any amount of memory.
+[[nodiscard]] inline flatshard::result<void> check_sizes(flatshard::document const& d, model_shape const& m,
+                                                         flatshard::checkpoint_files const& from) {
+  detail::config_reader read{d};
+  auto const in_checkpoint = ", but the checkpoint has " + std::to_string(from.size()) + " tensors of " +
+                             std::to_string(from.data_size().value) + " bytes in all";
+  if (m.layers > from.size())
+    read.refuse(read["num_hidden_layers"], "num_hidden_layers is " + std::to_string(m.layers) + in_checkpoint);
+  for (auto const& list : {root_tensors(m), layer_tensors(m, 0)})
+    for (auto const& t : list) {
+      double count = 1;  // a product of hostile sizes need not fit 64 bits
+      for (auto const n : t.dims.sizes()) count *= static_cast<double>(n);
+      if (count <= static_cast<double>(from.data_size().value)) continue;
+      std::string dims;
+      for (auto const n : t.dims.sizes()) dims += (dims.empty() ? "" : ", ") + std::to_string(n);
+      read.refuse(d.root(), "these sizes make " + t.name + " [" + dims + ']' + in_checkpoint);
+    }
+  if (!read.problems().empty()) return flatshard::config_error{std::move(read.problems())};
+  return {};
+}
 
 }  // namespace llama

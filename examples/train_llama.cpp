@@ -1,31 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 /// train_llama: trains a Llama-family checkpoint on several ranks of this machine, as a configuration of DeepSpeed or
-/// LLaMA-Factory asks for it. A user of the public headers, and an example of them.
-#include "matmul.hpp"
-#include "memory.hpp"
-#include "model_config.hpp"
-#include "sharded_trainer.hpp"
-#include "tokens.hpp"
-#include "training_setup.hpp"
-#include "unfinished_folder.hpp"
+/// LLaMA-Factory asks for it. A user of the public headers, and an example of them. From top to bottom: what is trained
+/// on, the optimizer, the sum of gradients, one rank's training, what the configuration decides, what leaves the
+/// program, the command line. The model stands in llama.hpp.
+#include "../tools/frontend.hpp"
+#include "llama.hpp"
 
 #include <flatshard/checkpoint_files.hpp>
 #include <flatshard/communicator.hpp>
+#include <flatshard/config/resolve.hpp>
 #include <flatshard/config/roles.hpp>
 #include <flatshard/dtype.hpp>
+#include <flatshard/extent.hpp>
 #include <flatshard/file.hpp>
+#include <flatshard/json.hpp>
 #include <flatshard/kernels/cpu.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
 #include <flatshard/layouts/native.hpp>
 #include <flatshard/layouts/zero3.hpp>
 #include <flatshard/loader.hpp>
+#include <flatshard/memory_arena.hpp>
 #include <flatshard/policy.hpp>
+#include <flatshard/problem.hpp>
 #include <flatshard/quantity.hpp>
+#include <flatshard/require.hpp>
+#include <flatshard/safetensors.hpp>
 #include <flatshard/safetensors_writer.hpp>
+#include <flatshard/unfinished_folder.hpp>
 #include <flatshard/unit.hpp>
 #include <flatshard/value.hpp>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cmath>
@@ -44,11 +51,13 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
+#include <unistd.h>
 
 namespace {
 
@@ -57,6 +66,710 @@ namespace fs = std::filesystem;
 using flatshard::dtype;
 using flatshard::role;
 using flatshard::value;
+
+// ---- what is trained on ---------------------------------------------------------------------------------------------
+// Bytes of text files, or the rows of a safetensors file.
+
+/// Throws `bad_input` with one problem about a file.
+[[noreturn]] void refuse(flatshard::errc code, std::string const& file, std::string text) {
+  flatshard::problem p;
+  p.code = code;
+  p.where.file = file;
+  p.detail = std::move(text);
+  flatshard::throw_bad_input(flatshard::config_error{std::move(p)});
+}
+
+/// One tensor of a safetensors file, whole, in memory.
+template <class T>
+struct stored_tensor {
+  std::vector<std::size_t> dims;
+  std::vector<T> values;
+};
+/// Reads the tensor `name`, which must have the type `type` and `rank` dimensions. Throws `bad_input`.
+template <class T>
+[[nodiscard]] stored_tensor<T> read_tensor(fs::path const& path, std::string_view name, flatshard::dtype type,
+                                           std::size_t rank) {
+  auto const opened = flatshard::open_safetensors(path);
+  auto const& from = opened.value();
+  auto const found = from.header.find(name);
+  if (!found) refuse(flatshard::errc::tensor_missing, path.string(), "there is no tensor " + std::string{name});
+  auto const t = from.header[*found];
+  if (t.type != type || t.dims.size() != rank)
+    refuse(flatshard::errc::shape_mismatch, path.string(),
+           std::string{name} + " must be " + std::string{flatshard::row(type).file_name} + " with " +
+               std::to_string(rank) + " dimensions, found " + std::string{flatshard::row(t.type).file_name} + " with " +
+               std::to_string(t.dims.size()));
+  stored_tensor<T> tensor{t.dims, std::vector<T>(from.header.data_size(*found).value / sizeof(T))};
+  from.file.read_at(std::as_writable_bytes(std::span{tensor.values}), from.header.file_offset(*found)).value();
+  return tensor;
+}
+
+/// Sequences of tokens by number. The same for every number of ranks.
+class token_source {
+ public:
+  /// Bytes of the files, one after the other; sequences begin at places drawn from `seed`. Throws `bad_input`.
+  [[nodiscard]] static token_source text(std::vector<std::string> const& files, std::uint64_t seed) {
+    token_source source;
+    source.seed_ = seed;
+    for (auto const& name : files) {
+      auto const opened = flatshard::input_file::open(name);
+      auto const& in = opened.value();
+      auto const before = source.text_.size();
+      source.text_.resize(before + in.size().value);
+      in.read_at(std::as_writable_bytes(std::span{source.text_}.subspan(before)), {}).value();
+      source.files_ += (source.files_.empty() ? "" : ", ") + name;
+    }
+    return source;
+  }
+  /// The rows of the tensor `input_ids` (I64, [rows, tokens + 1]) of a safetensors file, again and again.
+  [[nodiscard]] static token_source rows(std::string const& file) {
+    token_source source;
+    source.rows_ = read_tensor<std::int64_t>(file, "input_ids", flatshard::dtype::i64, 2);
+    source.files_ = file;
+    if (source.rows_.dims[0] == 0 || source.rows_.dims[1] < 2)
+      refuse(flatshard::errc::shape_mismatch, file, "input_ids must have rows of at least two tokens");
+    return source;
+  }
+  [[nodiscard]] bool is_text() const { return rows_.dims.empty(); }
+  [[nodiscard]] std::size_t row_count() const { return is_text() ? 0 : rows_.dims[0]; }
+  /// Tokens of a row that are inputs; one more follows as the last label.
+  [[nodiscard]] std::size_t row_tokens() const { return is_text() ? 0 : rows_.dims[1] - 1; }
+
+  /// Throws `bad_input` unless a model with this vocabulary can train on sequences of this length.
+  void check(std::size_t vocabulary, std::size_t tokens) const {
+    if (is_text()) {
+      if (vocabulary < 256)
+        refuse(flatshard::errc::model_config, files_,
+               "text is trained on as bytes, which needs a vocabulary of at least 256; the model has " +
+                   std::to_string(vocabulary));
+      if (text_.size() < tokens + 1)
+        refuse(flatshard::errc::out_of_range, files_,
+               "the text has " + std::to_string(text_.size()) + " bytes, one sequence needs " +
+                   std::to_string(tokens + 1));
+      return;
+    }
+    if (tokens != row_tokens())
+      refuse(flatshard::errc::shape_mismatch, files_,
+             "the rows hold " + std::to_string(row_tokens()) + " tokens and a last label, --seq says " +
+                 std::to_string(tokens));
+    for (auto const id : rows_.values)
+      if (id < 0 || static_cast<std::size_t>(id) >= vocabulary)
+        refuse(flatshard::errc::out_of_range, files_,
+               "token " + std::to_string(id) + " is not in the vocabulary of " + std::to_string(vocabulary));
+  }
+  /// Tokens of sequence number `n` of the whole training. Shape: [tokens + 1].
+  void read(std::span<std::int64_t> out, std::uint64_t n) const {
+    if (!is_text()) {
+      auto const width = rows_.dims[1];
+      std::copy_n(rows_.values.begin() + static_cast<std::ptrdiff_t>(n % rows_.dims[0] * width), out.size(),
+                  out.begin());
+      return;
+    }
+    auto const start = draw(n) % (text_.size() - out.size() + 1);
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<unsigned char>(text_[start + i]);
+  }
+
+ private:
+  /// Source: the mixing function of splitmix64 (Steele, Lea, Flood 2014), keyed by seed and number.
+  [[nodiscard]] std::uint64_t draw(std::uint64_t n) const {
+    auto x = seed_ * 0xD1342543DE82EF95u + (n + 1) * 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+  }
+  std::string text_, files_;
+  stored_tensor<std::int64_t> rows_;
+  std::uint64_t seed_ = 0;
+};
+
+// ---- the optimizer --------------------------------------------------------------------------------------------------
+// AdamW with decoupled weight decay on flat fp32 shards, in the order of torch.optim.AdamW.
+
+/// The defaults are those of torch.optim.AdamW.
+struct adamw_options {
+  double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, decay = 0.01;
+};
+
+/// One step on `p`, the copy that the optimizer updates: decay, first moment, second moment, update. Step numbers count
+/// from 1. Every gradient is multiplied by `factor` (clipping) first. The scalars are computed in double and rounded
+/// once; build without contraction (-ffp-contract=off) to get the same bits everywhere.
+template <class G>
+void adamw_step(std::span<float> p, std::span<G const> g, std::span<float> m, std::span<float> v, float factor,
+                adamw_options const& o, std::size_t step) {
+  flatshard::require(p.size() == g.size() && p.size() == m.size() && p.size() == v.size(),
+                     "the optimizer's shards must have one size");
+  auto const t = static_cast<double>(step);
+  auto const keep = static_cast<float>(1.0 - o.lr * o.decay);
+  auto const towards = static_cast<float>(1.0 - o.beta1);
+  auto const beta2 = static_cast<float>(o.beta2), fresh = static_cast<float>(1.0 - o.beta2);
+  auto const rate = static_cast<float>(o.lr / (1.0 - std::pow(o.beta1, t)));
+  auto const correction = static_cast<float>(std::sqrt(1.0 - std::pow(o.beta2, t)));
+  auto const epsilon = static_cast<float>(o.epsilon);
+  for (std::size_t i = 0; i < p.size(); ++i) {
+    auto const gradient = flatshard::widen(g[i]) * factor;
+    m[i] = m[i] + towards * (gradient - m[i]);
+    v[i] = beta2 * v[i] + fresh * gradient * gradient;
+    p[i] = p[i] * keep - rate * m[i] / (std::sqrt(v[i]) / correction + epsilon);
+  }
+}
+
+// ---- the sum of the gradients of a rank's sequences -----------------------------------------------------------------
+// Each sequence's gradient is computed alone; they are added in a chosen tree.
+
+/// Adds the gradients of one unit, sequence by sequence, in fp32: one after the other (`by_rank`), or neighbours in a
+/// balanced tree with the odd one out passing up (`pairwise`), as `reduce_scatter` adds ranks. So with `pairwise` and a
+/// power of two of equal ranks the whole sum is one tree over all sequences, whatever the number of ranks.
+/// Memory: two sets of gradients by rank, one more than the depth of the tree pairwise; kept for the next unit.
+class gradient_sum {
+ public:
+  gradient_sum(flatshard::sum_order order, ledger& l) : order_{order}, ledger_{&l} {
+    flatshard::require(order != flatshard::sum_order::any, "the order of the sum must be by_rank or pairwise");
+  }
+
+  /// Begins the sum of another unit. With `into` the sum is made there, else in memory of its own.
+  void start(std::span<tensor const> tensors, std::optional<tensor_pointers<float>> into) {
+    tensors_ = tensors;
+    into_ = into;
+    counts_.clear();
+  }
+  /// Where the gradient of the next sequence is to be written.
+  [[nodiscard]] tensor_pointers<float> next() { return set(counts_.size()); }
+  /// The gradient that `next` asked for is written.
+  void added() {
+    counts_.push_back(1);
+    while (counts_.size() > 1 && (order_ == flatshard::sum_order::by_rank || *(counts_.end() - 2) == counts_.back()))
+      add_last_two();
+  }
+  /// The sum, to be called once after the last sequence; nothing if there was none.
+  [[nodiscard]] std::optional<tensor_pointers<float>> finish() {
+    while (counts_.size() > 1) add_last_two();
+    if (counts_.empty()) return std::nullopt;
+    return set(0);
+  }
+
+ private:
+  void add_last_two() {
+    auto const right = set(counts_.size() - 1), left = set(counts_.size() - 2);
+    for (auto const& t : tensors_) {
+      auto* const sum = left[t.slot];
+      auto const* const more = right[t.slot];
+      for (std::size_t i = 0, n = t.dims.numel(); i < n; ++i) sum[i] += more[i];
+    }
+    *(counts_.end() - 2) += counts_.back();
+    counts_.pop_back();
+  }
+  [[nodiscard]] tensor_pointers<float> set(std::size_t level) {
+    if (level == 0 && into_) return *into_;
+    std::size_t size = 0;
+    for (auto const& t : tensors_) size += flatshard::round_up(t.dims.numel(), 64);
+    if (memory_.size() <= level) memory_.resize(level + 1);
+    if (memory_[level].size() < size) {
+      memory_[level] = {};
+      memory_[level] = {*ledger_, size};
+    }
+    tensor_pointers<float> pointers{};
+    auto* next = memory_[level].data();
+    for (auto const& t : tensors_) {
+      pointers[t.slot] = next;
+      next += flatshard::round_up(t.dims.numel(), 64);
+    }
+    return pointers;
+  }
+
+  flatshard::sum_order order_;
+  ledger* ledger_;
+  std::span<tensor const> tensors_;
+  std::optional<tensor_pointers<float>> into_;
+  std::vector<buffer<float>> memory_;
+  std::vector<std::size_t> counts_;  // sequences in each partial sum; set(i) holds the i-th
+};
+
+// ---- one rank of sharded training -----------------------------------------------------------------------------------
+// A unit per decoder layer and one for what stands outside: gathered, used, released, reduce-scattered, and updated on
+// the shards.
+
+/// Calls `use` with an element of type `t`, fp32 or bf16. (fp16 would need loss scaling, which this trainer lacks.)
+template <class Use>
+void with_element(flatshard::dtype t, Use use) {
+  flatshard::require(t == flatshard::dtype::f32 || t == flatshard::dtype::bf16, "the trainer uses fp32 and bf16");
+  if (t == flatshard::dtype::bf16) return use(bf16{});
+  use(float{});
+}
+
+/// The tensors of every unit of a model, root first. Units refer to the names: it must outlive them, unmoved.
+struct unit_tables {
+  explicit unit_tables(model_shape const& m) {
+    tensors.push_back(root_tensors(m));
+    for (std::size_t i = 0; i < m.layers; ++i) tensors.push_back(layer_tensors(m, i));
+    for (auto const& unit : tensors) {
+      auto& list = parameters.emplace_back();
+      for (auto const& t : unit) list.push_back({t.name, t.dims});
+    }
+  }
+  unit_tables(unit_tables const&) = delete;
+  unit_tables& operator=(unit_tables const&) = delete;
+  std::vector<std::vector<tensor>> tensors;
+  std::vector<std::vector<flatshard::parameter>> parameters;
+};
+
+struct training_options {
+  std::size_t batch = 8, tokens = 64;  ///< sequences in a step over all ranks, tokens in a sequence
+  flatshard::sum_order order = flatshard::sum_order::by_rank;
+  bool checkpointing = true;   ///< keep only each layer's input, compute the rest again in the backward pass
+  std::optional<double> clip;  ///< limit of the global gradient norm
+  adamw_options optimizer;
+};
+
+/// What one step did; equal on every rank.
+struct step_report {
+  double loss = 0, norm = 0;  ///< mean over the tokens; global gradient norm before clipping
+  bool updated = false;       ///< false if the norm was not finite, or the step was for the loss alone
+};
+
+/// One rank's model, optimizer and buffers. `A` is the element of the compute dtype. Collective: every rank calls the
+/// same members in the same order.
+template <class A, flatshard::PrecisionPolicy Precision, flatshard::ShardingPolicy Sharding, flatshard::Communicator C>
+class sharded_trainer {
+ public:
+  using unit_type = flatshard::sharded_unit<Precision, Sharding>;
+  using stream_type = typename C::stream_type;
+  /// Called with this rank's sequence (its global number) and its logits [tokens, vocabulary], before the backward
+  /// pass.
+  using logits_hook = std::function<void(std::size_t, std::span<A const>)>;
+
+  /// Bytes that `arena` must have for this model and world. At most one unit is live at a time, with its gradients.
+  [[nodiscard]] static flatshard::bytes arena_bytes(unit_tables const& tables, flatshard::world<> w,
+                                                    Precision const& precision, Sharding sharding) {
+    flatshard::bytes kept, most;
+    for (auto const& list : tables.parameters) {
+      auto const need = bytes_needed(flatshard::listed_layout<Sharding>{sharding, list, w}, precision);
+      kept += need.persistent;
+      most = std::max(most, need.gathered + need.gradients + need.staging);
+    }
+    return kept + most;
+  }
+
+  sharded_trainer(model_shape const& m, unit_tables const& tables, training_options const& options,
+                  Precision const& precision, Sharding sharding, C& comm, flatshard::memory_arena& arena,
+                  matrix_products& products, ledger& l)
+      : m_{m},
+        tables_{tables},
+        options_{options},
+        comm_{comm},
+        model_{m, options.tokens, products, l},
+        sum_{options.order, l} {
+    auto const ranks = static_cast<std::size_t>(comm.size()), self = index(comm.self());
+    first_ = self * options.batch / ranks;
+    local_ = (self + 1) * options.batch / ranks - first_;
+    units_.reserve(tables.parameters.size());
+    for (auto const& list : tables.parameters)
+      units_.emplace_back(list, flatshard::world{ranks}, precision, sharding, arena);
+    for (std::size_t i = 0; i <= m.layers; ++i)
+      for (std::size_t s = 0; s < local_; ++s) inputs_.emplace_back(l, options.tokens * m.hidden);
+    for (std::size_t s = 0; s < local_; ++s) heads_.emplace_back(m, options.tokens, l);
+    auto const sets = options.checkpointing ? std::min<std::size_t>(local_, 1) : m.layers * local_;
+    for (std::size_t i = 0; i < sets; ++i) kept_.emplace_back(m, options.tokens, l);
+  }
+
+  [[nodiscard]] std::vector<unit_type>& units() { return units_; }
+  [[nodiscard]] std::size_t first_sequence() const { return first_; }
+  [[nodiscard]] std::size_t local_sequences() const { return local_; }
+  /// The dtype of the buffer that the logits are in.
+  [[nodiscard]] static constexpr flatshard::dtype logits_type() {
+    return flatshard::dtype_of<std::remove_cvref_t<decltype(std::declval<head_memory<A>&>().logits.data()[0])>>;
+  }
+
+  /// The mean loss of a batch; nothing changes. `ids`: this rank's sequences, [local][tokens + 1].
+  [[nodiscard]] double loss_of(std::span<std::int64_t const> ids) {
+    std::vector<double> losses(options_.batch);
+    forward(ids, losses, {});
+    return mean(losses);
+  }
+
+  /// Forward, backward and gradients of a batch: `unit.grad()` holds the mean over all tokens of all ranks.
+  [[nodiscard]] step_report gradients(std::span<std::int64_t const> ids, logits_hook const& hook = {}) {
+    std::vector<double> losses(options_.batch);
+    forward(ids, losses, hook);
+    for (std::size_t i = m_.layers; i-- > 0;) layer_backward(i);
+    root_backward(ids);
+    return {mean(losses), global_norm(units_, comm_, stream_type{})};
+  }
+
+  /// Clipping and AdamW with the gradients that `gradients` left. A norm that is not finite skips the update.
+  void update(step_report& report) {
+    if (!std::isfinite(report.norm)) return;
+    auto const factor = options_.clip ? static_cast<float>(flatshard::clip_factor(report.norm, *options_.clip)) : 1.0f;
+    ++step_;
+    for (auto& unit : units_)
+      with_element(unit.grad().type, [&]<class G>(G) {
+        adamw_step(unit.master(), std::span<G const>{unit.template grad<G>()}, unit.state(0), unit.state(1), factor,
+                   options_.optimizer, step_);
+      });
+    report.updated = true;
+  }
+
+ private:
+  [[nodiscard]] A* input(std::size_t layer, std::size_t s) { return inputs_[layer * local_ + s].data(); }
+  [[nodiscard]] layer_memory<A>& kept(std::size_t layer, std::size_t s) {
+    return kept_[options_.checkpointing ? 0 : layer * local_ + s];
+  }
+  [[nodiscard]] std::span<std::int64_t const> tokens_of(std::span<std::int64_t const> ids, std::size_t s) const {
+    return ids.subspan(s * (options_.tokens + 1), options_.tokens);
+  }
+  [[nodiscard]] std::span<std::int64_t const> labels_of(std::span<std::int64_t const> ids, std::size_t s) const {
+    return ids.subspan(s * (options_.tokens + 1) + 1, options_.tokens);
+  }
+
+  /// Gathers unit `u`, calls `use` with its whole weights by slot, and releases it.
+  template <class Use>
+  void with_weights(std::size_t u, Use use) {
+    auto const weights = gather(units_[u], comm_, stream_type{});
+    tensor_pointers<A const> by_slot{};
+    for (std::size_t t = 0; t < tables_.tensors[u].size(); ++t)
+      by_slot[tables_.tensors[u][t].slot] = weights[t].template data<A>().data();
+    use(by_slot);
+    release(units_[u], stream_type{});
+  }
+
+  void forward(std::span<std::int64_t const> ids, std::span<double> losses, logits_hook const& hook) {
+    flatshard::require(ids.size() == local_ * (options_.tokens + 1), "a rank gets its own sequences, one token longer");
+    with_weights(0, [&](auto const& w) {
+      for (std::size_t s = 0; s < local_; ++s) model_.embed(input(0, s), w[embed_weight], tokens_of(ids, s));
+    });
+    for (std::size_t i = 0; i < m_.layers; ++i)
+      with_weights(i + 1, [&](auto const& w) {
+        for (std::size_t s = 0; s < local_; ++s) model_.layer_forward(input(i + 1, s), input(i, s), w, kept(i, s));
+      });
+    with_weights(0, [&](auto const& w) {
+      for (std::size_t s = 0; s < local_; ++s) {
+        model_.head_forward(input(m_.layers, s), w, heads_[s]);
+        if (hook) hook(first_ + s, {heads_[s].logits.data(), heads_[s].logits.size()});
+        losses[first_ + s] = model_.head_backward(input(m_.layers, s), w, heads_[s], labels_of(ids, s));
+      }
+    });
+  }
+
+  void layer_backward(std::size_t i) {
+    start_sum(i + 1);
+    with_weights(i + 1, [&](auto const& w) {
+      for (std::size_t s = 0; s < local_; ++s) {
+        if (options_.checkpointing) model_.layer_forward(nullptr, input(i, s), w, kept(i, s));
+        model_.layer_backward(input(m_.layers, s), input(i, s), w, kept(i, s), sum_.next());
+        sum_.added();
+      }
+    });
+    reduce_sum(i + 1);
+  }
+  void root_backward(std::span<std::int64_t const> ids) {
+    start_sum(0);
+    for (std::size_t s = 0; s < local_; ++s) {
+      model_.root_backward(input(m_.layers, s), tokens_of(ids, s), heads_[s], sum_.next());
+      sum_.added();
+    }
+    reduce_sum(0);
+  }
+
+  /// The sum over this rank's sequences is made in fp32; where the wire is fp32 too, in the unit's own buffer.
+  void start_sum(std::size_t u) {
+    std::optional<tensor_pointers<float>> into;
+    if (units_[u].precision()(flatshard::role::reduce) == flatshard::dtype::f32) {
+      into.emplace();
+      into->fill(nullptr);
+      auto const full = units_[u].gradients();
+      for (std::size_t t = 0; t < full.size(); ++t)
+        (*into)[tables_.tensors[u][t].slot] = full[t].template data<float>().data();
+    }
+    sum_.start(tables_.tensors[u], into);
+  }
+  void reduce_sum(std::size_t u) {
+    auto const sum = sum_.finish();
+    if (sum && units_[u].precision()(flatshard::role::reduce) == flatshard::dtype::bf16) {
+      auto const full = units_[u].gradients();
+      for (std::size_t t = 0; t < full.size(); ++t) {
+        auto const out = full[t].template data<bf16>();
+        auto const* const in = (*sum)[tables_.tensors[u][t].slot];
+        for (std::size_t i = 0; i < out.size(); ++i) out[i] = narrow<bf16>(in[i]);
+      }
+    }
+    auto const count = static_cast<double>(options_.batch * options_.tokens);
+    reduce_scatter(units_[u], comm_, {.scale = static_cast<float>(1.0 / count), .order = options_.order},
+                   stream_type{});
+  }
+
+  /// Every sequence's loss reaches every rank and is added in the order of the sequences, so the mean does not depend
+  /// on the number of ranks.
+  [[nodiscard]] double mean(std::span<double> losses) {
+    comm_.all_reduce(losses, flatshard::reduction::sum, stream_type{});
+    comm_.wait(stream_type{});
+    double total = 0;
+    for (auto const loss : losses) total += loss;
+    return total / static_cast<double>(options_.batch * options_.tokens);
+  }
+
+  model_shape const& m_;
+  unit_tables const& tables_;
+  training_options const& options_;
+  C& comm_;
+  sequence_model<A> model_;
+  gradient_sum sum_;
+  std::vector<unit_type> units_;
+  std::size_t first_ = 0, local_ = 0, step_ = 0;
+  std::vector<buffer<A>> inputs_;  // of each layer and of the head, which becomes the gradient that flows back
+  std::vector<head_memory<A>> heads_;
+  std::vector<layer_memory<A>> kept_;
+};
+
+/// The whole tensors of unit `u` from one shard of each rank, in the order of its list; on rank 0, empty elsewhere.
+/// Collective.
+template <class T, class Unit, flatshard::Communicator C>
+[[nodiscard]] std::vector<std::vector<T>> whole_tensors(Unit const& unit, std::span<T const> shard, C& comm) {
+  auto const& l = unit.layout();
+  std::vector<T> full(l.gathered().value);
+  comm.all_gather(std::span<T>{full}, shard, {});
+  comm.wait({});
+  std::vector<std::vector<T>> tensors;
+  if (index(comm.self()) != 0) return tensors;
+  for (std::size_t t = 0; t < l.size(); ++t) tensors.emplace_back(l.place_at(t).numel);
+  for (std::size_t r = 0; r < l.world_size(); ++r)
+    for (auto const& p : l.pieces(flatshard::rank_at(r)))
+      std::copy_n(full.begin() + static_cast<std::ptrdiff_t>((l.segment() * r + p.local).value), p.size().value,
+                  tensors[p.tensor].begin() + static_cast<std::ptrdiff_t>(p.begin.value));
+  return tensors;
+}
+
+// ---- what the configuration decides ---------------------------------------------------------------------------------
+// Precision and sharding as types, loading, clipping, the optimizer.
+
+/// What the command line says about the configuration.
+struct setup_arguments {
+  std::string config, profile = "llamafactory", bf16, layout;
+  double lr = 1e-3;
+};
+
+struct training_setup {
+  flatshard::resolution resolved;
+  std::string layout;  ///< zero3, fsdp2 or native
+  flatshard::load_options load;
+  bool activation_checkpointing = true;
+  std::optional<double> clip;
+  adamw_options optimizer;
+  std::vector<std::string> lines;  ///< for people
+  flatshard::value report = flatshard::value::object();
+  [[nodiscard]] std::string_view dist() const { return name(resolved.policies.backend); }
+};
+
+struct resolved_file {
+  flatshard::resolution decisions;
+  std::optional<double> learning_rate;  ///< LLaMA-Factory's own key
+};
+[[nodiscard]] resolved_file resolve_file(setup_arguments const& args, std::size_t world, std::size_t batch,
+                                         flatshard::value const& model_config) {
+  flatshard::facts known;
+  known.world = world;
+  known.model_config = model_config;
+  known.device = flatshard::device_kind::cpu;
+  known.client_optimizer = false;  // this trainer builds the optimizer that the configuration describes
+  known.micro_batch_size = std::max<std::size_t>(batch / world, 1);
+  if (!args.bf16.empty()) known.bf16 = args.bf16 == "true";
+  auto const text = flatshard::frontend::read_configuration(args.config).value();
+  flatshard::frontend::read_named_files(text, known);
+  auto const front_end = flatshard::profile_of(args.profile).value_or(flatshard::profile::llamafactory);
+  resolved_file out{flatshard::resolve(text, front_end, known).value(), {}};
+  auto const rate = text["learning_rate"];
+  if (flatshard::form_of(text, known) != flatshard::config_form::deepspeed && rate->is_number())
+    out.learning_rate = rate->number();
+  return out;
+}
+
+/// What this trainer has no code for, as a problem of the configuration file.
+void refuse_unsupported(flatshard::resolution const& r, setup_arguments const& args, std::size_t world) {
+  using flatshard::dtype;
+  using flatshard::role;
+  auto const& p = r.policies;
+  bool const whole = p.sharding == flatshard::sharding_kind::none || p.sharding == flatshard::sharding_kind::zero12;
+  if (whole && world > 1)
+    refuse(flatshard::errc::other, args.config,
+           "this configuration (" + std::string{name(p.backend)} + ", sharding " + std::string{name(p.sharding)} +
+               ") keeps the parameters whole on every rank; this trainer runs it on one rank only: use --world 1, or "
+               "ZeRO stage 3 or fsdp2");
+  if (p.fsdp2 && p.fsdp2->replicate > 1)
+    refuse(flatshard::errc::other, args.config,
+           "mp_replicate_size is " + std::to_string(p.fsdp2->replicate) + "; this trainer shards over all ranks");
+  for (auto const which : {role::parameter_storage, role::compute, role::reduce, role::grad_accum})
+    if (auto const t = p.dtypes(which); t != dtype::f32 && t != dtype::bf16)
+      refuse(flatshard::errc::other, args.config,
+             std::string{name(which)} + " is " + std::string{name(t)} +
+                 "; this trainer computes in fp32 and bf16, without loss scaling");
+  auto const updated = p.dtypes.master == dtype::none ? p.dtypes.parameter_storage : p.dtypes.master;
+  if (updated != dtype::f32 || p.dtypes.optimizer_state != dtype::f32)
+    refuse(flatshard::errc::other, args.config, "this trainer's optimizer works on fp32 copies and fp32 moments");
+  if (p.gradient_clipping.present() && !p.clip_norm())
+    refuse(flatshard::errc::wrong_type, args.config,
+           "the clipping norm is " + flatshard::to_json(p.gradient_clipping) + ", a number is needed");
+}
+
+/// Reads and resolves the configuration. Throws `bad_input` with every problem: what upstream refuses, and what this
+/// trainer has no code for.
+[[nodiscard]] training_setup read_setup(setup_arguments const& args, std::size_t world, std::size_t batch,
+                                        flatshard::value const& model_config) {
+  using flatshard::value;
+  training_setup s;
+  auto const file = resolve_file(args, world, batch, model_config);
+  s.resolved = file.decisions;
+  refuse_unsupported(s.resolved, args, world);
+  auto const& p = s.resolved.policies;
+  s.layout = !args.layout.empty()                            ? args.layout
+             : p.sharding == flatshard::sharding_kind::zero3 ? "zero3"
+             : p.sharding == flatshard::sharding_kind::fsdp2 ? "fsdp2"
+                                                             : "native";
+  s.activation_checkpointing = p.activation_checkpointing;
+  // DeepSpeed: 0 is off. LLaMA-Factory's own loop always calls clip_grad_norm_, whatever the limit.
+  if (auto const norm = p.clip_norm(); norm && (*norm > 0 || p.backend != flatshard::backend_kind::deepspeed))
+    s.clip = norm;
+  s.optimizer.lr = file.learning_rate.value_or(args.lr);
+  if (p.optimizer) {
+    s.lines.push_back(
+        "the optimizer section of the configuration decides; LLaMA-Factory itself would refuse the section");
+    s.optimizer.lr = p.optimizer->learning_rate.value_or(s.optimizer.lr);
+    s.optimizer.epsilon = p.optimizer->eps.value_or(s.optimizer.epsilon);
+    s.optimizer.decay = p.optimizer->weight_decay.value_or(s.optimizer.decay);
+    if (p.optimizer->betas) {
+      s.optimizer.beta1 = p.optimizer->betas->at(0);
+      s.optimizer.beta2 = p.optimizer->betas->at(1);
+    }
+  }
+  auto const loading = loading_of(s.resolved);
+  bool const whole = !loading.partitioned;
+  s.load.mode = whole ? flatshard::load_mode::whole : flatshard::load_mode::ranges;
+
+  std::string roles;
+  auto precision = value::object();
+  for (auto const r : flatshard::roles) {
+    roles += (roles.empty() ? "" : ", ") + std::string{name(r)} + ' ' + std::string{name(p.dtypes(r))};
+    precision.set(name(r), name(p.dtypes(r)));
+  }
+  s.lines.push_back("config " + args.config + ": " + std::string{s.dist()} + ", " + roles);
+  s.lines.push_back(std::string{"loading "} + (whole ? "whole on every rank" : "each rank's own ranges") +
+                    (loading.reason.empty() ? "" : ": " + loading.reason) +
+                    (to_string(loading.where).empty() ? "" : " (" + to_string(loading.where) + ")"));
+  s.lines.push_back(fmt::format("activation checkpointing {}, clipping {}, AdamW lr {} betas {} {} eps {} decay {}",
+                                s.activation_checkpointing ? "on" : "off",
+                                s.clip ? fmt::format("to norm {}", *s.clip) : "off", s.optimizer.lr, s.optimizer.beta1,
+                                s.optimizer.beta2, s.optimizer.epsilon, s.optimizer.decay));
+  if (p.batch && p.batch->train.integer() && static_cast<std::size_t>(*p.batch->train.integer()) != batch)
+    s.lines.push_back(fmt::format("the configuration asks for {} sequences a step; --batch says {}, which is what runs",
+                                  *p.batch->train.integer(), batch));
+  auto problems = value::array();
+  for (auto const& problem : s.resolved.problems) {
+    s.lines.push_back(to_string(problem));
+    problems.push_back(to_string(problem));
+  }
+  s.report.set("dist", s.dist());
+  s.report.set("layout", s.layout);
+  s.report.set("precision", precision);
+  s.report.set("load", value::object({{"partitioned", loading.partitioned},
+                                      {"whole", whole},
+                                      {"reason", loading.reason},
+                                      {"where", to_string(loading.where)}}));
+  s.report.set("activation_checkpointing", s.activation_checkpointing);
+  s.report.set("clip", s.clip ? value{*s.clip} : value{nullptr});
+  s.report.set("lr", s.optimizer.lr);
+  s.report.set("problems", problems);
+  return s;
+}
+
+/// The vectorised casts in the form that the loader takes.
+struct vector_cast {
+  template <flatshard::CastElement To, flatshard::CastElement From>
+  void operator()(std::span<To> out, std::span<From const> in) const requires requires {
+    flatshard::kernels::cast(out, in);
+  }
+  { flatshard::kernels::cast(out, in); }
+};
+
+/// Loads the units as the configuration asks for it. Collective; throws alike on every rank.
+template <class Units, class C>
+void load_units(Units& units, std::string const& model, training_setup const& setup, C& comm) {
+  static_cast<void>(flatshard::load(units, fs::path{model}, comm, setup.load, vector_cast{}));
+}
+
+/// Calls `use` with the element type of the compute dtype, the precision and the sharding policy, as types: the one
+/// place where run-time decisions become types. A precision without a name, or another configuration's layout, stays a
+/// value.
+template <class Use>
+void with_policies(training_setup const& setup, Use use) {
+  auto const& p = setup.resolved.policies;
+  auto const with_element_type = [&]<class Precision>(Precision precision, auto sharding) {
+    if constexpr (std::same_as<Precision, flatshard::precision>) {
+      with_element(precision.compute, [&](auto element) { use(element, precision, sharding); });
+    } else if constexpr (Precision::value.compute == flatshard::dtype::bf16) {
+      use(flatshard::bf16{}, precision, sharding);
+    } else {
+      use(float{}, precision, sharding);
+    }
+  };
+  auto const by_value = [&] {
+    if (setup.layout == flatshard::zero3::name) return with_element_type(p.dtypes, flatshard::zero3{});
+    if (setup.layout == flatshard::fsdp2::name) return with_element_type(p.dtypes, flatshard::fsdp2{});
+    with_element_type(p.dtypes, flatshard::native{});
+  };
+  if (p.sharding == flatshard::sharding_kind::none || p.sharding == flatshard::sharding_kind::zero12)
+    return by_value();  // one rank, nothing to cut
+  with_static(setup.resolved, [&](auto precision, auto sharding) {
+    if (setup.layout == sharding.name) return with_element_type(precision, sharding);
+    if (setup.layout == flatshard::native::name) return with_element_type(precision, flatshard::native{});
+    by_value();
+  });
+}
+
+/// The project's own documentation, what is trained on by default.
+[[nodiscard]] std::vector<std::string> default_texts() {
+  std::vector<std::string> files;
+  std::error_code none;
+  for (auto const& entry : fs::directory_iterator{fs::path{FLATSHARD_PROJECT} / "docs", none})
+    if (entry.path().extension() == ".md") files.push_back(entry.path().string());
+  std::sort(files.begin(), files.end());
+  if (auto const readme = fs::path{FLATSHARD_PROJECT} / "README.md"; fs::exists(readme, none))
+    files.push_back(readme.string());
+  if (files.empty())
+    refuse(flatshard::errc::file_missing, FLATSHARD_PROJECT, "no docs/*.md and README.md; give --data");
+  return files;
+}
+
+// ---- signals --------------------------------------------------------------------------------------------------------
+
+/// The last signal that `signals_noted` held back; 0 = none.
+std::atomic<int> caught_signal{0};
+static_assert(std::atomic<int>::is_always_lock_free, "a signal handler writes it");
+
+/// While it lives, SIGINT, SIGTERM and SIGHUP are noted instead of ending the process; the second one ends it.
+class signals_noted {
+ public:
+  signals_noted() {
+    struct sigaction noted {};
+    noted.sa_handler = [](int signal) { caught_signal.store(signal); };
+    noted.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
+    for (std::size_t i = 0; i < which.size(); ++i) {
+      ::sigaction(which[i], nullptr, &before_[i]);
+      if (before_[i].sa_handler != SIG_IGN) ::sigaction(which[i], &noted, nullptr);
+    }
+  }
+  signals_noted(signals_noted const&) = delete;
+  signals_noted& operator=(signals_noted const&) = delete;
+  ~signals_noted() {
+    for (std::size_t i = 0; i < which.size(); ++i) ::sigaction(which[i], &before_[i], nullptr);
+  }
+
+ private:
+  static constexpr std::array which{SIGINT, SIGTERM, SIGHUP};
+  std::array<struct sigaction, 3> before_{};
+};
+
+/// Thrown where a noted signal is heeded.
+struct interrupted {};
+void stop_if_interrupted() {
+  if (caught_signal != 0) throw interrupted{};
+}
 
 struct arguments {
   setup_arguments setup;
@@ -127,7 +840,7 @@ void save_checkpoint(fs::path const& to, value const& config, unit_tables const&
   bool const writes = index(comm.self()) == 0;
   auto const type = units.front().storage().type;
   std::optional<signals_noted> noted;
-  std::optional<unfinished_folder> folder;
+  std::optional<flatshard::unfinished_folder> folder;
   std::optional<flatshard::safetensors_writer> out;
   if (writes) {
     std::vector<flatshard::tensor_spec> specs;

@@ -2,6 +2,7 @@
 #include "../tools/frontend.hpp"
 #include "golden_config.hpp"
 
+#include <flatshard/accelerate_source.hpp>
 #include <flatshard/config/resolve.hpp>
 
 #include <algorithm>
@@ -91,7 +92,7 @@ facts facts_of(value const& in) {
     f.training.per_device_train_batch_size = args["per_device_train_batch_size"].integer().value();
   if (args.has("gradient_accumulation_steps"))
     f.training.gradient_accumulation_steps = args["gradient_accumulation_steps"].integer().value();
-  if (in["prefetch_cast"].is_text("float")) f.upstream.transformers = release{4, 44, 2};
+  if (in["prefetch_cast"].is_text("float")) f.upstream.transformers = version_number{4, 44, 2};
   return f;
 }
 
@@ -117,6 +118,25 @@ TEST_CASE("json_level: reading texts") {
                 auto const kind = root.is(value_kind::object) ? "object" : python_name(root.kind());
                 return kind == expect["root"].text() ? verdict{} : verdict{"root"};
               });
+}
+
+TEST_CASE("json_level: files and arguments under accelerate") {
+  golden::run("json_level.json", {"accelerate"}, [](auto, value const& in, value const& expect) {
+    auto const read = in.has("text") ? parse_accelerate_json(in["text"].text(), "ds.json")
+                                     : read_accelerate_source(std::string{in["argument"].text()});
+    if (!read) {
+      if (!expect.has("error")) return to_string(read.error());
+      auto const p = read.error().problems.at(0);
+      if (auto const v = compare_error(&p, expect["error"]); !v.empty()) return v;
+      auto const& message = expect["error"]["message"].text();
+      bool const own_words = p.code == errc::json_syntax;  // a parser's words are its own
+      return own_words || p.upstream.ends_with(message) ? verdict{} : "message " + p.upstream;
+    }
+    if (expect.has("error")) return "accepted: " + to_json(read->value_of_root());
+    auto const& root = read->value_of_root();
+    if (!(root == expect["parsed"])) return "read as " + to_json(root);  // kinds and order as well
+    return root.is(value_kind::object) && expect["root"].is_text("object") ? verdict{} : verdict{"root"};
+  });
 }
 
 TEST_CASE("precision: the mode of every pair of sections") {
@@ -513,7 +533,7 @@ TEST_CASE("front_ends: accelerate's files and plugins in code") {
     if (in.has("gradient_accumulation_steps"))
       f.accelerator.gradient_accumulation_steps = in["gradient_accumulation_steps"];
     f.accelerator.dataloader_batch_sizes = {4};
-    if (in.has("accelerate_version")) f.upstream.accelerate = release_of(in["accelerate_version"].text()).value();
+    if (in.has("accelerate_version")) f.upstream.accelerate = version_number_of(in["accelerate_version"].text()).value();
     auto read = result<document>{document{}};
     if (in.has("text")) {
 #if defined(FLATSHARD_YAML)
@@ -658,7 +678,7 @@ TEST_CASE("roles: FSDP2 under accelerate, by release") {
   golden::run("roles.json", {"accelerate"}, [](auto, value const& in, value const& expect) {
     facts f;
     f.world = 1;
-    f.upstream.accelerate = release_of(in["accelerate_version"].text());
+    f.upstream.accelerate = version_number_of(in["accelerate_version"].text());
     if (!f.upstream.accelerate) return verdict{"the release"};
     for (auto const t : {dtype::f32, dtype::bf16, dtype::f16})
       if (in["loaded"].is_text(name(t))) f.checkpoint = t;

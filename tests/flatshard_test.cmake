@@ -52,7 +52,7 @@ function(flatshard_test name)
     set_target_properties(${name} PROPERTIES EXCLUDE_FROM_ALL ON)
   endif()
   # what a golden program says that found no file of cases
-  set(skipped SKIP_REGULAR_EXPRESSION "^skipped: all|\nskipped: all|(^|\n)[a-z_]+: llama skipped, no ")
+  set(skipped SKIP_REGULAR_EXPRESSION "^skipped: all|\nskipped: all")
   set(properties "")
   if("golden" IN_LIST arg_LABELS)
     set(properties PROPERTIES ${skipped})
@@ -62,5 +62,8 @@ function(flatshard_test name)
     string(REGEX REPLACE "_test$" "" stem ${name})
     flatshard_command_test(${stem}_golden_test LABELS ${arg_LABELS} golden TIMEOUT ${arg_TIMEOUT} COMMAND ${name} --test-case=golden*
       PROPERTIES ${skipped})
+    flatshard_command_test(${stem}_golden_named_test LABELS ${arg_LABELS} COMMAND sh -c  # data that are named and not there
+      "! FLATSHARD_GOLDEN=no/such/folder $<TARGET_FILE:${name}> --test-case=golden* >${stem}_named.log &&
+       grep -q 'no/such/folder, which is no directory' ${stem}_named.log" DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
   endif()
 endfunction()

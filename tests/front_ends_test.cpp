@@ -250,7 +250,7 @@ TEST_CASE("units: classes of the model, the tail, tied embeddings, releases") {
   f.model_config.reset();
   auto const checkpointed = wrap("\"fsdp_activation_checkpointing\": true");
   CHECK(units(resolved(checkpointed, f)).find("CheckpointWrapper") == std::string::npos);
-  f.upstream.accelerate = release{1, 15, 0};
+  f.upstream.accelerate = version_number{1, 15, 0};
   CHECK(units(resolved(checkpointed, f)) ==
         "3 Block, 3 CheckpointWrapper, 1 Embedding, 1 Norm+Linear, 1 ModelForCausalLM");
   auto const missing = resolved(wrap("\"fsdp_transformer_layer_cls_to_wrap\": \"Blok, Norm\""), f);
@@ -343,20 +343,20 @@ TEST_CASE("releases: the cast to fp32, the unset reduce dtype, offloaded checkpo
   f.checkpoint = dtype::bf16;
   auto const text = fsdp_text("\"mixed_precision\": \"bf16\"", "");
   CHECK(resolved(text, f).policies.dtypes.parameter_storage == dtype::f32);
-  f.upstream.accelerate = release{1, 13, 0};
+  f.upstream.accelerate = version_number{1, 13, 0};
   auto const old = resolved(text, f);
   CHECK(old.policies.dtypes.parameter_storage == dtype::bf16);
   CHECK(find(old, errc::trap, "from 1.14.0 on it does"));
-  f.upstream.accelerate = release{1, 14, 0};
+  f.upstream.accelerate = version_number{1, 14, 0};
   CHECK(resolved(text, f).policies.dtypes.parameter_storage == dtype::f32);
   auto const offload = fsdp_text("", "\"fsdp_activation_checkpointing_offload\": true");
   CHECK(find(resolved(offload, f), errc::ignored_key, "accelerate 1.14.0 has no such key"));
-  f.upstream.accelerate = release{1, 15, 0};
+  f.upstream.accelerate = version_number{1, 15, 0};
   CHECK(errors(resolved(offload, f)) == codes{errc::offload_needs_checkpointing});
   facts torch;
   torch.fully_shard.policy = value::object({{"param_dtype", "bf16"}});
   CHECK(resolve(document{}, profile::torch, torch).policies.dtypes.reduce == dtype::f32);
-  torch.upstream.torch = release{2, 14, 0};
+  torch.upstream.torch = version_number{2, 14, 0};
   auto const compute = resolve(document{}, profile::torch, torch);
   CHECK(compute.policies.dtypes.reduce == dtype::bf16);
   CHECK(compute.find("reduce")->reason.find("torch 2.14.0 reduces in the compute dtype") != std::string::npos);

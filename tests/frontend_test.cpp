@@ -126,6 +126,43 @@ TEST_CASE("faults of the text") {
   CHECK(refused("a: " + std::string(300, '[') + std::string(300, ']')).code == errc::yaml_syntax);
 }
 
+TEST_CASE("bytes that are no UTF-8 and control characters are errors with their place, wherever they stand") {
+  for (std::string const bad : {"\xFF", "\xC0\xAF", "\xED\xA0\x80", "\xF5\x80\x80\x80", "\xC3"})
+    for (std::string const before : {"a: 1\nb: x", "a: 1\n# ", "a: 1\nb: \"", "a: 1\nb"}) {
+      auto const p = refused(before + bad);
+      CHECK(p.code == errc::yaml_syntax);
+      CHECK(p.detail == "the text is not UTF-8");
+      CHECK(p.where.line == 2);
+      CHECK(p.upstream.starts_with("UnicodeDecodeError"));
+    }
+  // Source: PyYAML's readers, which refuse these and no other characters.
+  for (auto const& bad :
+       {std::string(1, '\0'), std::string{"\x01"}, std::string{"\x0B"}, std::string{"\x1B"}, std::string{"\x7F"},
+        std::string{"\xC2\x80"}, std::string{"\xC2\x9F"}, std::string{"\xEF\xBF\xBE"}, std::string{"\xEF\xBF\xBF"}})
+    for (std::string const before : {"a: x", "# "})
+      CHECK(refused(before + bad + "y\n").detail == "a control character, which YAML does not have");
+  CHECK(refused(std::string{"a: \x01\n\xFF"}).where == place{"t.yaml", {}, 1, 4});  // the first of two
+  for (auto const* const good : {"\xC2\xA0", "\xEF\xBB\xBF", "\xEF\xBF\xBD", "\xF0\x9F\x98\x80", "\xF4\x8F\xBF\xBF"})
+    CHECK(json(std::string{"a: x"} + good + "y\n") == std::string{"{\"a\": \"x"} + good + "y\"}");
+}
+
+TEST_CASE("YAML text in a file whose name says JSON: the error names the remedy") {
+  auto const said = [](std::string const& text) {
+    std::ofstream{"frontend_test.json"} << text;
+    auto const read = frontend::read_configuration("frontend_test.json");
+    std::remove("frontend_test.json");
+    REQUIRE_MESSAGE(!read.has_value(), text);
+    REQUIRE(read.error().problems.size() == 1);
+    CHECK(read.error().problems[0].code == errc::json_syntax);
+    return read.error().problems[0].detail;
+  };
+  auto const hint = "give the file a name that ends in .yaml";
+  for (auto const* const yaml : {"dist_config:\n  name: fsdp2\n", "# x\na: 1\n", "{a: 1, b: [no]}", "a: 1"})
+    CHECK_MESSAGE(said(yaml).find(hint) != std::string::npos, yaml);
+  for (auto const* const neither : {"", " \n", "{", "{\"a\": 1", "word", "a: [1", "\xFF: 1"})
+    CHECK_MESSAGE(said(neither).find(hint) == std::string::npos, neither);
+}
+
 TEST_CASE("our own limits are given no upstream exception") {
   std::string many = "a: [1";
   for (int i = 0; i < 1'000'001; ++i) many += ",1";

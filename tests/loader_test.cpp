@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "checkpoint_folder.hpp"
+#include "tier.hpp"
 
 #include <flatshard/layouts/fsdp2.hpp>
 #include <flatshard/layouts/native.hpp>
@@ -145,7 +146,7 @@ TEST_CASE_TEMPLATE("every element lands where the layout says, cast by the one r
       small.request = {10'000};
       load_options whole = small;
       whole.mode = load_mode::whole;
-      for (std::size_t w = 1; w <= 8; ++w) {
+      for (std::size_t w = 1; w <= 8; w += sanitized ? 3 : 1) {
         for (auto const storage : {dtype::bf16, dtype::f32, dtype::f16})
           for (bool const with_master : {false, true})
             check_model<Policy>(from, tensors, w, storage, with_master, small);
@@ -297,6 +298,51 @@ TEST_CASE("everything that does not fit is listed before a byte is read") {
                   broken_rule);
   std::vector<float> master(3);
   CHECK_THROWS_AS(static_cast<void>(load_segment(from, l, rank_at(0), {storage, dtype::bf16, master})), broken_rule);
+}
+
+TEST_CASE("tensors that a layout cannot cut are problems, before there is a layout and where one would cut a byte") {
+  test_folder here{"loader-cut"};
+  write_test_file(here.path / "model.safetensors", {{"fine", dtype::bf16, {3, 3}},
+                                                    {"nine", dtype::bf16, {1, 1, 1, 1, 1, 1, 1, 1, 1}},
+                                                    {"s", dtype::bf16, {}},
+                                                    {"four", dtype::f4, {3, 2}},
+                                                    {"six", dtype::f6_e2m3, {4, 4}},
+                                                    {"none", dtype::f4, {0, 3}}});
+  auto const from = open_checkpoint(here.path).value();
+  auto const of = [&](auto policy, std::size_t w) {
+    std::string all;
+    for (auto const& p : cut_problems(from, policy, world{w})) {
+      CHECK(p.where.file == (here.path / "model.safetensors").string());
+      all += std::string{name(p.code)} + ' ' + p.detail + '\n';
+    }
+    return all;
+  };
+  std::string const nine =
+      "shape_mismatch tensor \"nine\" has 9 dimensions, every layout takes at most 8; save it with fewer\n";
+  std::string const four = "not_byte_sized tensor \"four\" is fp4, 4 bits an element, and ";
+  CHECK(of(native{}, 2) == nine);
+  CHECK(of(zero3{}, 1) == nine);
+  CHECK(of(zero3{}, 2) == nine + four + "zero3 over 2 ranks cuts it at element 3, inside a byte\n");
+  CHECK(of(zero3{}, 3) == nine +
+                              "not_byte_sized tensor \"six\" is fp6_e2m3, 6 bits an element, and zero3 over 3 "
+                              "ranks cuts it at element 6, inside a byte\n");
+  CHECK(of(fsdp2{}, 2) == nine +
+                              "shape_mismatch tensor \"s\" is a scalar, which fsdp2 cannot cut along its first "
+                              "dimension\n");
+
+  // The same where units are given: two halves of bytes are a whole number of them, but not each.
+  auto const unit = parameters({{"four", {3, 2}}, {"four", {3, 2}}});
+  for (std::size_t const w : {1u, 2u}) {
+    layout const l{zero3{}, unit, world{w}};
+    std::vector<std::byte> storage(size_of(l.segment(), dtype::f4).value);
+    auto const done = load_segment(from, l, rank_at(0), {storage, dtype::f4});
+    CHECK(done.has_value() == (w == 1));
+    if (done) continue;
+    REQUIRE(done.error().problems.size() == 2);
+    CHECK(done.error().problems[0].code == errc::not_byte_sized);
+    CHECK(done.error().problems[0].detail ==
+          "tensor \"four\" is fp4, 4 bits an element, and the layout cuts it at element 3, inside a byte");
+  }
 }
 
 TEST_CASE("files that change between header and data are errors") {

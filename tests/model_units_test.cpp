@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "golden.hpp"
+
 #include <flatshard/model_units.hpp>
 #include <flatshard/safetensors_writer.hpp>
 
 #include <algorithm>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <iostream>
 #include <string>
 #include <vector>
 
@@ -128,14 +128,10 @@ TEST_CASE("bad model configurations and shapes are problems") {
 }
 
 TEST_CASE("golden Llama checkpoints: every tensor is in one unit, a unit a layer") {
-  char const* set = std::getenv("FLATSHARD_GOLDEN");
-  fs::path const root = fs::path{set ? set : "tests/golden"} / "llama";
-  if (!fs::exists(root)) {
-    std::cout << "model_units: llama skipped, no " << root << '\n';
-    return;
-  }
-  std::size_t ran = 0;
-  for (auto const& entry : fs::directory_iterator{root}) {
+  golden::tally count{"llama"};
+  auto const root = golden::find("llama");
+  if (!root) return;
+  for (auto const& entry : fs::directory_iterator{*root}) {
     if (!entry.is_directory()) continue;
     auto const checkpoint = open_checkpoint(entry.path()).value();
     CHECK(known_architecture(model_type(checkpoint).value()));
@@ -149,7 +145,7 @@ TEST_CASE("golden Llama checkpoints: every tensor is in one unit, a unit a layer
     CHECK(units[1].name == "model.layers.0");
     CHECK(units[1].parameters[0].name == "model.layers.0.self_attn.q_proj.weight");
     CHECK(checkpoint.warnings().empty());
-    ++ran;
+    ++count.ran;
+    ++count.passed;
   }
-  std::cout << "model_units: llama: " << ran << " ran, 0 skipped\n";
 }

@@ -357,6 +357,13 @@ TEST_CASE("process group: created by a launcher, by device; adopted; MPI's varia
   CHECK(alone.find("process_group")->value == "none");
   CHECK(find(alone, errc::mpi_starts_nothing));
   CHECK_FALSE(find(with(text, {}), errc::mpi_starts_nothing));
+  for (auto const* const variable :
+       {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS", "SLURM_NTASKS"}) {
+    auto const r = with(text, {.environment = {{variable, "4"}}});
+    REQUIRE_MESSAGE(find(r, errc::mpi_starts_nothing), variable);
+    CHECK(find(r, errc::mpi_starts_nothing)->detail.find(variable) != std::string::npos);
+    CHECK(r.policies.process_group.how == process_group_policy::origin::none);
+  }
   auto const twice = with(text, {.world = 2, .group = existing_group{"mpi", 60}});
   CHECK(twice.find("process_group")->value == "adopted");
   CHECK(twice.policies.process_group.backend == "mpi");
@@ -364,6 +371,18 @@ TEST_CASE("process group: created by a launcher, by device; adopted; MPI's varia
   CHECK(find(twice, errc::process_group_exists));
   CHECK(errors(with(text, {.group = existing_group{"gloo", 60}})) == 0);
   CHECK(with(R"({"dist_config": {"name": "fsdp2"}, "dist_timeout": 60})").policies.process_group.timeout_seconds == 60);
+  for (auto const p : {profile::llamafactory, profile::llamafactory_review})
+    for (auto const* const form : {text, R"({"dist_config": {"name": "fsdp2"}})"})
+      for (auto const& f : {facts{.world = 2}, facts{}, facts{.group = existing_group{"gloo", 60}}}) {
+        auto const r = resolve(config(form), p, f);
+        std::size_t count = 0;
+        for (auto const& d : r.decisions) {
+          if (!d.key.starts_with("process_group")) continue;
+          CHECK(d.rule == rule_of(p, d.key == "process_group.timeout" ? "dist_timeout" : d.key));
+          ++count;
+        }
+        CHECK(count == (f.world || f.group ? 3 : 1));
+      }
 }
 
 TEST_CASE("a LLaMA-Factory dict that names a DeepSpeed file") {

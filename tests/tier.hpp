@@ -5,6 +5,15 @@
 #include <cstddef>
 #include <cstdlib>
 
+/// Whether a sanitizer of g++ watches this program.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool sanitized = true;
+#else
+inline constexpr bool sanitized = false;
+#endif
+/// The size of a heavy case: a tenth under a sanitizer, which looks for faults and not for limits.
+[[nodiscard]] constexpr std::size_t lighter_when_sanitized(std::size_t full) { return sanitized ? full / 10 : full; }
+
 /// FLATSHARD_CASES: random cases of a law; FLATSHARD_FAULT_RUNS: runs with a fault.
 inline std::size_t cases_of(char const* variable, std::size_t short_tier) {
   auto const* set = std::getenv(variable);

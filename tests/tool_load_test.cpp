@@ -302,7 +302,8 @@ TEST_CASE("every tensor that a layout cannot cut is named with file, reason and 
   refused({"--layout", "fsdp2"}, {"\"scale\" is a scalar", "\"bias\" is a scalar", "\"six\" is fp6_e2m3"},
           {"\"whole\"", "\"packed\"", "\"even\""});  // 2 rows of 2 elements are whole bytes
   refused({"--layout", "zero3"},
-          {"\"packed\" is fp4, 4 bits an element, and zero3 over 2 ranks", "runs of 3 elements", "\"six\" is fp6_e2m3"},
+          {"\"packed\" is fp4, 4 bits an element, and zero3 over 2 ranks cuts it at element 3, inside a byte",
+           "\"six\" is fp6_e2m3"},
           {"\"whole\"", "\"scale\"", "\"bias\"", "\"even\""});
   refused({"--config", dir / "z3.json"}, {"\"packed\" is fp4", "\"six\""}, {"\"scale\""});
   for (std::string const world : {"1", "2", "3", "7"}) {
@@ -318,6 +319,75 @@ TEST_CASE("every tensor that a layout cannot cut is named with file, reason and 
   CHECK_MESSAGE(r.says("\"nine\" has 9 dimensions, every layout takes at most 8"), r.err);
   CHECK_MESSAGE(r.says("\"s\" is a scalar"), r.err);
   CHECK_MESSAGE(r.says(deep), r.err);
+}
+
+TEST_CASE("a config.json that declares other tensors is an error with both shapes") {
+  folder const dir;
+  for (std::string const arch : {"llama", "qwen2", "qwen3"}) {
+    auto const model = make(dir, arch, {"--arch", arch, "--size", "300K"});
+    auto const config = slurp(model + "/config.json");
+    auto const with = [&](std::string const& key, std::string const& value) {
+      auto text = config;
+      auto const at = text.find("\"" + key + "\": ");
+      REQUIRE(at != std::string::npos);
+      auto const from = at + key.size() + 4;
+      text.replace(from, text.find_first_of(",\n", from) - from, value);
+      spill(model + "/config.json", text);
+      return run({"load", model, "--world", "2"});
+    };
+    struct wrong {
+      std::string key, value;
+      std::vector<std::string> says;
+    };
+    for (auto const& [key, value, says] : std::vector<wrong>{
+             {"vocab_size",
+              "7",
+              {"[shape_mismatch]", "model.safetensors", "\"model.embed_tokens.weight\" has shape [", "declares [7, "}},
+             {"intermediate_size",
+              "9",
+              {"\"model.layers.0.mlp.up_proj.weight\" has shape [", "declares [9, ",
+               "\"model.layers.1.mlp.down_proj.weight\""}},
+             {"num_key_value_heads", "999", {"\"model.layers.0.self_attn.k_proj.weight\" has shape ["}},
+             {"num_hidden_layers",
+              "3",
+              {"[tensor_missing]", "no tensor \"model.layers.2.input_layernorm.weight\", which"}},
+             {"num_hidden_layers",
+              "2147483647",
+              {"[tensor_missing]", "2147483647 layers are declared, the checkpoint"}},
+             {"hidden_size",
+              "\"64\"",
+              {"[model_config]", "config.json", "/hidden_size", "hidden_size is \"64\", a size"}},
+             {"hidden_size", "-1", {"hidden_size is -1"}},
+             {"vocab_size", "99999999999999999999", {"vocab_size is 99999999999999999999"}},
+             {"tie_word_embeddings",
+              arch == "llama" ? "true" : "false",
+              {arch == "llama" ? "" : "no tensor \"lm_head.weight\", which"}}}) {
+      CAPTURE(key);
+      auto const r = with(key, value);
+      bool const refused = !says[0].empty();
+      CHECK(r.code == (refused ? 1 : 0));
+      CHECK(r.out.empty() == refused);
+      for (auto const& text : says) CHECK_MESSAGE((text.empty() || r.says(text)), text << " in " << r.err);
+      if (refused) CHECK_MESSAGE(r.says("config.json"), r.err);
+    }
+    // What it does not say is not compared.
+    CHECK(with("model_type", "\"other\"").code == 0);
+    CHECK(with("vocab_size", "null").code == 0);
+    CHECK(with("vocab_size", "7, \"quantization_config\": {}").code == 0);
+  }
+  for (std::string const arch : {"qwen3-30b-a3b", "gpt-oss-20b", "llama-3-8b"}) {  // as they are published
+    auto const model = make(dir, arch, {"--arch", arch, "--sparse", "--files", "4"});
+    auto const config = slurp(model + "/config.json");
+    auto other = config;
+    auto const at = other.find("\"num_hidden_layers\": ") + 21;
+    other.replace(at, 2, "49");
+    spill(model + "/config.json", other);
+    auto const r = run({"load", model, "--world", "4096", "--rank", "17"});
+    CHECK(r.code == 1);
+    CHECK_MESSAGE(r.says("no tensor \"model.layers.48.post_attention_layernorm.weight\", which"), r.err);
+    spill(model + "/config.json", config);
+    CHECK(run({"load", model, "--world", "4096", "--rank", "17"}).code == 0);
+  }
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)

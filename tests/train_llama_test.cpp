@@ -397,7 +397,7 @@ TEST_CASE("a save that a signal ends leaves nothing, and the program ends as the
       }
       int status = 0;
       bool sent = false, ended = false;
-      auto const partial = folder / "new/saved" + ".partial-" + std::to_string(child);
+      auto const partial = folder / "new/saved" + ".tmp-" + std::to_string(child);
       while (!ended) {
         if (!sent && fs::exists(partial)) sent = ::kill(child, signal) == 0;
         ended = ::waitpid(child, &status, WNOHANG) == child;

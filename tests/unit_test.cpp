@@ -163,6 +163,9 @@ TEST_CASE_TEMPLATE("gradients are reduced into the shard, scaled, accumulated; p
         g["b"].template data<T>()[6] = narrow<T>(8.0f);
       });
       reduce_scatter(unit, comm, {.scale = 0.5f, .accumulate = round == 1}, s);
+      auto const rest = arena.take({arena.capacity().value - arena.used().value});  // what the first round left there
+      std::memset(rest.data(), 0x77, rest.size());
+      arena.give_back(rest);
     }
     CHECK(arena.used() == before);
     CHECK(unit.counters().reduce_scatters == 2);

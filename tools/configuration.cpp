@@ -2,6 +2,7 @@
 #include "configuration.hpp"
 
 #include "arguments.hpp"
+#include "code_arguments.hpp"
 #include "frontend.hpp"
 #include "report.hpp"
 
@@ -9,6 +10,7 @@
 #include <flatshard/document.hpp>
 #include <flatshard/json.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdio>
@@ -27,8 +29,7 @@ namespace {
 
 namespace fs = flatshard;
 
-/// JSON if it begins like an object, else YAML.
-fs::result<fs::document> read_standard_input(fs::facts& facts, fs::profile profile) {
+std::string read_standard_input() {
   std::string text;
   std::array<char, 65536> block{};
   while (auto const n = std::fread(block.data(), 1, block.size(), stdin)) {
@@ -36,15 +37,7 @@ fs::result<fs::document> read_standard_input(fs::facts& facts, fs::profile profi
     if (text.size() > fs::max_text_bytes) break;  // the reader says so
   }
   if (std::ferror(stdin) != 0) throw failure{"cannot read standard input"};
-  constexpr std::string_view name = "<stdin>";
-  auto const first = text.find_first_not_of(" \t\r\n");
-  if (first == std::string::npos || text[first] == '{') return fs::parse_json(text, name);
-  if (profile == fs::profile::accelerate) {
-    facts.form = fs::config_form::accelerate_file;
-    return fs::frontend::parse_accelerate(text, name);
-  }
-  facts.form = fs::config_form::llamafactory_file;
-  return fs::frontend::parse_llamafactory(text, name);
+  return text;
 }
 
 /// The variables of this process: what upstream would see if it were started here.
@@ -66,52 +59,151 @@ std::optional<fs::dtype> weights_type(fs::value const& config) {
   return {};
 }
 
+/// The document as a front end's own reader gives it.
+fs::result<fs::document> parse_as(fs::profile front_end, std::string_view text, std::string_view name,
+                                  fs::facts& known) {
+  auto const first = text.find_first_not_of(" \t\r\n");
+  bool const nameless_yaml = name == "<stdin>" && first != std::string_view::npos && text[first] != '{';
+  if (nameless_yaml && front_end == fs::profile::accelerate) {
+    known.form = fs::config_form::accelerate_file;
+    return fs::frontend::parse_accelerate(text, name);
+  }
+  if (nameless_yaml && fs::is_llamafactory(front_end)) {
+    known.form = fs::config_form::llamafactory_file;
+    return fs::frontend::parse_llamafactory(text, name);
+  }
+  return fs::frontend::parse_configuration(text, name, {}, front_end);
+}
+
+/// Applies `/json/pointer=value`; the value is JSON, or else a string. Objects are made on the way.
+void apply_setting(std::string_view setting, fs::document& config) {
+  auto const equals = setting.find('=');
+  auto const pointer = setting.substr(0, equals);
+  if (equals == std::string_view::npos || !pointer.starts_with('/'))
+    throw wrong_usage{fmt::format("--set takes /json/pointer=value, found '{}'", one_line(setting))};
+  std::vector<std::string> keys{""};
+  for (std::size_t i = 1; i < pointer.size(); ++i) {
+    bool const escaped = pointer[i] == '~' && i + 1 < pointer.size();
+    if (pointer[i] == '/')
+      keys.emplace_back();
+    else if (escaped)
+      keys.back() += pointer[++i] == '1' ? '/' : '~';
+    else
+      keys.back() += pointer[i];
+  }
+  if (keys.size() > fs::max_nesting / 2) throw wrong_usage{"--set: the pointer is too deep"};
+  if (!config.value_of_root().is(fs::value_kind::object))
+    throw failure{fmt::format("{}: --set needs a configuration that is an object", one_line(config.file()))};
+  auto const* here = &config.value_of_root();
+  for (auto const& key : keys) {
+    if (here->present() && !here->is(fs::value_kind::object))
+      throw wrong_usage{
+          fmt::format("--set {}: {} is on the way; set it as a whole", one_line(pointer), name(here->kind()))};
+    here = &(*here)[key];
+  }
+  auto const read = fs::parse_json(setting.substr(equals + 1));
+  std::vector<std::string_view> const path{keys.begin(), keys.end()};
+  config.edit().set(path, read ? read->value_of_root() : fs::value{setting.substr(equals + 1)});
+}
+
 }  // namespace
 
 void add_configuration_options(CLI::App& command, configuration_request& request) {
+  std::vector<std::string> profiles;
+  for (std::size_t i = 0; i < fs::profile_names.size(); ++i)
+    if (available(static_cast<fs::profile>(i))) profiles.emplace_back(fs::profile_names[i]);
   command
       .add_option("--profile", request.profile,
-                  "Whose rules decide: llamafactory (default), llamafactory-review, accelerate or torch")
-      ->check(one_of({"llamafactory", "llamafactory-review", "accelerate", "torch"}))
+                  fmt::format("Whose rules decide: {} (default llamafactory)", fmt::join(profiles, ", ")))
+      ->check(one_of(profiles))
       ->type_name("NAME");
   command
-      .add_option("--bf16", request.bf16, "The front end's argument: true, false, or auto (default: the file decides)")
+      .add_option("--bf16", request.bf16,
+                  "The front end's argument bf16 (accelerate: mixed_precision): true, false, or auto (default: the "
+                  "file decides)")
       ->check(one_of({"true", "false", "auto"}))
       ->type_name("WORD");
+  command
+      .add_option("--fp16", request.fp16,
+                  "The same for fp16; LLaMA-Factory has no such argument: true, false, or auto (default)")
+      ->check(one_of({"true", "false", "auto"}))
+      ->type_name("WORD");
+  command
+      .add_option("--argument", request.arguments,
+                  "What the program passes in code: NAME=VALUE of accelerate's Accelerator or Transformers' "
+                  "TrainingArguments, such as per_device_train_batch_size=4; may be repeated")
+      ->type_name("NAME=VALUE")
+      ->allow_extra_args(false);
+  command
+      .add_option("--release", request.releases,
+                  "The rules of a release: deepspeed, accelerate, transformers, llamafactory or torch=VERSION, such as "
+                  "deepspeed=0.19.8 (default: the commits that docs/config.md cites); may be repeated")
+      ->type_name("PACKAGE=VERSION")
+      ->allow_extra_args(false);
+  command
+      .add_option("--set", request.settings,
+                  "Change the configuration first: /json/pointer=value, the value being JSON or else a string; may be "
+                  "repeated")
+      ->type_name("POINTER=VALUE")
+      ->allow_extra_args(false);
   command.add_option("--device", request.device, "What ranks run on: cuda (default), npu or cpu")
       ->check(one_of({"cuda", "npu", "cpu"}))
       ->type_name("NAME");
   command.add_flag("--strict", request.strict, "What upstream accepts in silence is an error too");
 }
 
-fs::resolution resolve_configuration(configuration_request const& request) {
-  fs::facts facts;
-  facts.world = request.world;
-  if (request.bf16 != "auto") facts.bf16 = request.bf16 == "true";
-  facts.device = request.device == "cuda"  ? fs::device_kind::cuda
+configuration_text read_configuration_text(configuration_request const& request) {
+  configuration_text out;
+  auto& known = out.known;
+  known.world = request.world;
+  known.device = request.device == "cuda"  ? fs::device_kind::cuda
                  : request.device == "npu" ? fs::device_kind::npu
                                            : fs::device_kind::cpu;
-  facts.environment = environment();
+  known.environment = environment();
+  if (request.bf16 != "auto") {
+    known.bf16 = known.training.bf16 = request.bf16 == "true";
+    if (*known.bf16) known.accelerator.mixed_precision = "bf16";
+  }
+  if (request.fp16 == "true") {
+    known.training.fp16 = true;
+    known.accelerator.mixed_precision = "fp16";
+  }
+  if (request.bf16 == "false" || request.fp16 == "false")
+    if (!known.accelerator.mixed_precision) known.accelerator.mixed_precision = "no";
+  for (auto const& one : request.arguments) take_argument(one, known);
+  for (auto const& one : request.releases) take_release(one, known);
   if (!request.model.empty()) {
     auto const path = (std::filesystem::path{request.model} / "config.json").string();
     auto const config = fs::parse_file(path).value();
     if (!config.value_of_root().is(fs::value_kind::object)) throw failure{one_line(path) + ": this is no object"};
-    facts.model_config = config.value_of_root();
-    facts.model_file = path;
-    facts.checkpoint = weights_type(config.value_of_root());
+    known.model_config = config.value_of_root();
+    known.model_file = path;
+    known.checkpoint = weights_type(config.value_of_root());
   }
-  auto const profile = fs::profile_of(request.profile).value();
-  auto const read = request.file == "-" ? read_standard_input(facts, profile)
-                                        : fs::frontend::read_configuration(request.file, {}, profile);
+  bool const from_stdin = request.file == "-";
+  out.name = from_stdin ? "<stdin>" : request.file;
+  out.text = from_stdin ? fs::result<std::string>{read_standard_input()} : fs::read_text(request.file);
+  return out;
+}
+
+front_end_reading read_as(fs::profile front_end, configuration_text const& text, configuration_request const& request) {
+  front_end_reading out{{}, text.known, {}};
+  out.resolved.front_end = front_end;
+  auto read = text.text ? parse_as(front_end, *text.text, text.name, out.known) : text.text.error();
   if (!read) {
-    fs::resolution nothing;
-    nothing.front_end = profile;
-    nothing.problems = read.error().problems;
-    return nothing;
+    out.resolved.problems = read.error().problems;
+    return out;
   }
-  fs::frontend::read_named_files(*read, facts);
-  auto resolved = fs::resolve(*read, profile, facts);
-  return request.strict ? strict(std::move(resolved)) : resolved;
+  out.document = *std::move(read);
+  for (auto const& setting : request.settings) apply_setting(setting, *out.document);
+  fs::frontend::read_named_files(*out.document, out.known);
+  out.resolved = fs::resolve(*out.document, front_end, out.known);
+  if (request.strict) out.resolved = strict(std::move(out.resolved));
+  return out;
+}
+
+fs::resolution resolve_configuration(configuration_request const& request) {
+  return read_as(fs::profile_of(request.profile).value(), read_configuration_text(request), request).resolved;
 }
 
 }  // namespace tool

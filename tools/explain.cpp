@@ -2,6 +2,7 @@
 #include "explain.hpp"
 
 #include "arguments.hpp"
+#include "compare.hpp"
 #include "configuration.hpp"
 #include "findings_text.hpp"
 #include "report.hpp"
@@ -26,7 +27,7 @@ namespace {
 struct request {
   configuration_request configuration;
   std::uint64_t world = 1;
-  bool world_given = false, no_launcher = false, as_json = false;
+  bool world_given = false, no_launcher = false, as_json = false, compare = false;
 };
 
 /// Decisions under a heading, by the beginning of their keys; what fits nowhere comes last.
@@ -109,6 +110,7 @@ void print_text(request const& r, flatshard::resolution const& resolved) {
 }
 
 int explain(request const& r) {
+  if (r.compare) return compare(r.configuration, r.as_json);
   auto const resolved = resolve_configuration(r.configuration);
   if (r.as_json) {
     fmt::print("{}\n", explanation_json(name(resolved.front_end), resolved.decisions, resolved.problems).text(2));
@@ -148,6 +150,7 @@ void add_explain(CLI::App& app, int& code) {
                    "Directory with the model's config.json, for bucket sizes from \"auto\"")
       ->type_name("DIR");
   command->add_flag("--json", r->as_json, "One JSON object on stdout (docs/config.md has the schema)");
+  command->add_flag("--compare", r->compare, "Every profile side by side, rows that differ marked");
   command->add_flag("--no-launcher", r->no_launcher, "One process, started without a launcher")->excludes(world);
   command->callback([r, world, &code] {
     r->world_given = world->count() != 0;

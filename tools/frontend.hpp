@@ -7,6 +7,7 @@
 
 #include <flatshard/config/resolve.hpp>
 #include <flatshard/json.hpp>
+#include <flatshard/safetensors_writer.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -44,7 +45,11 @@ namespace flatshard::frontend {
 [[nodiscard]] inline result<document> parse_llamafactory(std::string_view text, std::string_view file,
                                                          std::span<std::string const> overrides = {});
 
-/// A configuration file by its name: .yaml and .yml as the front end's own, all else as JSON.
+/// A configuration's text by its file's name: .yaml and .yml as the front end's own, all else as JSON.
+[[nodiscard]] inline result<document> parse_configuration(std::string_view text, std::string_view file,
+                                                          std::span<std::string const> overrides = {},
+                                                          profile front_end = profile::llamafactory);
+/// The same of a file.
 [[nodiscard]] inline result<document> read_configuration(std::string const& path,
                                                          std::span<std::string const> overrides = {},
                                                          profile front_end = profile::llamafactory);
@@ -67,6 +72,23 @@ struct text_fault {
   char const* detail;
   char const* upstream;
 };
+
+/// Finds the first byte that is no UTF-8, or a control character that YAML does not have. One pass over the bytes.
+[[nodiscard]] inline std::optional<text_fault> scan_characters(std::string_view text) {
+  auto const bad = flatshard::detail::utf8_end(text);
+  for (std::size_t i = 0; i < bad; ++i) {
+    auto const c = static_cast<unsigned char>(text[i]);
+    auto const two = text.substr(i, 2), three = text.substr(i, 3);
+    bool const control = (c < 0x20 && c != '\t' && c != '\n' && c != '\r') || c == 0x7F ||
+                         (c == 0xC2 && two >= "\xC2\x80" && two <= "\xC2\x9F" && two != "\xC2\x85") ||
+                         three == "\xEF\xBF\xBE" || three == "\xEF\xBF\xBF";
+    if (control)
+      return text_fault{i, "a control character, which YAML does not have",
+                        "ReaderError (yaml): control characters are not allowed"};
+  }
+  if (bad == text.size()) return std::nullopt;
+  return text_fault{bad, "the text is not UTF-8", "UnicodeDecodeError (builtins): 'utf-8' codec can't decode the text"};
+}
 
 /// Finds a tab where a block key could stand, and a quote that is never closed. One pass over the characters.
 [[nodiscard]] inline std::optional<text_fault> scan_yaml(std::string_view text) {
@@ -408,8 +430,9 @@ inline result<document> parse_yaml(std::string_view text, std::string_view file,
 #if defined(FLATSHARD_YAML)
   std::size_t const skipped = text.starts_with("\xEF\xBB\xBF") ? 3 : 0;
   auto const body = text.substr(skipped);
-  if (auto const fault = detail::scan_yaml(body))
-    return refused(errc::yaml_syntax, fault->at + skipped, fault->detail, fault->upstream);
+  auto fault = detail::scan_characters(body);
+  if (!fault) fault = detail::scan_yaml(body);
+  if (fault) return refused(errc::yaml_syntax, fault->at + skipped, fault->detail, fault->upstream);
   std::istringstream in{std::string{body}};
   detail::event_recorder recorder;
   try {
@@ -480,13 +503,28 @@ inline result<document> parse_accelerate(std::string_view text, std::string_view
   return file.ends_with(".json") ? parse_json(text, file) : parse_yaml(text, file, yaml_reader::pyyaml);
 }
 
+inline result<document> parse_configuration(std::string_view text, std::string_view file,
+                                            std::span<std::string const> overrides, profile front_end) {
+  if (!file.ends_with(".yaml") && !file.ends_with(".yml")) {
+    auto json = parse_json(text, file);
+    if (json) return json;
+    auto const yaml = parse_yaml(text, file);
+    if (!yaml || !yaml->value_of_root().is(value_kind::object) ||
+        text.find_first_not_of(" \t\r\n") == std::string::npos)
+      return json;
+    auto refused = json.error();
+    refused.problems.front().detail += "; as YAML the text can be read: give the file a name that ends in .yaml";
+    return refused;
+  }
+  if (front_end == profile::accelerate) return parse_accelerate(text, file);
+  return parse_llamafactory(text, file, overrides);
+}
+
 inline result<document> read_configuration(std::string const& path, std::span<std::string const> overrides,
                                            profile front_end) {
-  if (!path.ends_with(".yaml") && !path.ends_with(".yml")) return parse_file(path);
   auto text = read_text(path);
   if (!text) return text.error();
-  if (front_end == profile::accelerate) return parse_accelerate(*text, path);
-  return parse_llamafactory(*text, path, overrides);
+  return parse_configuration(*text, path, overrides, front_end);
 }
 
 inline void read_named_files(document const& config, facts& f) {

@@ -3,11 +3,13 @@
 
 #include "arguments.hpp"
 #include "configuration.hpp"
+#include "declared_tensors.hpp"
 #include "findings_text.hpp"
 #include "process_ranks.hpp"
 #include "report.hpp"
 
 #include <flatshard/checkpoint_files.hpp>
+#include <flatshard/cut_problems.hpp>
 #include <flatshard/dtype.hpp>
 #include <flatshard/extent.hpp>
 #include <flatshard/kernels/cpu.hpp>
@@ -21,12 +23,12 @@
 #include <flatshard/quantity.hpp>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -35,7 +37,6 @@
 #include <string>
 #include <string_view>
 #include <system_error>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -78,43 +79,21 @@ struct fast_cast {
   void operator()(std::span<To> out, std::span<From const> in) const { fs::kernels::cast(out, in); }
 };
 
-/// Throws `bad_input` with every tensor that `policy` cannot cut over `world` ranks: a scalar, elements that share
-/// bytes where a cut falls between them, more dimensions than a parameter has.
+/// Throws `bad_input` with every tensor that config.json declares otherwise or that `policy` cannot cut over `world`
+/// ranks; says where another policy can.
 template <class Policy>
 void check_tensors(Policy const& policy, fs::world<> world, fs::checkpoint_files const& checkpoint) {
-  std::vector<fs::problem> all;
-  for (std::size_t i = 0; i < checkpoint.size(); ++i) {
-    auto const tensor = checkpoint[i];
-    auto const add = [&](fs::errc code, std::string const& what) {
-      fs::problem one;
-      one.code = code;
-      one.where.file = checkpoint.files()[checkpoint.file_number(i)].file.path();
-      one.detail = fmt::format("tensor {} {}", fs::shown(tensor.name), what);
-      all.push_back(std::move(one));
-    };
-    auto const elsewhere = "; --layout native without --config can load it";
-    if (tensor.dims.size() > fs::shape::max_rank) {
-      add(fs::errc::shape_mismatch, fmt::format("has {} dimensions, every layout takes at most {}; save it with fewer",
-                                                tensor.dims.size(), fs::shape::max_rank));
-      continue;
-    }
-    if (std::is_same_v<Policy, fs::fsdp2> && tensor.dims.empty()) {
-      add(fs::errc::shape_mismatch,
-          fmt::format("is a scalar, which {} cannot cut along its first dimension{}", Policy::name, elsewhere));
-      continue;
-    }
-    auto const width = fs::bits(tensor.type);
-    if (width % 8 == 0) continue;
-    std::array<fs::parameter, 1> const one{{{tensor.name, fs::shape{std::span<std::size_t const>{tensor.dims}}}}};
-    std::array<fs::placement, 1> at{};
-    static_cast<void>(policy.place(one, world.value(), at));
-    if (at[0].step % 8 * width % 8 != 0)
-      add(fs::errc::not_byte_sized,
-          fmt::format("is {}, {} bits an element, and {} over {} ranks cuts it into runs of {} elements, no whole "
-                      "bytes{}",
-                      fs::name(tensor.type), width, Policy::name, world.value(), at[0].step, elsewhere));
+  auto all = fs::cut_problems(checkpoint, policy, world);
+  auto declared = declared_problems(checkpoint);
+  if (all.empty() && declared.empty()) return;
+  auto const of_native = fs::cut_problems(checkpoint, fs::native{}, world);
+  for (auto& one : all) {
+    auto const same = [&](fs::problem const& p) { return p.where == one.where && p.detail == one.detail; };
+    if (std::none_of(of_native.begin(), of_native.end(), same))
+      one.detail += "; --layout native without --config can load it";
   }
-  if (!all.empty()) fs::throw_bad_input(fs::config_error{std::move(all)});
+  all.insert(all.end(), std::make_move_iterator(declared.begin()), std::make_move_iterator(declared.end()));
+  fs::throw_bad_input(fs::config_error{std::move(all)});
 }
 
 /// Loads the part of `rank` under `policy` into fresh memory on large pages, which it leaves in `memory`.
@@ -124,10 +103,10 @@ rank_report load_part(Policy policy, fs::world<> world, fs::rank_id rank, fs::ch
                       fs::kernels::page_buffer& memory) {
   using unit_layout = fs::listed_layout<Policy>;
   check_tensors(policy, world, checkpoint);
+  auto const units = fs::model_units(checkpoint).value();
   // One segment holds one type: what cannot become the storage dtype (integers, fp8) keeps its own segment.
   std::vector<unit_layout> layouts;
   std::vector<fs::dtype> types;
-  auto const units = fs::model_units(checkpoint).value();
   for (auto const& unit : units) {
     std::vector<std::pair<fs::dtype, std::vector<fs::parameter>>> by_type;
     for (std::size_t i = 0; i < unit.parameters.size(); ++i) {

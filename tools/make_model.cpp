@@ -7,8 +7,10 @@
 #include "report.hpp"
 
 #include <flatshard/dtype.hpp>
+#include <flatshard/initial_values.hpp>
 #include <flatshard/quantity.hpp>
 #include <flatshard/safetensors_writer.hpp>
+#include <flatshard/unfinished_folder.hpp>
 
 #include <algorithm>
 #include <array>
@@ -117,37 +119,6 @@ class new_file {
   int descriptor_;
 };
 
-/// The directory under its temporary name; removed again unless it was finished.
-class unfinished_directory {
- public:
-  explicit unfinished_directory(files::path target) : target_{std::move(target)} {
-    path_ = target_;
-    path_ += fmt::format(".tmp-{}", ::getpid());
-    if (::mkdir(path_.c_str(), 0777) != 0) fail("cannot create", path_);
-  }
-  unfinished_directory(unfinished_directory const&) = delete;
-  unfinished_directory& operator=(unfinished_directory const&) = delete;
-  ~unfinished_directory() {
-    std::error_code ignored;
-    if (!finished_) files::remove_all(path_, ignored);
-  }
-  [[nodiscard]] files::path const& path() const { return path_; }
-  /// Gives the directory its name; refuses to take the place of anything.
-  void finish() {
-    if (::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, target_.c_str(), RENAME_NOREPLACE) != 0) {
-      // File systems without that flag say EINVAL; an empty directory made in between would be replaced there.
-      if (errno != EINVAL) fail("cannot rename to", target_);
-      if (files::exists(files::symlink_status(target_))) errno = EEXIST, fail("cannot rename to", target_);
-      if (::rename(path_.c_str(), target_.c_str()) != 0) fail("cannot rename to", target_);
-    }
-    finished_ = true;
-  }
-
- private:
-  files::path target_, path_;
-  bool finished_ = false;
-};
-
 struct part {
   std::string file_name;
   std::vector<tensor_shape> tensors;
@@ -227,7 +198,7 @@ void write_weights(std::vector<part> const& parts, std::vector<std::unique_ptr<n
         auto const& tensor = parts[p.file].tensors[p.tensor];
         auto const out = std::span{buffer}.first(static_cast<std::size_t>(p.size));
         switch (tensor.holds) {
-          case content::normal: fill_normal(out, tensor_key(seed, tensor.name), p.begin, *table); break;
+          case content::normal: fill_normal(out, flatshard::tensor_key(seed, tensor.name), p.begin, *table); break;
           case content::ones: std::fill(out.begin(), out.end(), flatshard::narrow<bf16>(1)); break;
           case content::zeros: std::fill(out.begin(), out.end(), bf16{}); break;
         }
@@ -291,11 +262,15 @@ void make(request const& r) {
     throw failure{fmt::format("{} exists already; nothing was changed", one_line(target.string()))};
   auto const parent = target.has_parent_path() ? target.parent_path() : files::path{"."};
   std::error_code error;
+  if (!files::exists(parent, error)) {
+    errno = error ? error.value() : ENOENT;
+    fail("cannot create a directory in", parent);
+  }
   if (auto const space = files::space(parent, error); !error && !r.sparse && space.available < file_bytes)
     throw failure{fmt::format("{} has {} free, the model takes {}", one_line(parent.string()), human(space.available),
                               human(file_bytes))};
 
-  unfinished_directory directory{target};
+  flatshard::unfinished_folder directory{target};
   std::vector<std::unique_ptr<new_file>> outputs;
   for (auto const& p : parts) {
     outputs.push_back(std::make_unique<new_file>(directory.path() / p.file_name));

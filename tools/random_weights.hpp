@@ -4,13 +4,13 @@
 #pragma once
 
 #include <flatshard/dtype.hpp>
+#include <flatshard/initial_values.hpp>
 
 #include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string_view>
 
 namespace tool {
 
@@ -43,26 +43,12 @@ class normal_table {
   std::array<flatshard::bf16, size> values_;
 };
 
-/// The finaliser of SplitMix64. Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
-[[nodiscard]] constexpr std::uint64_t mixed(std::uint64_t z) {
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return z ^ (z >> 31);
-}
-
-/// The key of one tensor: seed and name (FNV-1a), mixed.
-[[nodiscard]] constexpr std::uint64_t tensor_key(std::uint64_t seed, std::string_view name) {
-  std::uint64_t hash = 0xCBF29CE484222325u;
-  for (auto const c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
-  return mixed(mixed(seed + 0x9E3779B97F4A7C15u) ^ hash);
-}
-
 /// Elements [begin, begin + out.size()) of the tensor with this key: element i is the (i mod 4)-th 16-bit part of
-/// mixed(key + (i / 4) * 0x9E3779B97F4A7C15), looked up in the table. Complexity: O(out.size()), about 1 ns an element.
+/// random_bits(key, i / 4), looked up in the table. Complexity: O(out.size()), about 1 ns an element.
 inline void fill_normal(std::span<flatshard::bf16> out, std::uint64_t key, std::uint64_t begin,
                         normal_table const& table) {
   std::size_t at = 0;
-  auto const word = [&](std::uint64_t block) { return mixed(key + block * 0x9E3779B97F4A7C15u); };
+  auto const word = [&](std::uint64_t block) { return flatshard::random_bits(key, block); };
   auto const part = [&](std::uint64_t w, std::uint64_t i) {
     return table[static_cast<std::uint16_t>(w >> (16 * (i % 4)))];
   };

@@ -7,6 +7,8 @@
 #include <flatshard/document.hpp>          // IWYU pragma: export
 #include <flatshard/dtype.hpp>             // IWYU pragma: export
 #include <flatshard/extent.hpp>            // IWYU pragma: export
+#include <flatshard/full_weights.hpp>      // IWYU pragma: export
+#include <flatshard/initial_values.hpp>    // IWYU pragma: export
 #include <flatshard/laws.hpp>              // IWYU pragma: export
 #include <flatshard/layout.hpp>            // IWYU pragma: export
 #include <flatshard/layouts/blocks.hpp>    // IWYU pragma: export
@@ -22,6 +24,7 @@
 #include <flatshard/layouts/zero3.hpp>     // IWYU pragma: export
 #include <flatshard/memory_arena.hpp>      // IWYU pragma: export
 #include <flatshard/mesh.hpp>              // IWYU pragma: export
+#include <flatshard/parameter_table.hpp>   // IWYU pragma: export
 #include <flatshard/policy.hpp>            // IWYU pragma: export
 #include <flatshard/problem.hpp>           // IWYU pragma: export
 #include <flatshard/quantity.hpp>          // IWYU pragma: export

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <flatshard/checkpoint_files.hpp>
+#include <flatshard/cut_problems.hpp>
 #include <flatshard/dtype.hpp>
 #include <flatshard/layout.hpp>
 #include <flatshard/quantity.hpp>
@@ -92,7 +93,8 @@ struct segment_job {
 }
 
 /// Every way in which the tensors of the checkpoint do not fit the units: missing, other shape, other kind of dtype,
-/// and (option) unexpected. Complexity: O(parameters * log tensors). Reads nothing.
+/// cut inside a byte, and (option) unexpected. Equal on every rank. Complexity: O(parameters * log tensors). Reads
+/// nothing.
 template <class Layout>
 [[nodiscard]] std::vector<problem> load_problems(checkpoint_files const& from,
                                                  std::vector<segment_job<Layout>> const& jobs,
@@ -375,6 +377,12 @@ std::vector<problem> load_problems(checkpoint_files const& from, std::vector<seg
         add(errc::dtype_mismatch, from.file_number(*found),
             "tensor " + shown(wanted.name) + " is " + std::string{name(there.type)} + ", which is not cast to " +
                 std::string{name(job.to.master.empty() ? job.to.storage_dtype : dtype::f32)});
+      else if (std::equal(sizes.begin(), sizes.end(), there.dims.begin(), there.dims.end()))
+        if (auto const at = split_byte(*job.layout, t, there.type))
+          add(errc::not_byte_sized, from.file_number(*found),
+              "tensor " + shown(wanted.name) + " is " + std::string{name(there.type)} + ", " +
+                  std::to_string(bits(there.type)) + " bits an element, and the layout cuts it at element " +
+                  std::to_string(at->value) + ", inside a byte");
     }
   for (std::size_t i = 0; i < used.size(); ++i)
     if (!used[i])

@@ -44,7 +44,8 @@ using tensor_ref = basic_tensor<std::byte>;
 /// What a unit did since it was made.
 struct unit_counters {
   std::size_t gathers = 0, reduce_scatters = 0;
-  bytes gathered, reduced;  ///< full buffers of the collectives, on one rank
+  bytes gathered, reduced;       ///< full buffers of the collectives, on one rank
+  std::size_t full_gathers = 0;  ///< of `gather_full`, which no training step makes; not in `gathered`
 };
 
 /// The memory of one unit on one rank. Units: bytes; each line already rounded to the arena's blocks.
@@ -177,11 +178,13 @@ class sharded_unit {
   /// What the optimizer updates, fp32: the master copy, or the storage where there is none. The storage follows the
   /// master at the next `gather` or `publish`. Shape: [segment].
   [[nodiscard]] std::span<float> master() {
-    auto const& updated = has_master() ? master_ : storage_;
-    require(updated.type == dtype::f32, "the copy that the optimizer updates is fp32");
-    stale_ = has_master();
-    return detail::typed<float>(updated);
+    require(updated().type == dtype::f32, "the copy that the optimizer updates is fp32");
+    mark_updated();
+    return detail::typed<float>(updated());
   }
+  /// The same copy, whatever its type. Who writes to it calls `mark_updated`.
+  [[nodiscard]] buffer_ref updated() const { return has_master() ? master_ : storage_; }
+  void mark_updated() { stale_ = has_master(); }
   /// Optimizer state number `k`, fp32. Shape: [segment].
   [[nodiscard]] std::span<float> state(std::size_t k) {
     require(k < states_.size(), "the unit has no optimizer state of that number");
@@ -248,18 +251,27 @@ class sharded_unit {
       all_gather(comm, all, own, stream);
     }
     auto const moved = full.size();
-    if constexpr (layout_type::contiguous_gather) {
-      weights_ = std::move(full);
-    } else {
-      comm.wait(stream);
-      arena_block whole{*arena_, size_of(detail::whole_size(layout_), type)};
-      detail::for_each_run(layout_, size_of({1}, type).value, [&](std::size_t to, std::size_t from, std::size_t size) {
-        std::memcpy(whole.data() + to, full.data() + from, size);
-      });
-      weights_ = std::move(whole);
-    }
+    weights_ = whole_tensors(std::move(full), type, comm, stream);
     ++counters_.gathers;
     counters_.gathered += moved;
+  }
+
+  /// The copy that the optimizer updates, all-gathered into whole tensors; tensor `t` begins at element
+  /// `whole_start(t)`. See `gather_full`, full_weights.hpp. Collective; waits for its result.
+  template <Communicator C>
+  [[nodiscard]] arena_block gather_updated(C& comm, typename C::stream_type stream) {
+    agree_once(comm, stream);
+    auto const own = updated();
+    arena_block full{*arena_, size_of(layout_.gathered(), own.type)};
+    all_gather(comm, {full.data(), own.type, layout_.gathered()}, own, stream);
+    comm.wait(stream);
+    auto whole = whole_tensors(std::move(full), own.type, comm, stream);
+    ++counters_.full_gathers;
+    return whole;
+  }
+  [[nodiscard]] elements whole_start(std::size_t t) const {
+    require(t < layout_.size(), "the unit has no parameter of that number");
+    return starts_[t];
   }
 
   /// See the free function `release`.
@@ -318,6 +330,20 @@ class sharded_unit {
     auto const memory = shards_.emplace_back(*arena_, size_of(s, type)).memory();
     detail::clear(memory);
     return {memory.data(), type, s};
+  }
+  // Rank-major segments as whole tensors: as they are, or copied where they do not hold tensors in one piece.
+  template <class C>
+  arena_block whole_tensors(arena_block full, dtype type, C& comm, typename C::stream_type stream) {
+    if constexpr (layout_type::contiguous_gather) {
+      return full;
+    } else {
+      comm.wait(stream);
+      arena_block whole{*arena_, size_of(detail::whole_size(layout_), type)};
+      detail::for_each_run(layout_, size_of({1}, type).value, [&](std::size_t to, std::size_t from, std::size_t size) {
+        std::memcpy(whole.data() + to, full.data() + from, size);
+      });
+      return whole;
+    }
   }
 
   layout_type layout_;

@@ -18,7 +18,7 @@ enum class reduce_default : std::uint8_t {
   original  ///< from 2.15.0: the dtype that the parameters are stored in. Source: pytorch@01d5c2cc
 };
 /// Of a release of torch; none: the cited one, 2.15.0.
-[[nodiscard]] constexpr reduce_default reduce_default_of(std::optional<release> const& torch) {
+[[nodiscard]] constexpr reduce_default reduce_default_of(std::optional<version_number> const& torch) {
   return is_since(torch, {2, 15, 0}, true) ? reduce_default::original : reduce_default::compute;
 }
 
@@ -67,7 +67,7 @@ static_assert(fully_shard_roles(accelerate_fsdp2_setting(dtype::none, dtype::bf1
 static_assert(fully_shard_roles({.param = dtype::bf16}).reduce == dtype::f32);
 static_assert(fully_shard_roles({.param = dtype::bf16, .unset_reduce = reduce_default::compute}).reduce == dtype::bf16);
 static_assert(fully_shard_roles({.param = dtype::bf16, .output = dtype::f32}).output == dtype::f32);
-static_assert(reduce_default_of(release{2, 14, 1}) == reduce_default::compute);
+static_assert(reduce_default_of(version_number{2, 14, 1}) == reduce_default::compute);
 static_assert(reduce_default_of(std::nullopt) == reduce_default::original);
 static_assert(unit_input({.param = dtype::bf16}, dtype::f32) == dtype::bf16);
 static_assert(unit_input({.param = dtype::bf16, .cast_forward_inputs = false}, dtype::f32) == dtype::f32);

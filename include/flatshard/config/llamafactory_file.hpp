@@ -249,7 +249,7 @@ inline void resolve_llamafactory(document const& file, profile front_end, facts 
       llamafactory_policy{mesh.mp_replicate_size, mesh.mp_shard_size,      mesh.dp_size,          mesh.cp_size,
                           batch.micro_batch_size, batch.global_batch_size, batch.num_micro_batch, norm};
   auto const timeout = root["dist_timeout"];
-  decide_process_group(f, *timeout, timeout.where(), out, policies);
+  decide_process_group(front_end, f, *timeout, timeout.where(), out, policies);
 }
 
 }  // namespace v0

@@ -2,6 +2,7 @@
 /// The process group: created once, backend by device; whoever finds one adopts it, but LLaMA-Factory's own start.
 #pragma once
 
+#include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
 
 #include <array>
@@ -20,15 +21,15 @@ inline namespace v0 {
 /// Decides the process group of LLaMA-Factory v1: its launcher makes one, and fails if there is one already; without a
 /// launcher there is none, and variables of MPI alone start nothing. An absent timeout is upstream's default. Source:
 /// docs/config.md, process group.
-inline void decide_process_group(facts const& f, value const& given_timeout, place const& timeout_at, findings& out,
-                                 resolved_policies& policies) {
+inline void decide_process_group(profile p, facts const& f, value const& given_timeout, place const& timeout_at,
+                                 findings& out, resolved_policies& policies) {
   auto const timeout = given_timeout.present() ? given_timeout : value{18000};
   auto& group = policies.process_group;
   place const launcher{{}, {}, 0, 0};
   if (f.group) {
     group = {process_group_policy::origin::adopted, f.group->backend, f.group->timeout_seconds};
     out.decide("process_group", "adopted", "a process group exists; there is only one, so its backend and timeout stay",
-               "llamafactory.process_group", launcher);
+               rule_of(p, "process_group"), launcher);
     if (f.world)
       out.error(
           errc::process_group_exists, launcher, at_load,
@@ -45,7 +46,7 @@ inline void decide_process_group(facts const& f, value const& given_timeout, pla
                "the timeout of the process group is " + to_json(timeout) +
                    ", a number of seconds that is not negative is needed; its value goes to torch unchecked");
     out.decide("process_group", "created", "started by a launcher with " + std::to_string(*f.world) + " ranks",
-               "llamafactory.process_group", launcher);
+               rule_of(p, "process_group"), launcher);
   } else {
     constexpr std::array<std::string_view, 6> mpi{"OMPI_COMM_WORLD_SIZE", "PMI_SIZE",     "PMIX_RANK",
                                                   "MPI_LOCALNRANKS",      "SLURM_NTASKS", "OMPI_COMM_WORLD_RANK"};
@@ -53,7 +54,7 @@ inline void decide_process_group(facts const& f, value const& given_timeout, pla
     for (auto const name : mpi)
       if (f.variable(name)) seen = name;
     out.decide("process_group", "none", "no launcher (RANK is not set): one process, no group",
-               "llamafactory.process_group", launcher);
+               rule_of(p, "process_group"), launcher);
     if (!seen.empty())
       out.warn(
           errc::mpi_starts_nothing, launcher, at_load,
@@ -66,13 +67,13 @@ inline void decide_process_group(facts const& f, value const& given_timeout, pla
                      : "the device is " + std::string{f.device == device_kind::cuda  ? "CUDA"
                                                       : f.device == device_kind::npu ? "an NPU"
                                                                                      : "neither CUDA nor an NPU"},
-             "llamafactory.process_group.backend", launcher);
+             rule_of(p, "process_group.backend"), launcher);
   out.decide("process_group.timeout", f.group ? std::to_string(group.timeout_seconds) : to_json(timeout),
              f.group ? "of the group that exists"
                      : "dist_timeout is " +
                            (given_timeout.present() ? to_json(given_timeout) : absent_default(llamafactory_version)) +
                            ", in seconds",
-             "llamafactory.dist_timeout", timeout_at);
+             rule_of(p, "dist_timeout"), timeout_at);
 }
 
 /// Decides the process group of accelerate and of what runs on it: one that exists is adopted; else DeepSpeed makes one

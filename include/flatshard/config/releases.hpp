@@ -12,17 +12,17 @@
 namespace flatshard {
 inline namespace v0 {
 
-/// A release, compared number by number: 0.19.8 is later than 0.19.7.
-struct release {
+/// The number of a release, compared number by number: 0.19.8 is later than 0.19.7.
+struct version_number {
   std::uint16_t major{}, minor{}, patch{};
-  friend constexpr auto operator<=>(release const&, release const&) = default;
+  friend constexpr auto operator<=>(version_number const&, version_number const&) = default;
 };
-[[nodiscard]] inline std::string to_string(release const& r) {
+[[nodiscard]] inline std::string to_string(version_number const& r) {
   return std::to_string(r.major) + '.' + std::to_string(r.minor) + '.' + std::to_string(r.patch);
 }
 /// The release of `0.19.8`; none if the text is anything but three numbers with points between.
-[[nodiscard]] inline std::optional<release> release_of(std::string_view text) {
-  release r;
+[[nodiscard]] inline std::optional<version_number> version_number_of(std::string_view text) {
+  version_number r;
   auto const* at = text.data();
   auto const* const end = text.data() + text.size();
   for (auto* const number : {&r.major, &r.minor, &r.patch}) {
@@ -36,14 +36,14 @@ struct release {
 
 /// The release of each front end; none = the commit that docs/config.md cites.
 struct releases {
-  std::optional<release> deepspeed{}, accelerate{}, transformers{}, llamafactory{}, torch{};
+  std::optional<version_number> deepspeed{}, accelerate{}, transformers{}, llamafactory{}, torch{};
 };
 /// Whether a chosen release is `since` or later; `cited` is the answer for the cited commit.
-[[nodiscard]] constexpr bool is_since(std::optional<release> const& chosen, release since, bool cited) {
+[[nodiscard]] constexpr bool is_since(std::optional<version_number> const& chosen, version_number since, bool cited) {
   return chosen ? *chosen >= since : cited;
 }
 
-static_assert(is_since(release{0, 19, 8}, {0, 19, 7}, false) && !is_since(std::nullopt, {0, 19, 7}, false));
+static_assert(is_since(version_number{0, 19, 8}, {0, 19, 7}, false) && !is_since(std::nullopt, {0, 19, 7}, false));
 
 }  // namespace v0
 }  // namespace flatshard

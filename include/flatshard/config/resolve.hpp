@@ -120,7 +120,7 @@ inline namespace v0 {
     out.decide("activation_checkpointing", "true",
                "enable_activation_checkpointing is absent, default of " + std::string{llamafactory_version},
                std::string{name(front_end)} + ".enable_activation_checkpointing", whole);
-    decide_process_group(f, {}, whole, out, r.policies);
+    decide_process_group(front_end, f, {}, whole, out, r.policies);
   } else {
     if (json_file && form == config_form::llamafactory_file)
       out.error(errc::json_file_unreadable, whole, at_read, std::string{refusal},

@@ -18,6 +18,7 @@ inline namespace v0 {
 /// Source: pytorch:torch/distributed/fsdp/_fully_shard/_fsdp_param.py, FSDPParam._init_sharded_param.
 struct fsdp2 : slot_cuts {
   static constexpr std::string_view name = "fsdp2";
+  static constexpr bool cuts_scalars = false;
   friend constexpr bool operator==(fsdp2 const&, fsdp2 const&) = default;
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
     std::size_t segment = 0;

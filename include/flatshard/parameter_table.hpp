@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What a layout keeps of its parameters: their names, shapes and places, in few bytes a tensor.
+#pragma once
+
+#include <flatshard/policy.hpp>
+#include <flatshard/require.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace flatshard {
+inline namespace v0 {
+namespace detail {
+
+inline constexpr std::uint64_t fnv_offset = 0xcbf29ce484222325u;
+/// FNV-1a over bytes, and over the little-endian bytes of a number.
+constexpr std::uint64_t fnv(std::uint64_t hash, std::string_view text) {
+  for (char const c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  return hash;
+}
+constexpr std::uint64_t fnv(std::uint64_t hash, std::uint64_t number) {
+  for (int i = 0; i < 8; ++i, number >>= 8) hash = (hash ^ (number & 0xFFu)) * 0x100000001b3u;
+  return hash;
+}
+
+/// The shapes of a list of parameters, each different one kept once: [rank, dimensions...] runs in one pool.
+class shape_pool {
+ public:
+  constexpr std::uint32_t intern(shape const& s) {
+    if (last_ != none && equal(last_, s)) return last_;
+    if (2 * (count_ + 1) > slots_.size()) grow();
+    auto at = hash(s.sizes()) & (slots_.size() - 1);
+    while (slots_[at] != none && !equal(slots_[at], s)) at = (at + 1) & (slots_.size() - 1);
+    if (slots_[at] == none) {
+      require(pool_.size() < none - shape::max_rank - 1, "a layout holds fewer than 2^32 different dimensions");
+      slots_[at] = static_cast<std::uint32_t>(pool_.size());
+      pool_.push_back(s.rank);
+      for (auto const d : s.sizes()) pool_.push_back(d);
+      ++count_;
+    }
+    return last_ = slots_[at];
+  }
+  /// Frees what only `intern` needs.
+  constexpr void close() {
+    slots_ = {};
+    pool_.shrink_to_fit();
+  }
+  [[nodiscard]] constexpr std::span<std::size_t const> operator[](std::uint32_t at) const {
+    return {pool_.data() + at + 1, pool_[at]};
+  }
+
+ private:
+  static constexpr std::uint32_t none = ~std::uint32_t{0};
+  static constexpr std::size_t hash(std::span<std::size_t const> sizes) {
+    std::size_t h = sizes.size();
+    for (auto const d : sizes) h = (h ^ d) * 0x9E3779B97F4A7C15u;
+    return h ^ (h >> 29);
+  }
+  [[nodiscard]] constexpr bool equal(std::uint32_t at, shape const& s) const {
+    auto const held = (*this)[at];
+    return std::equal(held.begin(), held.end(), s.sizes().begin(), s.sizes().end());
+  }
+  constexpr void grow() {
+    std::vector<std::uint32_t> const old = std::move(slots_);
+    slots_.assign(old.empty() ? 16 : old.size() * 2, none);
+    for (auto const held : old) {
+      if (held == none) continue;
+      auto at = hash((*this)[held]) & (slots_.size() - 1);
+      while (slots_[at] != none) at = (at + 1) & (slots_.size() - 1);
+      slots_[at] = held;
+    }
+  }
+  std::vector<std::size_t> pool_;
+  std::vector<std::uint32_t> slots_;
+  std::size_t count_ = 0;
+  std::uint32_t last_ = none;
+};
+
+/// What a layout keeps of its parameters: all of it when their number is part of the type, else 20 bytes a tensor and
+/// each different shape once.
+template <std::size_t T>
+struct fixed_table {
+  using order_type = std::array<std::uint32_t, T>;
+  std::array<parameter, T> parameters;
+  std::array<placement, T> places{};
+  constexpr explicit fixed_table(std::array<parameter, T> const& of_unit) : parameters{of_unit} {}
+  [[nodiscard]] constexpr std::string_view name(std::size_t t) const { return parameters[t].name; }
+  [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::size_t t) const { return parameters[t].dims.sizes(); }
+};
+struct listed_table {
+  using order_type = std::vector<std::uint32_t>;
+  std::vector<std::string_view> names;
+  std::vector<std::uint32_t> shapes;
+  shape_pool pool;
+  std::vector<placement> places;
+  constexpr explicit listed_table(std::span<parameter const> of_unit) {
+    names.reserve(of_unit.size());
+    shapes.reserve(of_unit.size());
+    for (auto const& p : of_unit) {
+      names.push_back(p.name);
+      shapes.push_back(pool.intern(p.dims));
+    }
+    pool.close();
+    places.resize(of_unit.size(), placement{});
+  }
+  [[nodiscard]] constexpr std::string_view name(std::size_t t) const { return names[t]; }
+  [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::size_t t) const { return pool[shapes[t]]; }
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace flatshard

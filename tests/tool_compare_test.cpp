@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+/// `flatshard explain --compare`, and what changes a configuration before it is explained: --set, --argument,
+/// --release.
+#include "tool_run.hpp"
+
+#include <flatshard/json.hpp>
+
+#include <set>
+#include <string>
+#include <string_view>
+
+#include <doctest/doctest.h>
+
+using namespace tool_test;
+
+namespace {
+
+flatshard::document parsed(std::string const& text) { return flatshard::parse_json(text).value(); }
+/// The value that one profile of a comparison decided, or nothing.
+std::string decided(flatshard::document const& d, std::string_view profile, std::string_view key) {
+  for (auto const& p : d["profiles"]->elements())
+    if (p["profile"].text() == profile)
+      for (auto const& one : p["decisions"].elements())
+        if (one["key"].text() == key) return std::string{one["value"].text()};
+  return {};
+}
+std::set<std::string> differing(flatshard::document const& d) {
+  std::set<std::string> keys;
+  for (auto const& key : d["differs"]->elements()) keys.insert(std::string{key.text()});
+  return keys;
+}
+/// The line of a table that begins with `mark` and `key`.
+std::string line_of(std::string const& text, std::string_view key) {
+  auto const at = text.find("  " + std::string{key} + "  ");
+  if (at == std::string::npos) return {};
+  auto const begin = text.rfind('\n', at) + 1;
+  return text.substr(begin, text.find('\n', at) - begin);
+}
+
+constexpr std::string_view off = R"({"zero_optimization": {"stage": 3}, "bf16": {"enabled": false}})";
+
+}  // namespace
+
+TEST_CASE("compare marks the rows in which profiles differ") {
+  auto const r = run({"explain", "-", "--compare", "--world", "4"}, off);
+  CHECK(r.code == 0);
+  CHECK_MESSAGE(r.err.empty(), r.err);
+  // false in one section: fp32 in the present rule, the other half precision in the first revision
+  auto const precision = line_of(r.out, "precision");
+  CHECK_MESSAGE(precision.starts_with("  *"), r.out);
+  CHECK(precision.find("fp32") != std::string::npos);
+  CHECK(precision.find("fp16") != std::string::npos);
+  CHECK_MESSAGE(line_of(r.out, "stage").starts_with("     stage"), r.out);
+  CHECK(r.out.find('\x1b') == std::string::npos);
+}
+
+TEST_CASE("compare as JSON has every profile whole, and the keys that differ") {
+  auto const r = run({"explain", "-", "--compare", "--world", "4", "--json"}, off);
+  CHECK(r.code == 0);
+  auto const d = parsed(r.out);
+  CHECK(d["schema"]->integer() == 1);
+  CHECK(d["profiles"]->elements().size() >= 2);
+  CHECK(decided(d, "llamafactory", "precision") == "fp32");
+  CHECK(decided(d, "llamafactory-review", "precision") == "fp16");
+  CHECK(differing(d).contains("precision"));
+  CHECK_FALSE(differing(d).contains("zero_optimization.stage"));
+}
+
+TEST_CASE("a configuration that no profile accepts fails, with the first refusal of each") {
+  auto const r = run({"explain", "-", "--compare"}, R"({"zero_optimization": {"stage": 7}})");
+  CHECK(r.code == 1);
+  CHECK_MESSAGE(r.out.find("enum") != std::string::npos, r.out);
+  auto const syntax = run({"explain", "-", "--compare"}, "{,}");
+  CHECK(syntax.code == 1);
+  CHECK_MESSAGE(syntax.out.find("<stdin>:1:2") != std::string::npos, syntax.out);
+}
+
+TEST_CASE("a front end's own file is compared by the DeepSpeed file that it names") {
+  folder const dir;
+  spill(dir / "ds.json", off);
+  spill(dir / "train.yaml", "dist_config:\n  name: deepspeed\n  config_file: ds.json\n");
+  auto const r = run({"explain", dir / "train.yaml", "--compare", "--world", "2", "--json"});
+  CHECK(r.code == 0);
+  CHECK(decided(parsed(r.out), "llamafactory", "precision") == "fp32");
+}
+
+TEST_CASE("--set changes the configuration first") {
+  auto const explained = [](std::vector<std::string> more) {
+    std::vector<std::string> words{"explain", "-", "--json"};
+    words.insert(words.end(), more.begin(), more.end());
+    return run(words, off);
+  };
+  auto const value_of = [](std::string const& text, std::string_view key) {
+    auto const d = parsed(text);
+    for (auto const& one : d["decisions"]->elements())
+      if (one["key"].text() == key) return std::string{one["value"].text()};
+    return std::string{};
+  };
+  CHECK(value_of(explained({}).out, "precision") == "fp32");
+  CHECK(value_of(explained({"--set", "/bf16/enabled=true"}).out, "precision") == "bf16");
+  CHECK(value_of(explained({"--set", "/bf16={\"enabled\": \"auto\"}"}).out, "precision") == "bf16");
+  auto const two = explained({"--set", "/bf16/enabled=auto", "--set", "/zero_optimization/stage=2"});
+  CHECK(value_of(two.out, "precision") == "bf16");
+  CHECK(value_of(two.out, "zero_optimization.stage") == "2");
+  // objects are made on the way; a text that is no JSON is a string
+  auto const made = explained({"--set", "/zero_optimization/offload_optimizer/device=cpu"});
+  CHECK(value_of(made.out, "zero_optimization.offload_optimizer.device") == "cpu");
+  for (auto const& [setting, says] :
+       {std::pair{"bf16=true", "/json/pointer=value"}, std::pair{"/bf16", "/json/pointer=value"},
+        std::pair{"/bf16/enabled/x=1", "a boolean is on the way"}}) {
+    auto const r = explained({"--set", setting});
+    CHECK(r.code == 2);
+    CHECK_MESSAGE(r.says(says), r.err);
+  }
+  auto const array = run({"explain", "-", "--set", "/a=1"}, "[1]");
+  CHECK(array.code == 1);
+  CHECK_MESSAGE(array.says("needs a configuration that is an object"), array.err);
+}
+
+TEST_CASE("arguments and releases that do not exist are refused, with the nearest name") {
+  auto const refused = [](std::vector<std::string> more, std::string_view says) {
+    std::vector<std::string> words{"explain", "-"};
+    words.insert(words.end(), more.begin(), more.end());
+    auto const r = run(words, off);
+    CHECK(r.code == 2);
+    CHECK_MESSAGE(r.says(says), r.err);
+  };
+  refused({"--argument", "learning_rat=1"}, "did you mean \"learning_rate\"?");
+  refused({"--argument", "learning_rate=fast"}, "must be a number, found 'fast'");
+  refused({"--argument", "learning_rate"}, "takes NAME=VALUE");
+  refused({"--argument", "adam_betas=[0.9]"}, "must be two numbers");
+  refused({"--argument", "fp16=1"}, "must be true or false");
+  refused({"--release", "deepsped=0.19.8"}, "did you mean \"deepspeed\"?");
+  refused({"--release", "deepspeed=0.19"}, "takes three numbers");
+  refused({"--release", "deepspeed=0.19.8.1"}, "takes three numbers");
+  CHECK(run({"explain", "-", "--argument", "adam_betas=[0.9, 0.95]", "--release", "deepspeed=0.19.8"}, off).code == 0);
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "compare.hpp"
+
+#include "findings_text.hpp"
+#include "report.hpp"
+
+#include <flatshard/config/profiles.hpp>
+#include <flatshard/config/resolution.hpp>
+#include <flatshard/config/resolve.hpp>
+#include <flatshard/problem.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdio>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+namespace tool {
+namespace {
+
+namespace fs = flatshard;
+
+/// What one profile makes of the configuration.
+struct column {
+  fs::profile front_end{};
+  std::string file;  ///< that it reads
+  fs::resolution resolved;
+};
+
+/// The first error in upstream's order, or null.
+fs::problem const* first_error(fs::resolution const& r) {
+  for (auto const& p : r.problems)
+    if (p.level == fs::severity::error) return &p;
+  return nullptr;
+}
+std::string outcome(fs::resolution const& r) {
+  auto const* const error = first_error(r);
+  return error == nullptr      ? std::string{"runs"}
+         : error->when.empty() ? std::string{name(error->code)}
+                               : fmt::format("{}: {}", error->when, name(error->code));
+}
+std::string cell(fs::resolution const& r, std::string_view key) {
+  auto const* const d = r.find(key);
+  if (d == nullptr) return "-";
+  return d->load_value.empty() ? d->value : fmt::format("{} (load {})", d->value, d->load_value);
+}
+/// A cell of the table: long values, which their profile's own report shows whole, are cut.
+std::string short_cell(fs::resolution const& r, std::string_view key) {
+  auto text = one_line(cell(r, key));
+  if (text.size() > 26) text = text.substr(0, 23) + "...";
+  return text;
+}
+
+/// Every profile that can read the file. A front end's own file means nothing to the others: where it names a DeepSpeed
+/// configuration, that is what they are given.
+std::vector<column> columns_of(configuration_request const& request) {
+  auto const text = read_configuration_text(request);
+  std::vector<column> columns;
+  auto const own = read_as(fs::profile_of(request.profile).value(), text, request);
+  auto const form = own.document ? fs::form_of(*own.document, own.known) : fs::config_form::deepspeed;
+  bool const belongs_to_one = form != fs::config_form::deepspeed;
+  auto const named = own.resolved.policies.config_file;
+  for (std::size_t i = 0; i < fs::profile_names.size(); ++i) {
+    auto const p = static_cast<fs::profile>(i);
+    if (!available(p) || (p == fs::profile::torch && form != fs::config_form::fully_shard_call)) continue;
+    bool const same_front_end =
+        p == own.resolved.front_end || (fs::is_llamafactory(p) && fs::is_llamafactory(own.resolved.front_end));
+    if (!belongs_to_one || same_front_end) {
+      columns.push_back({p, text.name, read_as(p, text, request).resolved});
+    } else if (auto const* const file = own.known.file(named); file != nullptr) {
+      auto known = own.known;
+      known.form = fs::config_form::deepspeed;
+      columns.push_back({p, named, fs::resolve(file->content, p, known)});
+    }
+  }
+  return columns;
+}
+
+/// The keys of all decisions, in the order in which the profiles name them.
+std::vector<std::string> keys_of(std::vector<column> const& columns) {
+  std::vector<std::string> keys;
+  std::set<std::string> seen;
+  for (auto const& c : columns)
+    for (auto const& d : c.resolved.decisions)
+      if (seen.insert(d.key).second) keys.push_back(d.key);
+  return keys;
+}
+bool differs(std::vector<column> const& columns, std::string_view key) {
+  std::set<std::string> values;
+  for (auto const& c : columns) values.insert(cell(c.resolved, key));
+  return values.size() > 1;
+}
+
+void print_table(std::vector<column> const& columns, std::string const& file) {
+  fmt::print("{}: {} profiles, rows that differ are marked *\n", paint(one_line(file), colour::bold, stdout),
+             columns.size());
+  for (auto const& c : columns)
+    if (c.file != file) fmt::print("  {} reads {}, which it names\n", name(c.front_end), one_line(c.file));
+  std::vector<table::column> heads{{""}, {""}};
+  for (auto const& c : columns) heads.push_back({std::string{name(c.front_end)}});
+  table lines{heads};
+  std::vector<std::string> outcomes;
+  for (auto const& c : columns) outcomes.push_back(outcome(c.resolved));
+  bool const one_outcome = std::set<std::string>{outcomes.begin(), outcomes.end()}.size() == 1;
+  std::vector<std::string> row{one_outcome ? "" : "*", "outcome"};
+  row.insert(row.end(), outcomes.begin(), outcomes.end());
+  lines.row(std::move(row));
+  for (auto const& key : keys_of(columns)) {
+    constexpr std::string_view section = "zero_optimization.";  // of most keys: what follows it says enough
+    auto const shown = key.starts_with(section) ? key.substr(section.size()) : key;
+    row = {differs(columns, key) ? "*" : "", one_line(shown)};
+    for (auto const& c : columns) row.push_back(short_cell(c.resolved, key));
+    lines.row(std::move(row));
+  }
+  fmt::print("{}", lines.text());
+  for (auto const& c : columns)
+    if (auto const* const error = first_error(c.resolved))
+      fmt::print("{}: {}\n", paint(name(c.front_end), colour::bold, stdout), problem_text(*error, stdout));
+}
+
+void print_json(std::vector<column> const& columns) {
+  json::array profiles, different;
+  for (auto const& c : columns)
+    profiles.push_back(explanation_json(name(c.front_end), c.resolved.decisions, c.resolved.problems));
+  for (auto const& key : keys_of(columns))
+    if (differs(columns, key)) different.emplace_back(key);
+  fmt::print(
+      "{}\n",
+      json{json::object{{"schema", 1}, {"profiles", std::move(profiles)}, {"differs", std::move(different)}}}.text(2));
+}
+
+}  // namespace
+
+int compare(configuration_request const& request, bool as_json) {
+  auto const columns = columns_of(request);
+  if (as_json)
+    print_json(columns);
+  else
+    print_table(columns, request.file == "-" ? "<stdin>" : request.file);
+  bool const accepted =
+      std::any_of(columns.begin(), columns.end(), [](column const& c) { return !c.resolved.has_errors(); });
+  return accepted ? exit_fine : exit_input;
+}
+
+}  // namespace tool

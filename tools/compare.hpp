@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+/// One configuration under every front end's rules, side by side.
+#pragma once
+
+#include "configuration.hpp"
+
+namespace tool {
+
+/// Prints what each profile decides, differing rows marked, or one JSON object. Returns the exit code: fine unless no
+/// profile accepts the configuration.
+[[nodiscard]] int compare(configuration_request const& request, bool as_json);
+
+}  // namespace tool
