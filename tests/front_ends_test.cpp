@@ -111,14 +111,14 @@ TEST_CASE("every decision of a file has a value, a reason, a rule and a place") 
 
 TEST_CASE("all problems of a file at once, in upstream's order") {
   auto const r = resolved(
-      "{\"distributed_type\": \"FSDP\", \"bf16\": true, \"num_processes\": \"8\", \"mixed_precision\": \"fp32\",\n"
+      "{\"distributed_type\": \"FSDP\", \"bf16\": true, \"num_processes\": 8.0, \"mixed_precision\": \"fp32\",\n"
       " \"fsdp_config\": {\"fsdp_version\": 2, \"fsdp_sync_module_states\": false, \"fsdp_offload_params\": "
       "\"maybe\",\n"
       "  \"fsdp_state_dict_type\": \"bogus\", \"fsdp_auto_wrap_policy\": \"none\", \"fsdp_activation_checkpointing\": "
       "2}}");
-  CHECK(errors(r) == codes{errc::unknown_keys, errc::wrong_type, errc::bad_mixed_precision,
-                           errc::sync_module_states_needed, errc::bad_truth_value, errc::unknown_name,
-                           errc::bad_wrap_policy, errc::bad_truth_value});
+  CHECK(errors(r) == codes{errc::unknown_keys, errc::bad_mixed_precision, errc::sync_module_states_needed,
+                           errc::wrong_type, errc::bad_truth_value, errc::unknown_name, errc::bad_wrap_policy,
+                           errc::bad_truth_value});
   CHECK(find(r, errc::unknown_keys)->detail.find("mixed_precision: \"bf16\"") != std::string::npos);
   CHECK(find(r, errc::unknown_keys)->upstream.find("['bf16']") != std::string::npos);
   CHECK(find(r, errc::unknown_name)->where == place{"config.json", "/fsdp_config/fsdp_state_dict_type", 3, 27});
@@ -140,6 +140,12 @@ TEST_CASE("what no file can be: the root, the type, the number of processes") {
   CHECK(misspelt.problems[0].detail.find("write FSDP") != std::string::npos);
   CHECK(errors(resolved("{\"distributed_type\": \"FSDP\"}")) == codes{errc::processes_missing});
   CHECK(errors(resolved("{\"distributed_type\": \"NO\"}")).empty());
+  auto const quoted = resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": \" 8 \"}");
+  CHECK(errors(quoted).empty());
+  CHECK(quoted.policies.accelerate->num_processes == 8);
+  CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": null}")) == codes{errc::wrong_type});
+  CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": -1}")) == codes{errc::processes_missing});
+  CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": \"auto\"}")).empty());
   CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": 0}")) == codes{errc::out_of_range});
   CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": 2, \"gpu_ids\": 0}")) ==
         codes{errc::wrong_type});
