@@ -111,14 +111,14 @@ TEST_CASE("every decision of a file has a value, a reason, a rule and a place") 
 
 TEST_CASE("all problems of a file at once, in upstream's order") {
   auto const r = resolved(
-      "{\"distributed_type\": \"FSDP\", \"bf16\": true, \"num_processes\": \"8\", \"mixed_precision\": \"fp32\",\n"
+      "{\"distributed_type\": \"FSDP\", \"bf16\": true, \"num_processes\": 8.0, \"mixed_precision\": \"fp32\",\n"
       " \"fsdp_config\": {\"fsdp_version\": 2, \"fsdp_sync_module_states\": false, \"fsdp_offload_params\": "
       "\"maybe\",\n"
       "  \"fsdp_state_dict_type\": \"bogus\", \"fsdp_auto_wrap_policy\": \"none\", \"fsdp_activation_checkpointing\": "
       "2}}");
-  CHECK(errors(r) == codes{errc::unknown_keys, errc::wrong_type, errc::bad_mixed_precision,
-                           errc::sync_module_states_needed, errc::bad_truth_value, errc::unknown_name,
-                           errc::bad_wrap_policy, errc::bad_truth_value});
+  CHECK(errors(r) == codes{errc::unknown_keys, errc::bad_mixed_precision, errc::sync_module_states_needed,
+                           errc::wrong_type, errc::bad_truth_value, errc::unknown_name, errc::bad_wrap_policy,
+                           errc::bad_truth_value});
   CHECK(find(r, errc::unknown_keys)->detail.find("mixed_precision: \"bf16\"") != std::string::npos);
   CHECK(find(r, errc::unknown_keys)->upstream.find("['bf16']") != std::string::npos);
   CHECK(find(r, errc::unknown_name)->where == place{"config.json", "/fsdp_config/fsdp_state_dict_type", 3, 27});
@@ -140,6 +140,12 @@ TEST_CASE("what no file can be: the root, the type, the number of processes") {
   CHECK(misspelt.problems[0].detail.find("write FSDP") != std::string::npos);
   CHECK(errors(resolved("{\"distributed_type\": \"FSDP\"}")) == codes{errc::processes_missing});
   CHECK(errors(resolved("{\"distributed_type\": \"NO\"}")).empty());
+  auto const quoted = resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": \" 8 \"}");
+  CHECK(errors(quoted).empty());
+  CHECK(quoted.policies.accelerate->num_processes == 8);
+  CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": null}")) == codes{errc::wrong_type});
+  CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": -1}")) == codes{errc::processes_missing});
+  CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": \"auto\"}")).empty());
   CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": 0}")) == codes{errc::out_of_range});
   CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": 2, \"gpu_ids\": 0}")) ==
         codes{errc::wrong_type});
@@ -292,6 +298,24 @@ TEST_CASE("the plugin in code: arguments beat variables; bad ones are refused al
   CHECK(errors(in_code(value::object({{"fsdp_version", 3}}))) == codes{errc::unknown_name});
   CHECK(errors(in_code(value::object({{"fsdp_version", 1}, {"reshard_after_forward", true}}))) ==
         codes{errc::bad_reshard_value});
+  // version 1: strategies by name or number, another third dtype, any value for what is a word in the environment
+  auto const old = [](std::string_view argument, value to, facts const& known = {}) {
+    return in_code(value::object({{"fsdp_version", 1}}).set(argument, std::move(to)), known);
+  };
+  CHECK(old("sharding_strategy", "_hybrid_shard_zero2").policies.accelerate->sharding_strategy == "HYBRID_SHARD_ZERO2");
+  CHECK(old("sharding_strategy", 3).policies.accelerate->sharding_strategy == "NO_SHARD");
+  CHECK(errors(old("reshard_after_forward", "no")) == codes{errc::unknown_name});
+  CHECK(errors(old("cpu_offload", 1)) == codes{errc::bad_offload});
+  CHECK(errors(old("use_orig_params", "x")).empty());
+  CHECK(errors(old("mixed_precision_policy", "no")) == codes{errc::bad_mixed_precision});
+  auto dtypes = value::object({{"param_dtype", "bf16"}, {"reduce_dtype", "fp32"}, {"buffer_dtype", "fp32"}});
+  CHECK(errors(old("mixed_precision_policy", dtypes)).empty());
+  CHECK(errors(old("mixed_precision_policy", value{dtypes}.set("output_dtype", "bf16"))) ==
+        codes{errc::unexpected_argument});
+  CHECK(errors(old("mixed_precision_policy", value{dtypes}.erase("buffer_dtype"))) == codes{errc::bad_fsdp_policy});
+  facts words;
+  words.environment = {{"FSDP_USE_ORIG_PARAMS", "x"}};
+  CHECK(errors(old("sharding_strategy", "FULL_SHARD", words)) == codes{errc::bad_truth_value});
   auto const size = value::object({{"fsdp_version", 2}, {"auto_wrap_policy", "SIZE_BASED_WRAP"}});
   CHECK(in_code(size).policies.accelerate->auto_wrap.min_num_params == 0);
   CHECK(errors(in_code(value{size}.set("min_num_params", "5"))) == codes{errc::bad_number});
