@@ -714,30 +714,139 @@ TEST_CASE("roles: FSDP2 under accelerate, by release") {
   });
 }
 
-TEST_CASE("zero_keys: DeepSpeed's reading of zero_optimization, kinds and ranges") {
-  golden::run("zero_keys.json", {"deepspeed"}, [](auto, value const& in, value const& expect) {
-    document const config{in["config"], "case.json"};
-    findings out;
-    zero_section zero;
-    read_zero_section(config.root(), zero, {.model = {}, .when = at_train, .deepspeed = {}, .out = out});
-    problem const* first = nullptr;
-    for (auto const& p : out.problems)
-      if (p.level == severity::error && !first) first = &p;
-    if (expect.has("error")) return compare_error(first, expect["error"]);
-    if (first) return to_string(*first);
-    verdict differs;
-    if (expect["values"].has("stage") && !equals(expect["values"]["stage"], zero.stage.number)) differs = "stage";
-    for_each_row<zero_section>([&](auto const& row) {
-      auto const& wanted = expect["values"][row.also.empty() ? row.key : row.also];
-      auto const& held = zero.*(row.member);
-      using held_type = std::remove_cvref_t<decltype(held)>;
-      if constexpr (std::is_same_v<held_type, bool> || std::is_same_v<held_type, std::int64_t>)
-        if (wanted.present() && !same(value{held}, wanted))
-          differs = std::string{row.key} + " is " + to_json(value{held});
-      if constexpr (requires { held->device; })
-        if (wanted.present() && (held ? !wanted["device"].is_text(name(held->device)) : !wanted.is(value_kind::null)))
-          differs = std::string{row.key} + ".device";
-    });
-    return differs;
+namespace {
+
+/// The problems of one section as upstream lists them: path and type, out of `model: path: words [type=t]`.
+value details_of(resolution const& r, std::string_view model) {
+  auto list = value::array();
+  auto const start = "ValidationError (deepspeed): " + std::string{model} + ": ";
+  for (auto const& p : r.problems) {
+    if (p.level != severity::error || !p.upstream.starts_with(start)) continue;
+    auto const rest = std::string_view{p.upstream}.substr(start.size());
+    auto const type = rest.rfind("[type=") + 6;
+    list.push_back(
+        value::object({{"loc", rest.substr(0, rest.find(": "))}, {"type", rest.substr(type, rest.size() - type - 1)}}));
+  }
+  return list;
+}
+
+/// An error of DeepSpeed's own reading, with every detail of its section and upstream's words.
+verdict compare_native_error(problem const* first, resolution const& r, value const& expected) {
+  auto differs = compare_error(first, expected);
+  if (!differs.empty()) return differs;
+  if (!expected.has("details")) {
+    auto const words = first->upstream.substr(first->upstream.find("): ") + 3);
+    return expected["message"].text().starts_with(words) ? verdict{} : "message " + words;
+  }
+  auto const made = details_of(r, expected["model"].text());
+  auto wanted = value::array();
+  for (auto const& d : expected["details"].elements())
+    wanted.push_back(value::object({{"loc", d["loc"]}, {"type", d["type"]}}));
+  return made == wanted ? verdict{} : "details " + to_json(made);
+}
+
+/// The warnings of zero_keys in their golden words, in upstream's order.
+value zero_warnings(resolution const& r) {
+  auto list = value::array();
+  for (auto const& p : r.problems) {
+    std::string_view const pointer = p.where.pointer;
+    if (p.code == errc::deprecated_key)
+      list.push_back(pointer == "/zero_optimization" ? std::string{"deprecated-zero-format"}
+                                                     : "deprecated-key:" + p.where.pointer.substr(19));
+    if (p.code == errc::ignored_key && pointer.ends_with("/elastic_checkpoint"))
+      list.push_back("elastic-checkpoint-ignored");
+  }
+  return list;
+}
+
+}  // namespace
+
+TEST_CASE("zero_keys: DeepSpeed's reading of zero_optimization: values, warnings, every detail of an error") {
+  golden::run("zero_keys.json", {"deepspeed"}, [](auto front_end, value const& in, value const& expect) {
+    auto const r = resolved(front_end, in);
+    if (expect.has("error")) return compare_native_error(first_error(r, at_train), r, expect["error"]);
+    if (auto const* error = first_error(r, at_train)) return to_string(*error);
+    auto made = to_value(r.policies.native.value().zero);
+    for (auto const& m : expect["values"].members()) {
+      auto held = made[m.key];
+      if (m.key == "zenflow" && held.is(value_kind::object)) held.erase("steps_per_epoch");  // internal
+      if (!same(held, m.held)) return m.key + " is " + to_json(held);
+    }
+    auto const warnings = zero_warnings(r);
+    return warnings == expect["warnings"] ? verdict{} : "warnings " + to_json(warnings);
+  });
+}
+
+TEST_CASE("precision: DeepSpeed alone") {
+  golden::run("precision.json", {"deepspeed"}, [](auto front_end, value const& in, value const& expect) {
+    // most of these cases have no batch size, which upstream asks for after the sections
+    auto config = in["config"];
+    if (!config.has("train_micro_batch_size_per_gpu")) config.set("train_micro_batch_size_per_gpu", 1);
+    auto with_batch = in;
+    with_batch.set("config", config);
+    auto const r = resolved(front_end, with_batch);
+    if (expect.has("error")) return compare_native_error(first_error(r, at_train), r, expect["error"]);
+    if (auto const* error = first_error(r, at_train)) return to_string(*error);
+    return compare(value::object({{"result", text(dtype_of_mode(r.policies.mode))}}), expect);
+  });
+}
+
+TEST_CASE("batch: under DeepSpeed alone, through the whole resolution") {
+  golden::run("batch.json", {"deepspeed"}, [](auto front_end, value const& in, value const& expect) {
+    auto const r = resolved(front_end, in);
+    if (expect.has("error")) return compare_error(first_error(r), expect["error"]);
+    if (auto const* error = first_error(r, at_train)) return to_string(*error);
+    return compare(batch_of(r.policies.batch.value()), expect);
+  });
+}
+
+TEST_CASE("auto: what DeepSpeed alone makes of it inside a section") {
+  golden::run("auto.json", {"deepspeed"}, [](auto front_end, value const& in, value const& expect) {
+    auto const r = resolved(front_end, in);
+    if (auto const* error = first_error(r, at_train)) return to_string(*error);
+    auto const zero = to_value(r.policies.native.value().zero);
+    for (auto const& m : expect.members()) {
+      auto const key = m.key.starts_with("stage3_") ? m.key.substr(7) : m.key;
+      if (!same(zero[key], m.held)) return key + " is " + to_json(zero[key]);
+    }
+    return verdict{};
+  });
+}
+
+TEST_CASE("top_keys: the other keys of DeepSpeed's configuration, and the order of evaluation") {
+  golden::run("top_keys.json", {"deepspeed"}, [](auto front_end, value const& in, value const& expect) {
+    auto const r = resolved(front_end, in);
+    if (expect.has("error")) return compare_native_error(first_error(r, at_train), r, expect["error"]);
+    if (auto const* error = first_error(r, at_train)) return to_string(*error);
+    auto const& native = r.policies.native.value();
+    auto const bf16 = to_value(native.bf16), fp16 = to_value(native.fp16);
+    for (auto const& m : expect["values"].members()) {
+      auto const& name = m.key;
+      auto const made = name.starts_with("bfloat16_config.")  ? bf16[name.substr(16)]
+                        : name.starts_with("float16_config.") ? fp16[name.substr(15)]
+                                                              : native.attributes[name];
+      if (!same(made, m.held)) return name + " is " + (made.present() ? to_json(made) : "absent");
+    }
+    return verdict{};
+  });
+}
+
+TEST_CASE("roles: the seven dtypes and the wrapper under DeepSpeed alone") {
+  golden::run("roles.json", {"deepspeed"}, [](auto front_end, value const& in, value const& expect) {
+    auto f = facts_of(in);
+    f.zero_init = in["zero_init"].is_true();
+    f.optimizer_class = in["optimizer"].text();
+    for (auto const t : {dtype::f32, dtype::bf16, dtype::f16})
+      if (in["loaded"].is_text(name(t))) f.checkpoint = t;
+    auto const r = resolve(document{in["config"], "case.json"}, profile_of(front_end).value(), f);
+    if (expect.has("error")) return compare_native_error(first_error(r), r, expect["error"]);
+    if (auto const* error = first_error(r)) return to_string(*error);
+    auto made = value::object();
+    for (auto const role : roles) {
+      made.set(name(role), r.find(name(role))->value);
+      if (name(r.policies.dtypes(role)) != r.find(name(role))->value) return "typed " + std::string{name(role)};
+    }
+    made.set("wrapper", name(r.policies.wrapper));
+    return compare(made, expect);
   });
 }

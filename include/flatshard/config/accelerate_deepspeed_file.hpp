@@ -122,7 +122,7 @@ inline void resolve_accelerate_deepspeed(document const& config, profile p, fact
   bool const loads = plugin.usable && (registered || (accepted && reported));
   detail::load_registered(registered ? std::move(*registered) : copy, loads, root, p, f, out, policies);
 
-  report_ignored_keys(root, p, out);
+  report_ignored_keys(root, p, f, out);
   if (!accepted) copy = without_precision(std::move(copy));
   if (is_transformers(p)) trainer.finish(handed.buckets);
   bool const batch_known =

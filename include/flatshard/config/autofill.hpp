@@ -93,7 +93,7 @@ inline void fill_buckets(value& config, node const& root, bucket_rule const& rul
                          findings& out);
 /// Decides the three bucket sizes, in the order of hidden_size_keys.
 inline void decide_buckets(node const& root, std::array<std::int64_t, 3> const& sizes, bucket_fill const& filled,
-                           profile p, findings& out);
+                           profile p, facts const& f, findings& out);
 
 /// Reports every "auto" that is left; nothing replaces it.
 inline void report_left_auto(value const& config, std::string const& file, findings& out);
@@ -255,17 +255,18 @@ inline void report_left_auto(value const& config, std::string const& file, findi
 }
 
 inline void decide_buckets(node const& root, std::array<std::int64_t, 3> const& sizes, bucket_fill const& filled,
-                           profile p, findings& out) {
+                           profile p, facts const& f, findings& out) {
+  auto const by_default = absent_default(deepspeed_named(f.upstream.deepspeed));
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     auto const at = root["zero_optimization"][hidden_size_keys[i]];
     std::string const key{hidden_size_keys[i]}, formula{hidden_size_formulas[i]};
     std::string reason;
     if (!at.present())
-      reason = absent_default(deepspeed_version);
+      reason = by_default;
     else if (!at->is_text("auto"))
       reason = key + " is " + to_json(*at);
     else if (filled.written[i].empty())
-      reason = "\"auto\" inside the section: " + absent_default(deepspeed_version);
+      reason = "\"auto\" inside the section: " + by_default;
     else if (filled.unknown[i])
       reason = "\"auto\": " + formula + " with the hidden size h of the model, which is " +
                (filled.refused ? "refused" : "not given");

@@ -221,7 +221,9 @@ inline void decide_batch(node const& root, std::optional<batch_result> const& ba
     auto reason = !at.present()         ? std::string{"absent"}
                   : at->is_text("auto") ? std::string{"\"auto\""}
                                         : std::string{keys[i]} + " is " + to_json(*at);
-    if (!at.present() && i == 2)
+    if (p == profile::deepspeed)
+      reason += !at.present() || at->is(value_kind::null) ? ", inferred from the others" : "";
+    else if (!at.present() && i == 2)
       reason += ", accelerate's default 1";
     else if (at->is_text("auto") || (i == 1 && is_llamafactory(p) && (!at.present() || at->is(value_kind::null))))
       reason += ", filled by the front end";

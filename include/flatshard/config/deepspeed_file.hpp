@@ -5,6 +5,7 @@
 #include <flatshard/config/autofill.hpp>
 #include <flatshard/config/batch.hpp>
 #include <flatshard/config/deepspeed_keys.hpp>
+#include <flatshard/config/engine_checks.hpp>
 #include <flatshard/config/native_reading.hpp>
 #include <flatshard/config/optimizer_settings.hpp>
 #include <flatshard/config/precision_mode.hpp>
@@ -28,10 +29,9 @@ struct handed_config {
 };
 
 /// Warns about keys that DeepSpeed or the front end takes no notice of. `root` is the file as written.
-inline void report_ignored_keys(node const& root, profile p, findings& out) {
-  report_top_keys(root, out);
+inline void report_ignored_keys(node const& root, profile p, facts const& f, findings& out) {
+  report_top_keys(root, f, out);
   report_idle_sections(root, p, out);
-  report_nested_top_keys(root, out);
 }
 
 /// Decides what the engine runs with: stage, roles, batch, bucket sizes, clipping, optimizer.
@@ -47,10 +47,11 @@ inline engine_setting engine_setting_of(node const& root, precision_mode mode, n
                                         facts const& f, load_policy const& load, findings& out) {
   engine_setting s{.mode = mode, .stage = read.zero.stage.number, .communication = read.communication};
   s.loaded = load.partitioned ? load.type : casts_model(p, f) ? dtype::f32 : f.checkpoint.value_or(dtype::f32);
-  s.grad_accum = read_accumulation_dtype(root, out);
+  s.grad_accum = read_data_type(root, "grad_accum_dtype", out);
   s.optimizer_on_cpu = read.zero.offload_optimizer && read.zero.offload_optimizer->device == offload_device::cpu;
   s.bf16_master = read.bf16.bf16_master_weights_and_grads;
   s.bf16_states = read.bf16.bf16_optimizer_states;
+  s.fp16_master = read.fp16.fp16_master_weights_and_grads;
   return s;
 }
 
@@ -61,10 +62,12 @@ inline void decide_engine(handed_config const& handed, node const& root, profile
   auto const& read = handed.read;
   if (handed.mode) policies.mode = *handed.mode;
   if (read.batch) policies.batch = read.batch->sizes;
+  policies.native = read;
   auto& zero = policies.zero.emplace(decide_zero_stage(read.zero, root, f, p, out));
   policies.sharding = sharding_of_stage(zero.stage);
   if (handed.mode) {
     auto const setting = detail::engine_setting_of(root, *handed.mode, read, p, f, policies.load, out);
+    check_engine(root, setting, read, f, out);
     bool const widened = setting.stage == 3 && policies.load.partitioned && casts_model(p, f) &&
                          *handed.mode != precision_mode::fp32 && zero.offload_param == offload_device::cpu;
     auto const engine = decide_roles(root, setting, widened, p, out);
@@ -75,12 +78,12 @@ inline void decide_engine(handed_config const& handed, node const& root, profile
   decide_batch(root, read.batch, policies.batch_at_load, p, out);
   decide_batch_world(root, read.batch, policies.load.partitioned, f, p, out);
   decide_buckets(root, {zero.reduce_bucket_size, zero.prefetch_bucket_size, zero.param_persistence_threshold},
-                 handed.buckets, p, out);
+                 handed.buckets, p, f, out);
   for (bool const unknown : handed.buckets.unknown) zero.buckets_known &= !unknown;
   policies.gradient_clipping = decide_clipping(handed.config["gradient_clipping"], root, f, p, out);
   policies.optimizer = decide_optimizer(root, p, out);
   bool const reaches = std::none_of(out.problems.begin(), out.problems.end(), [](auto const& found) {
-    return found.level == severity::error && found.when != at_first_step;
+    return found.level == severity::error && found.when != at_first_step && found.when != at_engine;
   });
   if (reaches) policies.deepspeed_config = handed.config;
 }

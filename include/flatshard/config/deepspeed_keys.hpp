@@ -5,6 +5,7 @@
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/schema.hpp>
+#include <flatshard/config/sixteen_bit_sections.hpp>
 #include <flatshard/config/zero_section.hpp>
 
 #include <algorithm>
@@ -36,17 +37,38 @@ inline constexpr std::array<std::string_view, 62> deepspeed_top_keys{
   return std::find(deepspeed_top_keys.begin(), deepspeed_top_keys.end(), key) != deepspeed_top_keys.end();
 }
 
-/// Unknown keys, and keys of zero_optimization that stand at top level.
-inline void report_top_keys(node const& root, findings& out) {
-  auto const zero_keys = keys_of<zero_section>();
+/// Where a key belongs that stands in the wrong place, as words: `into fp16`, `to the top level`; empty if nowhere, and
+/// for keys that many sections have.
+[[nodiscard]] inline std::string home_of_key(std::string_view key) {
+  constexpr std::array<std::string_view, 6> common{"enabled",      "device",     "nvme_path",
+                                                   "buffer_count", "pin_memory", "offload"};
+  if (std::find(common.begin(), common.end(), key) != common.end()) return {};
+  if (is_deepspeed_top_key(key)) return "to the top level";
+  auto const holds = [key](auto const& keys) { return std::find(keys.begin(), keys.end(), key) != keys.end(); };
+  if (holds(keys_of<zero_section>())) return "into zero_optimization";
+  if (holds(keys_of<fp16_section>())) return "into fp16";
+  if (holds(keys_of<bf16_section>())) return "into bf16";
+  if (holds(keys_of<offload_optimizer_section>())) return "into zero_optimization.offload_optimizer";
+  if (holds(keys_of<offload_param_section>())) return "into zero_optimization.offload_param";
+  if (holds(keys_of<zenflow_section>())) return "into zero_optimization.zenflow";
+  constexpr std::array<std::string_view, 4> optimizer{"lr", "betas", "eps", "weight_decay"};
+  if (holds(optimizer)) return "into optimizer.params";
+  constexpr std::array<std::string_view, 4> types{"grad_accum_dtype", "param_dtype", "buffer_dtype",
+                                                  "keep_in_fp32_modules"};
+  if (holds(types)) return "into data_types";
+  return {};
+}
+
+/// Unknown keys, and keys of sections that stand at top level.
+inline void report_top_keys(node const& root, facts const& f, findings& out) {
   for (auto const& m : root->members()) {
     if (is_deepspeed_top_key(m.key)) continue;
-    if (std::find(zero_keys.begin(), zero_keys.end(), m.key) != zero_keys.end())
+    if (auto const home = home_of_key(m.key); !home.empty())
       out.warn(errc::wrong_section, root.key_place(m), at_train,
-               "the key \"" + m.key + "\" belongs into zero_optimization; here it is ignored in silence; move it");
+               "the key \"" + m.key + "\" belongs " + home + "; here it is ignored in silence; move it");
     else
       out.warn(errc::unknown_key, root.key_place(m), at_train,
-               "the key \"" + m.key + "\" is not known to " + std::string{deepspeed_version} +
+               "the key \"" + m.key + "\" is not known to " + deepspeed_named(f.upstream.deepspeed) +
                    " and ignored in silence" + out.suggest(m.key, deepspeed_top_keys));
   }
 }
@@ -66,15 +88,6 @@ inline void report_idle_sections(node const& root, profile p, findings& out) {
                                       "'s enable_activation_checkpointing decides"
                                 : "DeepSpeed's activation_checkpointing does nothing unless the program calls "
                                   "deepspeed.checkpointing itself");
-}
-
-/// Keys of the top level that stand in `bf16` or `fp16`.
-inline void report_nested_top_keys(node const& root, findings& out) {
-  for (std::string_view const key : {"bf16", "fp16"})
-    for (auto const& m : root[key]->members())
-      if (is_deepspeed_top_key(m.key))
-        out.warn(errc::wrong_section, root[key].key_place(m), at_train,
-                 "the key \"" + m.key + "\" belongs to the top level");
 }
 
 }  // namespace v0

@@ -38,9 +38,10 @@ struct upstream_error {
   return std::string{e.kind} + " (" + std::string{e.raised_by} + ')' + (e.message.empty() ? "" : ": " + e.message);
 }
 
-/// Upstream's moments, as problems name them.
-inline constexpr std::string_view at_read = "read", at_load = "load", at_train = "train", at_first_step = "first step",
-                                  at_load_and_train = "load, train";
+/// Upstream's moments, as problems name them; at the start of training the configuration is read, and then the engine
+/// is built from it.
+inline constexpr std::string_view at_read = "read", at_load = "load", at_train = "train", at_engine = "engine start",
+                                  at_first_step = "first step", at_load_and_train = "load, train";
 
 /// ASCII letters in lower case, as Python's str.lower() gives them for the words that are compared here.
 [[nodiscard]] inline std::string lower(std::string_view text) {

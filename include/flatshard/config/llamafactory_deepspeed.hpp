@@ -93,7 +93,7 @@ inline void apply_precision_variable(value& config, node const& root, precision_
 inline void train_deepspeed(document const& config, deepspeed_load const& load, profile p, facts const& f,
                             value const& micro, value const& steps, findings& out, resolved_policies& policies) {
   auto const root = config.root();
-  report_ignored_keys(root, p, out);
+  report_ignored_keys(root, p, f, out);
   handed_config handed;
   handed.mode = load.precision_known ? load.mode : decide_precision(root, p, at_train, out);
   auto& copy = handed.config;

@@ -19,18 +19,27 @@ inline namespace v0 {
 [[nodiscard]] inline value decide_clipping(value const& filled, node const& root, facts const& f, profile p,
                                            findings& out) {
   auto const clip = root["gradient_clipping"];
-  auto norm = clip.present() ? filled : value{1.0};
-  out.decide("gradient_clipping", python_text(norm),
-             !clip.present()          ? absent_default("DeepSpeed since 0.19.3")
-             : !clip->is_text("auto") ? "gradient_clipping is " + to_json(*clip)
-             : is_transformers(p)     ? std::string{"\"auto\", filled with the training argument max_grad_norm"}
-             : f.variable("ACCELERATE_GRADIENT_CLIPPING") ? "\"auto\", filled by ACCELERATE_GRADIENT_CLIPPING"
-                                                          : std::string{"\"auto\", filled with accelerate's 1.0"} +
-                                                                (is_llamafactory(p) ? ", not with max_grad_norm" : ""),
-             rule_of(p, "gradient_clipping"), clip.where());
+  auto const since = is_since(f.upstream.deepspeed, {0, 19, 3}, true);
+  auto norm = clip.present() ? filled : value{since ? 1.0 : 0.0};
+  std::string reason;
+  if (!clip.present())
+    reason = absent_default(since ? "DeepSpeed since 0.19.3" : "DeepSpeed before 0.19.3");
+  else if (!clip->is_text("auto") || p == profile::deepspeed)
+    reason = "gradient_clipping is " + to_json(*clip);
+  else if (is_transformers(p))
+    reason = "\"auto\", filled with the training argument max_grad_norm";
+  else if (f.variable("ACCELERATE_GRADIENT_CLIPPING"))
+    reason = "\"auto\", filled by ACCELERATE_GRADIENT_CLIPPING";
+  else
+    reason =
+        std::string{"\"auto\", filled with accelerate's 1.0"} + (is_llamafactory(p) ? ", not with max_grad_norm" : "");
+  out.decide("gradient_clipping", python_text(norm), std::move(reason), rule_of(p, "gradient_clipping"), clip.where());
   if (clip.present() && !norm.number())
-    out.error(errc::wrong_type, clip.where(), at_first_step, "found " + to_json(*clip) + ", a number is needed",
-              {"TypeError", "deepspeed", "'>' not supported between instances"});
+    out.error(errc::wrong_type, clip.where(), at_first_step,
+              "found " + to_json(*clip) + ", a number is needed" +
+                  (clip->is_text("auto") ? ": nothing replaces \"auto\", because no front end reads the file" : ""),
+              {"TypeError", "deepspeed",
+               "'>' not supported between instances of '" + std::string{python_name(norm.kind())} + "' and 'float'"});
   else if (clip.present() && !(*norm.number() >= 0))
     out.warn(errc::trap, clip.where(), at_first_step,
              "gradient_clipping is " + python_text(norm) +

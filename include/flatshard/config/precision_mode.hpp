@@ -9,6 +9,7 @@
 #include <flatshard/require.hpp>
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -86,6 +87,34 @@ static_assert(llamafactory_mode(enabled_word::off, enabled_word::odd).mode == pr
 static_assert(llamafactory_review_mode(truth_word::falsy, truth_word::automatic).mode == precision_mode::fp16);
 static_assert(llamafactory_review_mode(truth_word::falsy, truth_word::falsy).mode == precision_mode::bf16);
 static_assert(llamafactory_review_mode(truth_word::truthy, truth_word::truthy).mode == precision_mode::bf16);
+
+/// DeepSpeed itself, once both sections are read: an absent section, an absent `enabled` and "auto" are off.
+/// Complexity: O(1), constexpr. Source: DeepSpeed@edaa7221:deepspeed/runtime/config.py:824-828.
+[[nodiscard]] constexpr mode_choice deepspeed_mode(bool bf16, bool fp16) {
+  if (bf16 && fp16) return {precision_mode::refused, "deepspeed.precision", "bf16"};
+  if (bf16) return {precision_mode::bf16, "deepspeed.precision", "bf16"};
+  if (fp16) return {precision_mode::fp16, "deepspeed.precision", "fp16"};
+  return {precision_mode::fp32, "deepspeed.precision", ""};
+}
+/// What DeepSpeed reads of `enabled` when both words are among the usual ones; any other goes through the conversion of
+/// a bool. The grid of docs/config.md, bf16 by fp16.
+[[nodiscard]] constexpr precision_mode deepspeed_mode_of_words(enabled_word bf16, enabled_word fp16) {
+  return deepspeed_mode(bf16 == enabled_word::on, fp16 == enabled_word::on).mode;
+}
+namespace detail {
+constexpr bool deepspeed_grid_holds() {
+  constexpr std::array<enabled_word, 3> words{enabled_word::automatic, enabled_word::on, enabled_word::off};
+  constexpr auto fp32 = precision_mode::fp32, bf16 = precision_mode::bf16, fp16 = precision_mode::fp16;
+  constexpr std::array<std::array<precision_mode, 3>, 3> grid{
+      // fp16: absent or auto, true, false
+      {{fp32, fp16, fp32}, {bf16, precision_mode::refused, bf16}, {fp32, fp16, fp32}}};
+  for (std::size_t b = 0; b < words.size(); ++b)
+    for (std::size_t h = 0; h < words.size(); ++h)
+      if (deepspeed_mode_of_words(words[b], words[h]) != grid[b][h]) return false;
+  return true;
+}
+}  // namespace detail
+static_assert(detail::deepspeed_grid_holds());
 
 /// How LLaMA-Factory reads one `enabled`.
 [[nodiscard]] inline enabled_word read_enabled_word(value const& enabled) {

@@ -47,9 +47,7 @@ inline constexpr std::array<std::string_view, 7> profile_names{
   return p == profile::transformers_v4 || p == profile::transformers_v5;
 }
 /// Whether `resolve` has the rules of a profile.
-[[nodiscard]] constexpr bool available(profile p) {
-  return is_llamafactory(p) || p == profile::accelerate || is_transformers(p) || p == profile::torch;
-}
+[[nodiscard]] constexpr bool available(profile p) { return static_cast<std::size_t>(p) < profile_names.size(); }
 
 /// How messages name a front end.
 [[nodiscard]] constexpr std::string_view product_of(profile p) {
@@ -72,6 +70,10 @@ inline constexpr std::array<std::string_view, 7> profile_names{
 inline constexpr std::string_view llamafactory_version = "LLaMA-Factory v1 (28a6ea1cd to ff6d4d12e)";
 inline constexpr std::string_view deepspeed_version = "DeepSpeed 0.19.6";
 inline constexpr std::string_view accelerate_version = "accelerate 1.15.0";
+/// The release of DeepSpeed whose rules count, as decisions name it.
+[[nodiscard]] inline std::string deepspeed_named(std::optional<version_number> const& chosen) {
+  return chosen ? "DeepSpeed " + to_string(*chosen) : std::string{deepspeed_version};
+}
 /// The reason of a decision that no key made.
 [[nodiscard]] inline std::string absent_default(std::string_view version) {
   return "absent, default of " + std::string{version};
@@ -171,6 +173,8 @@ struct facts {
   training_arguments training{};
   fully_shard_arguments fully_shard{};
   std::optional<model_outline> model{};  ///< which units a front end makes of it
+  bool zero_init = false;                ///< under `deepspeed`: the program builds its model under deepspeed.zero.Init
+  std::string optimizer_class{};  ///< of the program's own optimizer, `AdamW` or `DeepSpeedCPUAdam`; empty: not known
 
   /// The value of an environment variable, or none.
   [[nodiscard]] std::optional<std::string_view> variable(std::string_view key) const {

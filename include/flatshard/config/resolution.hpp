@@ -5,6 +5,7 @@
 #include <flatshard/config/batch.hpp>
 #include <flatshard/config/deepspeed_plugin.hpp>
 #include <flatshard/config/findings.hpp>
+#include <flatshard/config/native_reading.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/roles.hpp>
 #include <flatshard/config/schema.hpp>
@@ -167,6 +168,7 @@ struct resolved_policies {
   std::optional<deepspeed_plugin> plugin;  ///< accelerate's, as it is built
   std::string reported_precision;          ///< the mode that accelerate reports; empty: it has none
   dtype model_init = dtype::none;          ///< of tensor-parallel models that Transformers builds
+  std::optional<native_reading> native;    ///< all that DeepSpeed reads when training starts
   [[nodiscard]] std::optional<double> clip_norm() const { return gradient_clipping.number(); }
 };
 

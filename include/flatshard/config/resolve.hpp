@@ -25,6 +25,7 @@
 #include <flatshard/config/accelerate_deepspeed_file.hpp>
 #include <flatshard/config/accelerate_file.hpp>
 #include <flatshard/config/accelerate_launch.hpp>
+#include <flatshard/config/deepspeed_program.hpp>
 #include <flatshard/config/fully_shard_call.hpp>
 #include <flatshard/config/llamafactory_deepspeed.hpp>
 #include <flatshard/config/llamafactory_file.hpp>
@@ -50,7 +51,7 @@ inline namespace v0 {
                                          profile front_end = profile::llamafactory) {
   if (f.form != config_form::automatic) return f.form;
   if (front_end == profile::torch) return config_form::fully_shard_call;
-  if (is_transformers(front_end)) return config_form::deepspeed;
+  if (is_transformers(front_end) || front_end == profile::deepspeed) return config_form::deepspeed;
   auto const& file = config.file();
   bool const yaml = file.ends_with(".yaml") || file.ends_with(".yml");
   if (front_end == profile::accelerate) {
@@ -98,6 +99,16 @@ inline namespace v0 {
     resolve_fully_shard(config, f, out, r.policies);
   } else if (form == config_form::accelerate_file) {
     resolve_accelerate_file(config, f, out, r.policies);
+  } else if (front_end == profile::deepspeed) {
+    out.decide("backend", "deepspeed", "the program calls deepspeed.initialize", rule_of(front_end, "backend"), whole);
+    r.policies.config_file = config.file();
+    resolve_program(config, f, out, r.policies);
+    r.policies.activation_checkpointing = false;
+    out.decide("activation_checkpointing", "false",
+               "the program does it or not: DeepSpeed's section activation_checkpointing does nothing unless the "
+               "program calls deepspeed.checkpointing",
+               rule_of(front_end, "activation_checkpointing"), config["activation_checkpointing"].where());
+    decide_adopted_process_group(front_end, f, out, r.policies);
   } else if (form == config_form::deepspeed && !is_llamafactory(front_end)) {
     out.decide("backend", "deepspeed", "the file is a DeepSpeed configuration", rule_of(front_end, "backend"), whole);
     r.policies.config_file = config.file();

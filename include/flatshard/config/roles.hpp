@@ -5,6 +5,8 @@
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/precision_mode.hpp>
 #include <flatshard/config/profiles.hpp>
+#include <flatshard/config/python_text.hpp>
+#include <flatshard/config/sixteen_bit_sections.hpp>
 #include <flatshard/dtype.hpp>
 #include <flatshard/policy.hpp>
 
@@ -28,6 +30,7 @@ struct engine_setting {
   dtype grad_accum = dtype::none;     ///< data_types.grad_accum_dtype; none = not set
   bool optimizer_on_cpu = false;      ///< offload_optimizer.device is cpu
   bool bf16_master = false, bf16_states = false;
+  bool fp16_master = false;
 };
 /// The optimizer that DeepSpeed wraps around the one it is given.
 enum class engine_wrapper : std::uint8_t { none, zero, bf16_optimizer, fp16_optimizer };
@@ -67,6 +70,7 @@ struct engine_roles {
   bool const wide_sums = s.mode == precision_mode::bf16 && accumulate == dtype::f32 && s.stage == 1;
   out.wrapper = wide_sums && !s.optimizer_on_cpu ? engine_wrapper::bf16_optimizer : engine_wrapper::zero;
   if (s.bf16_master) r.master = dtype::bf16;
+  if (s.fp16_master) r.master = dtype::f16;
   if (s.bf16_states) r.optimizer_state = dtype::bf16;
   return out;
 }
@@ -109,15 +113,15 @@ static_assert(!deepspeed_roles({.stage = 0, .grad_accum = dtype::f32}).accepted)
 /// Whether a front end casts the whole model to fp32 before the engine sees it.
 [[nodiscard]] constexpr bool casts_model(profile p, facts const& f) { return f.full_tuning && is_llamafactory(p); }
 
-/// Reads `data_types.grad_accum_dtype`; `none` if it is not set or upstream refuses it.
-[[nodiscard]] inline dtype read_accumulation_dtype(node const& root, findings& out) {
-  auto const at = root["data_types"]["grad_accum_dtype"];
+/// Reads a dtype word of `data_types`; `none` if it is not set or upstream refuses it, which it does when it needs it.
+[[nodiscard]] inline dtype read_data_type(node const& root, std::string_view key, findings& out) {
+  auto const at = root["data_types"][key];
   if (!at.present() || at->is(value_kind::null)) return dtype::none;
   auto const type = at->is(value_kind::string) ? dtype_of_deepspeed_word(at->text()) : dtype::none;
   if (type == dtype::none)
-    out.error(errc::bad_dtype, at.where(), at_train,
+    out.error(errc::bad_dtype, at.where(), at_engine,
               "found " + to_json(*at) + ", allowed: fp32, fp16 or bf16 (or their torch names)",
-              {"ValueError", "deepspeed", python_text(*at) + " is not a valid DtypeEnum"});
+              {"ValueError", "deepspeed", python_repr(*at) + " is not a valid DtypeEnum"});
   return type;
 }
 
@@ -137,13 +141,15 @@ struct role_source {
 inline role_source source_of_role(role r, node const& root, engine_setting const& s, bool widened, profile p) {
   auto const mode = std::string{name(dtype_of_mode(s.mode))};
   std::string const product{product_of(p)};
-  auto const bf16 = root["bf16"];
+  auto const bf16 = p == profile::deepspeed ? bf16_of(root) : root["bf16"];
   if (r == role::reduce && s.communication != dtype::none)
     return {"communication_data_type is set", root["communication_data_type"].where()};
   if (r == role::grad_accum && s.grad_accum != dtype::none)
     return {"data_types.grad_accum_dtype is set", root["data_types"]["grad_accum_dtype"].where()};
   if (r == role::master && s.bf16_master)
     return {"bf16.bf16_master_weights_and_grads is on", bf16["bf16_master_weights_and_grads"].where()};
+  if (r == role::master && s.fp16_master)
+    return {"fp16.fp16_master_weights_and_grads is on", root["fp16"]["fp16_master_weights_and_grads"].where()};
   if (r == role::optimizer_state && s.bf16_states)
     return {"bf16.bf16_optimizer_states is on", bf16["bf16_optimizer_states"].where()};
   if (widened && (r == role::parameter_storage || r == role::compute || r == role::output))
@@ -163,9 +169,11 @@ inline engine_roles decide_roles(node const& root, engine_setting const& setting
                                  findings& out) {
   auto engine = deepspeed_roles(setting);
   if (!engine.accepted)
-    out.error(errc::accumulation_dtype_mix, root["data_types"]["grad_accum_dtype"].where(), at_train,
+    out.error(errc::accumulation_dtype_mix, root["data_types"]["grad_accum_dtype"].where(), at_engine,
               "stage 0 accumulates in the dtype of the mode only; remove grad_accum_dtype or choose a stage",
-              {"NotImplementedError", "deepspeed", "unsupported mix of model dtype and gradient accumulation dtype"});
+              {"NotImplementedError", "deepspeed",
+               "unsupported mix of model_dtype=" + std::string{torch_name(dtype_of_mode(setting.mode))} +
+                   " and grad_accum_dtype=" + std::string{torch_name(setting.grad_accum)}});
   std::string const loaded{widened ? name(engine.dtypes.parameter_storage) : ""};
   if (widened) engine.dtypes.parameter_storage = engine.dtypes.compute = engine.dtypes.output = dtype::f32;
   for (auto const r : roles) {

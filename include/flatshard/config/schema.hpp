@@ -266,7 +266,7 @@ inline void refuse_key(node const& section, object_member const& m, bool second_
   } else {
     auto const home = r.home ? r.home(m.key) : std::string{};
     detail = "the key \"" + m.key + "\" is not known here" +
-             (home.empty() ? r.out.suggest(m.key, known) : "; it belongs " + home + ": move it");
+             (home.empty() ? r.out.suggest(m.key, known) : "; it belongs " + home + "; move it");
   }
   auto path = section[m].pointer().substr(std::min(r.root + 1, section[m].pointer().size()));
   std::replace(path.begin(), path.end(), '/', '.');

@@ -89,6 +89,11 @@ inline void check_fields(fp16_section const& s, node const& at, section_reader c
 /// Reads `root`'s `fp16`. Source:
 /// DeepSpeed@edaa7221:deepspeed/runtime/precision_config.py:34-163.
 inline void read_fp16_section(node const& root, fp16_section& into, section_reader const& reader);
+/// The section that DeepSpeed takes for `bf16`: its legacy name counts where `bf16` is absent or null.
+[[nodiscard]] inline node bf16_of(node const& root) {
+  auto const at = root["bf16"], old = root["bfloat16"];
+  return old.present() && (!at.present() || at->is(value_kind::null)) ? old : at;
+}
 /// Reads `root`'s `bf16`; without one, or with null, its legacy section `bfloat16`.
 /// Returns the one that was read.
 inline node read_bf16_section(node const& root, bf16_section& into, section_reader const& reader);
@@ -138,11 +143,11 @@ inline void read_fp16_section(node const& root, fp16_section& into, section_read
 }
 
 inline node read_bf16_section(node const& root, bf16_section& into, section_reader const& reader) {
-  auto at = root["bf16"];
-  if (!at.present() || at->is(value_kind::null)) at = root["bfloat16"];
+  auto const at = bf16_of(root);
   auto const r = reader.of("DeepSpeedBF16Config", at);
   detail::default_section(into, r.deepspeed);
-  if (detail::is_precision_section(at, r)) read_section(at, into, r);
+  bool const skipped = at->is(value_kind::null) && !root["bfloat16"].present();  // null counts as absent
+  if (!skipped && detail::is_precision_section(at, r)) read_section(at, into, r);
   return at;
 }
 
