@@ -74,8 +74,8 @@ void resolve_as(benchmark::State& state, profile front_end) {
 
 int main(int argc, char** argv) {
   benchmark::RegisterBenchmark("parse", parse)->Unit(benchmark::kMicrosecond);
-  for (std::size_t i = 0; i < profile_names.size(); ++i)
-    if (auto const p = static_cast<profile>(i); available(p) && p != profile::torch)
+  for (auto const p : profiles)
+    if (p != profile::torch)
       benchmark::RegisterBenchmark(("resolve/" + std::string{name(p)}).c_str(), resolve_as, p)
           ->Unit(benchmark::kMicrosecond);
   benchmark::Initialize(&argc, argv);

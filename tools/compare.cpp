@@ -65,8 +65,7 @@ std::vector<column> columns_of(configuration_request const& request) {
   auto const form = own.document ? fs::form_of(*own.document, own.known) : fs::config_form::deepspeed;
   bool const belongs_to_one = form != fs::config_form::deepspeed;
   auto const named = own.resolved.policies.config_file;
-  for (std::size_t i = 0; i < fs::profile_names.size(); ++i) {
-    auto const p = static_cast<fs::profile>(i);
+  for (auto const p : fs::profiles) {
     if (!available(p) || (p == fs::profile::torch && form != fs::config_form::fully_shard_call)) continue;
     bool const same_front_end =
         p == own.resolved.front_end || (fs::is_llamafactory(p) && fs::is_llamafactory(own.resolved.front_end));
@@ -75,7 +74,7 @@ std::vector<column> columns_of(configuration_request const& request) {
     } else if (auto const* const file = own.known.file(named); file != nullptr) {
       auto known = own.known;
       known.form = fs::config_form::deepspeed;
-      columns.push_back({p, named, fs::resolve(file->content, p, known)});
+      columns.push_back({p, named, decide(file->content, p, known)});
     }
   }
   return columns;

@@ -110,8 +110,8 @@ void apply_setting(std::string_view setting, fs::document& config) {
 
 void add_configuration_options(CLI::App& command, configuration_request& request) {
   std::vector<std::string> profiles;
-  for (std::size_t i = 0; i < fs::profile_names.size(); ++i)
-    if (available(static_cast<fs::profile>(i))) profiles.emplace_back(fs::profile_names[i]);
+  for (auto const p : fs::profiles)
+    if (available(p)) profiles.emplace_back(name(p));
   command
       .add_option("--profile", request.profile,
                   fmt::format("Whose rules decide: {} (default llamafactory)", fmt::join(profiles, ", ")))
@@ -186,6 +186,10 @@ configuration_text read_configuration_text(configuration_request const& request)
   return out;
 }
 
+fs::resolution decide(fs::document const& config, fs::profile front_end, fs::facts const& known) {
+  return fs::resolve(config, front_end, known);
+}
+
 front_end_reading read_as(fs::profile front_end, configuration_text const& text, configuration_request const& request) {
   front_end_reading out{{}, text.known, {}};
   out.resolved.front_end = front_end;
@@ -197,7 +201,7 @@ front_end_reading read_as(fs::profile front_end, configuration_text const& text,
   out.document = *std::move(read);
   for (auto const& setting : request.settings) apply_setting(setting, *out.document);
   fs::frontend::read_named_files(*out.document, out.known);
-  out.resolved = fs::resolve(*out.document, front_end, out.known);
+  out.resolved = decide(*out.document, front_end, out.known);
   if (request.strict) out.resolved = strict(std::move(out.resolved));
   return out;
 }

@@ -40,6 +40,10 @@ struct configuration_text {
 /// of the model cannot be read, `wrong_usage` for an argument that no front end has.
 [[nodiscard]] configuration_text read_configuration_text(configuration_request const& request);
 
+/// `flatshard::resolve`, compiled in one place: its rules are the largest part of the program.
+[[nodiscard]] flatshard::resolution decide(flatshard::document const& config, flatshard::profile front_end,
+                                           flatshard::facts const& known);
+
 /// A configuration as one front end reads it: the document, what is known beside it, and what it decides. Without a
 /// document the problems say why.
 struct front_end_reading {

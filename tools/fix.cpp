@@ -118,14 +118,13 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
   auto const said = target == "-" ? std::string{"the configuration"} : one_line(target);
   fmt::print(told, "{} is concrete for {}; decided by it:\n", said, name(r.front_end));
   table lines{{{""}, {""}}};
-  for (std::size_t i = 0; i < fs::profile_names.size(); ++i) {
-    auto const other = static_cast<fs::profile>(i);
+  for (auto const other : fs::profiles) {
     bool const reads_it = deepspeed ? other != fs::profile::torch : fs::is_llamafactory(other);
     if (!available(other) || !reads_it) continue;
     auto known = reading.known;
     known.form = deepspeed ? fs::config_form::deepspeed : fs::config_form::llamafactory_file;
     auto const differs =
-        difference(r, fs::resolve(fs::document{fixed, deepspeed ? "fixed.json" : "fixed.yaml"}, other, known));
+        difference(r, decide(fs::document{fixed, deepspeed ? "fixed.json" : "fixed.yaml"}, other, known));
     lines.row({std::string{name(other)}, differs.empty() ? "the same" : differs});
   }
   fmt::print(told, "{}", lines.text());

@@ -29,6 +29,10 @@ enum class profile : std::uint8_t {
   deepspeed,
   torch
 };
+/// All of them, in their order.
+inline constexpr std::array<profile, 7> profiles{
+    profile::llamafactory,    profile::llamafactory_review, profile::accelerate, profile::transformers_v4,
+    profile::transformers_v5, profile::deepspeed,           profile::torch};
 inline constexpr std::array<std::string_view, 7> profile_names{
     "llamafactory", "llamafactory-review", "accelerate", "transformers-v4", "transformers-v5", "deepspeed", "torch"};
 [[nodiscard]] constexpr std::string_view name(profile p) { return profile_names[static_cast<std::size_t>(p)]; }
