@@ -129,8 +129,8 @@ inline void top_sections::torch_autocast() const {
       kept.set("torch_autocast_dtype", torch_name(t));
   }
   if (modules->is(value_kind::array)) {
-    auto const elements = modules->elements();
-    if (!std::all_of(elements.begin(), elements.end(), [](value const& e) { return e.is(value_kind::string); }))
+    auto const names = modules->elements();
+    if (!std::all_of(names.begin(), names.end(), [](value const& e) { return e.is(value_kind::string); }))
       refuse(errc::bad_autocast_modules, modules, "a list of names of modules",
              {"ValueError", "deepspeed",
               "Invalid module names for torch autocast: " + python_repr(*modules) + ". Expected list of strings."});
@@ -226,9 +226,9 @@ inline void top_sections::data_types() const {
   for (std::string_view const key : {"grad_accum_dtype", "param_dtype", "buffer_dtype"})
     keep(key, section[key], nullptr);
   if (!is_since(deepspeed, {0, 19, 8}, false) || !kept_wide.present() || kept_wide->is_text("auto")) return;
-  auto const elements = kept_wide->elements();
+  auto const patterns = kept_wide->elements();
   if (!kept_wide->is(value_kind::array) ||
-      !std::all_of(elements.begin(), elements.end(), [](value const& e) { return e.is(value_kind::string); }))
+      !std::all_of(patterns.begin(), patterns.end(), [](value const& e) { return e.is(value_kind::string); }))
     refuse(errc::wrong_type, kept_wide, "\"auto\" or a list of patterns",
            {"DeepSpeedConfigError", "deepspeed",
             "data_types.keep_in_fp32_modules must be \"auto\" or a list of name patterns, got " +
