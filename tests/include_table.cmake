@@ -49,7 +49,7 @@ may(cut_problems checkpoint_files layout)
 may(segment_loader cut_problems layout)
 may(loader model_units segment_loader communicator)
 may(checkpoint loader reshard)
-may(flatshard estimate reshard full_weights initial_values laws layouts/ config/resolve)
+may(flatshard utf8 base64 estimate reshard full_weights initial_values laws layouts/ config/resolve)
 may(kernels/ communicator layout quantity dtype policy kernels/)
 # The headers that may use <fcntl.h>, <unistd.h> and the like.
 set(posix file unfinished_folder safetensors safetensors_index safetensors_writer checkpoint_files model_units cut_problems segment_loader loader checkpoint)
