@@ -274,6 +274,18 @@ namespace {
 
 value or_null(dtype t) { return t == dtype::none ? value{nullptr} : value{name(t)}; }
 
+/// What DeepSpeed's own configuration class makes of the final file.
+value deepspeed_of(resolved_policies const& p) {
+  return value::object({{"precision", text(dtype_of_mode(p.mode))},
+                        {"stage", p.zero.value().stage},
+                        {"train_batch_size", p.batch.value().train},
+                        {"train_micro_batch_size_per_gpu", p.batch->micro},
+                        {"gradient_accumulation_steps", p.batch->steps},
+                        {"gradient_clipping", p.gradient_clipping},
+                        {"offload_optimizer", name(p.zero->offload_optimizer)},
+                        {"offload_param", name(p.zero->offload_param)}});
+}
+
 /// The fields of a front-end case that the resolution decides.
 value front_end_result(resolution const& r, value const& in) {
   auto const& p = r.policies;
@@ -316,15 +328,7 @@ value front_end_result(resolution const& r, value const& in) {
   for (auto const role : roles)
     if (auto const* d = r.find(name(role))) all_roles.set(name(role), d->value);
   if (p.backend != backend_kind::deepspeed && !all_roles.members().empty()) made.set("roles", all_roles);
-  if (p.backend == backend_kind::deepspeed && p.batch)
-    made.set("deepspeed", value::object({{"precision", text(dtype_of_mode(p.mode))},
-                                         {"stage", p.zero->stage},
-                                         {"train_batch_size", p.batch->train},
-                                         {"train_micro_batch_size_per_gpu", p.batch->micro},
-                                         {"gradient_accumulation_steps", p.batch->steps},
-                                         {"gradient_clipping", p.gradient_clipping},
-                                         {"offload_optimizer", name(p.zero->offload_optimizer)},
-                                         {"offload_param", name(p.zero->offload_param)}}));
+  if (p.backend == backend_kind::deepspeed && p.batch) made.set("deepspeed", deepspeed_of(p));
   std::set<std::string> codes;
   for (auto const& one : r.problems)
     for (auto const code : {errc::accumulation_mismatch, errc::dcp_path_missing, errc::ddp_fallback, errc::fsdp_skipped,
@@ -477,6 +481,20 @@ void add_fsdp(resolution const& r, value& made) {
     made.set("roles", roles_of(r));
 }
 
+void add_deepspeed(resolution const& r, value& made) {
+  auto const& p = r.policies;
+  auto const& plugin = p.plugin.value();
+  made.set("plugin", value::object({{"zero_stage", plugin.stage},
+                                    {"zero3_init_flag", plugin.zero3_init_flag},
+                                    {"gradient_accumulation_steps", plugin.gradient_accumulation_steps},
+                                    {"gradient_clipping", plugin.gradient_clipping}}));
+  auto paths = value::object();
+  for (auto const section : {"offload_optimizer", "offload_param"})
+    if (auto const& offload = p.deepspeed_config["zero_optimization"][section]; offload.is(value_kind::object))
+      paths.set(section, offload["nvme_path"]);
+  made.set("nvme_path", paths).set("deepspeed", deepspeed_of(p));
+}
+
 value accelerate_result(resolution const& r, value const& in) {
   auto const& p = r.policies;
   auto const& a = p.accelerate.value();
@@ -490,6 +508,7 @@ value accelerate_result(resolution const& r, value const& in) {
   }
   if (p.backend != backend_kind::multi_gpu) made.set("gradient_accumulation_steps", a.gradient_accumulation_steps);
   if (p.backend == backend_kind::fsdp) add_fsdp(r, made);
+  if (p.backend == backend_kind::deepspeed) add_deepspeed(r, made);
   constexpr std::array codes{errc::accumulation_mismatch,     errc::deprecated_sharding_strategy,
                              errc::ignored_backward_prefetch, errc::ignored_sync_module_states,
                              errc::ignored_use_orig_params,   errc::zero3_init_flag_off};

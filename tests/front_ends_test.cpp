@@ -111,14 +111,14 @@ TEST_CASE("every decision of a file has a value, a reason, a rule and a place") 
 
 TEST_CASE("all problems of a file at once, in upstream's order") {
   auto const r = resolved(
-      "{\"distributed_type\": \"FSDP\", \"bf16\": true, \"num_processes\": \"8\", \"mixed_precision\": \"fp32\",\n"
+      "{\"distributed_type\": \"FSDP\", \"bf16\": true, \"num_processes\": 8.0, \"mixed_precision\": \"fp32\",\n"
       " \"fsdp_config\": {\"fsdp_version\": 2, \"fsdp_sync_module_states\": false, \"fsdp_offload_params\": "
       "\"maybe\",\n"
       "  \"fsdp_state_dict_type\": \"bogus\", \"fsdp_auto_wrap_policy\": \"none\", \"fsdp_activation_checkpointing\": "
       "2}}");
-  CHECK(errors(r) == codes{errc::unknown_keys, errc::wrong_type, errc::bad_mixed_precision,
-                           errc::sync_module_states_needed, errc::bad_truth_value, errc::unknown_name,
-                           errc::bad_wrap_policy, errc::bad_truth_value});
+  CHECK(errors(r) == codes{errc::unknown_keys, errc::bad_mixed_precision, errc::sync_module_states_needed,
+                           errc::wrong_type, errc::bad_truth_value, errc::unknown_name, errc::bad_wrap_policy,
+                           errc::bad_truth_value});
   CHECK(find(r, errc::unknown_keys)->detail.find("mixed_precision: \"bf16\"") != std::string::npos);
   CHECK(find(r, errc::unknown_keys)->upstream.find("['bf16']") != std::string::npos);
   CHECK(find(r, errc::unknown_name)->where == place{"config.json", "/fsdp_config/fsdp_state_dict_type", 3, 27});
@@ -140,6 +140,12 @@ TEST_CASE("what no file can be: the root, the type, the number of processes") {
   CHECK(misspelt.problems[0].detail.find("write FSDP") != std::string::npos);
   CHECK(errors(resolved("{\"distributed_type\": \"FSDP\"}")) == codes{errc::processes_missing});
   CHECK(errors(resolved("{\"distributed_type\": \"NO\"}")).empty());
+  auto const quoted = resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": \" 8 \"}");
+  CHECK(errors(quoted).empty());
+  CHECK(quoted.policies.accelerate->num_processes == 8);
+  CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": null}")) == codes{errc::wrong_type});
+  CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": -1}")) == codes{errc::processes_missing});
+  CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": \"auto\"}")).empty());
   CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": 0}")) == codes{errc::out_of_range});
   CHECK(errors(resolved("{\"distributed_type\": \"FSDP\", \"num_processes\": 2, \"gpu_ids\": 0}")) ==
         codes{errc::wrong_type});
@@ -292,6 +298,24 @@ TEST_CASE("the plugin in code: arguments beat variables; bad ones are refused al
   CHECK(errors(in_code(value::object({{"fsdp_version", 3}}))) == codes{errc::unknown_name});
   CHECK(errors(in_code(value::object({{"fsdp_version", 1}, {"reshard_after_forward", true}}))) ==
         codes{errc::bad_reshard_value});
+  // version 1: strategies by name or number, another third dtype, any value for what is a word in the environment
+  auto const old = [](std::string_view argument, value to, facts const& known = {}) {
+    return in_code(value::object({{"fsdp_version", 1}}).set(argument, std::move(to)), known);
+  };
+  CHECK(old("sharding_strategy", "_hybrid_shard_zero2").policies.accelerate->sharding_strategy == "HYBRID_SHARD_ZERO2");
+  CHECK(old("sharding_strategy", 3).policies.accelerate->sharding_strategy == "NO_SHARD");
+  CHECK(errors(old("reshard_after_forward", "no")) == codes{errc::unknown_name});
+  CHECK(errors(old("cpu_offload", 1)) == codes{errc::bad_offload});
+  CHECK(errors(old("use_orig_params", "x")).empty());
+  CHECK(errors(old("mixed_precision_policy", "no")) == codes{errc::bad_mixed_precision});
+  auto dtypes = value::object({{"param_dtype", "bf16"}, {"reduce_dtype", "fp32"}, {"buffer_dtype", "fp32"}});
+  CHECK(errors(old("mixed_precision_policy", dtypes)).empty());
+  CHECK(errors(old("mixed_precision_policy", value{dtypes}.set("output_dtype", "bf16"))) ==
+        codes{errc::unexpected_argument});
+  CHECK(errors(old("mixed_precision_policy", value{dtypes}.erase("buffer_dtype"))) == codes{errc::bad_fsdp_policy});
+  facts words;
+  words.environment = {{"FSDP_USE_ORIG_PARAMS", "x"}};
+  CHECK(errors(old("sharding_strategy", "FULL_SHARD", words)) == codes{errc::bad_truth_value});
   auto const size = value::object({{"fsdp_version", 2}, {"auto_wrap_policy", "SIZE_BASED_WRAP"}});
   CHECK(in_code(size).policies.accelerate->auto_wrap.min_num_params == 0);
   CHECK(errors(in_code(value{size}.set("min_num_params", "5"))) == codes{errc::bad_number});
@@ -359,6 +383,50 @@ TEST_CASE("without a file the environment and the number of ranks decide") {
   f.accelerator.gradient_accumulation_steps = "auto";
   CHECK(errors(resolve(document{}, profile::accelerate, f)) == codes{errc::bad_number});
   CHECK(resolve(document{}, profile::accelerate).policies.backend == backend_kind::simple);
+}
+
+TEST_CASE("deepspeed_config: written or named, with the places of accelerate's file") {
+  auto const text = [](std::string const& section, std::string const& top = {}) {
+    return "{\"distributed_type\": \"DEEPSPEED\", \"num_processes\": 4" + top + ",\n \"deepspeed_config\": {" +
+           section + "}}";
+  };
+  facts f;
+  f.accelerator.dataloader_batch_sizes = {4};
+  f.hidden_size = 64;
+  auto const written =
+      resolved(text("\"zero_stage\": 3, \"offload_param_device\": \"nvme\",\n"
+                    "  \"offload_param_nvme_path\": \"/nvme\", \"stage\": 2, \"zero3_int_flag\": true"),
+               f);
+  CHECK(errors(written).empty());
+  CHECK(written.policies.sharding == sharding_kind::zero3);
+  CHECK(written.policies.process_group.how == process_group_policy::origin::created);
+  CHECK(written.find("zero_optimization.stage")->source.line == 2);
+  CHECK(find(written, errc::ignored_key, "hands no path on"));
+  CHECK(find(written, errc::ignored_key, "write zero_stage"));
+  CHECK(find(written, errc::ignored_key, "did you mean \"zero3_init_flag\""));
+  CHECK(written.policies.deepspeed_config["zero_optimization"]["offload_param"]["nvme_path"].is_text("none"));
+  auto const bad =
+      resolved(text("\"zero_stage\": \"auto\", \"gradient_clipping\": \"x\", \"zero3_init_flag\": \"maybe\"",
+                    ", \"mixed_precision\": \"fp32\""),
+               f);
+  auto const codes_of_bad = errors(bad);
+  REQUIRE(codes_of_bad.size() >= 4);
+  CHECK(codes{codes_of_bad.begin(), codes_of_bad.begin() + 4} ==
+        codes{errc::bad_mixed_precision, errc::bad_number, errc::bad_number, errc::bad_truth_value});
+  auto const named = text("\"deepspeed_config_file\": \"ds.json\", \"zero_stage\": 3");
+  CHECK(errors(resolved(named, f)) == codes{errc::bad_source});
+  CHECK(accelerate_config_file_of(file(named), f) == "ds.json");
+  f.files.push_back({"ds.json", {}, parse_json("{", "ds.json").error().problems});
+  CHECK(errors(resolved(named, f)) == codes{errc::json_syntax});
+  f.files = {
+      {"ds.json",
+       parse_json("{\"zero_optimization\": {\"stage\": 2}, \"train_micro_batch_size_per_gpu\": 1}", "ds.json").value(),
+       {}}};
+  CHECK(errors(resolved(named, f)) == codes{errc::config_file_and_keys});
+  auto const alone = resolved(text("\"deepspeed_config_file\": \"ds.json\""), f);
+  CHECK(errors(alone).empty());
+  CHECK(alone.policies.config_file == "ds.json");
+  CHECK(alone.policies.batch->train == value{4});
 }
 
 TEST_CASE("fully_shard as an object: every bad argument, each with its place") {

@@ -31,6 +31,7 @@ TEST_CASE("plain scalars follow YAML 1.1 with omegaconf's floats") {
   CHECK(integer("-1:30") == -90);
   CHECK(integer("+12") == 12);
   CHECK(integer("-0x10") == -16);
+  CHECK(yaml_scalar("-0_").text() == "0");
   CHECK(yaml_scalar("99999999999999999999").text() == "99999999999999999999");
   auto const real = [](char const* text) {
     auto const v = yaml_scalar(text);
@@ -237,6 +238,7 @@ TEST_CASE("accelerate's file: PyYAML's words, the last of duplicate keys, no emp
   for (auto const key : {"b", "c", "d", "e"}) CHECK_FALSE(is_date(dates, *dates[key]));
   CHECK_FALSE(frontend::parse_accelerate("a:\n\t- 1\n", "c.yaml").has_value());
   CHECK_FALSE(frontend::parse_accelerate("a: 1", "c.json").has_value());
+  CHECK_FALSE(frontend::parse_accelerate("a: &x 1\nb: &x 2\n", "c.yaml").has_value());
   CHECK(frontend::parse_accelerate("{\"a\": 1}", "c.json").has_value());
   auto const precision =
       resolve(read("distributed_type: FSDP\nnum_processes: 2\nmixed_precision: 2026-01-31\n"), profile::accelerate);

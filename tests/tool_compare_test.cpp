@@ -5,6 +5,7 @@
 
 #include <flatshard/json.hpp>
 
+#include <filesystem>
 #include <set>
 #include <string>
 #include <string_view>
@@ -134,4 +135,55 @@ TEST_CASE("arguments and releases that do not exist are refused, with the neares
   refused({"--release", "deepspeed=0.19"}, "takes three numbers");
   refused({"--release", "deepspeed=0.19.8.1"}, "takes three numbers");
   CHECK(run({"explain", "-", "--argument", "adam_betas=[0.9, 0.95]", "--release", "deepspeed=0.19.8"}, off).code == 0);
+}
+
+TEST_CASE("--fix writes a configuration that decides the same, and says where it does not") {
+  folder const dir;
+  spill(dir / "ds.json", R"({"train_micro_batch_size_per_gpu": "auto", "bf16": {"enabled": "true"},
+                             "zero_optimization": {"stage": 3, "overlap_comm": "yes"}})");
+  auto const r = run({"explain", dir / "ds.json", "--world", "4", "--fix", dir / "fixed.json"});
+  CHECK_MESSAGE(r.code == 0, r.err);
+  CHECK_MESSAGE(r.out.find("is concrete for llamafactory") != std::string::npos, r.out);
+  CHECK_MESSAGE(line_of(r.out, "llamafactory").find("the same") != std::string::npos, r.out);
+  auto const text = slurp(dir / "fixed.json");
+  CHECK(text.find("auto") == std::string::npos);
+  auto const fixed = parsed(text);
+  CHECK(fixed["bf16"]["enabled"]->is_true());
+  CHECK(fixed["zero_optimization"]["overlap_comm"]->is_true());
+  CHECK(fixed["train_micro_batch_size_per_gpu"]->integer() == 1);
+  CHECK(run({"explain", dir / "fixed.json", "--world", "4", "--strict"}).code == 0);  // nothing odd is left
+  // To stdout the configuration alone.
+  auto const shown = run({"explain", dir / "ds.json", "--world", "4", "--fix", "-"});
+  CHECK(shown.code == 0);
+  CHECK(shown.out == text);
+  CHECK(shown.says("is concrete for llamafactory"));
+}
+
+TEST_CASE("--fix writes a LLaMA-Factory file for FSDP2") {
+  folder const dir;
+  spill(dir / "train.yaml", "dist_config:\n  name: fsdp2\nbf16: \"no\"\n");
+  auto const r = run({"explain", dir / "train.yaml", "--world", "4", "--fix", dir / "fixed.yaml"});
+  CHECK_MESSAGE(r.code == 0, r.err);
+  CHECK(run({"explain", dir / "fixed.yaml", "--world", "4", "--strict"}).code == 0);
+  CHECK(slurp(dir / "fixed.yaml").find("\"bf16\": true") != std::string::npos);
+}
+
+TEST_CASE("--fix writes nothing where there is nothing to write or something in the way") {
+  folder const dir;
+  spill(dir / "fp16.json", R"({"fp16": {"enabled": true}, "zero_optimization": {"stage": 3}})");
+  spill(dir / "open.json", R"({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}})");
+  spill(dir / "good.json", R"({"zero_optimization": {"stage": 3}})");
+  spill(dir / "taken", "mine");
+  auto const refused = [&](std::string const& name, std::string const& target, std::string_view says) {
+    auto const r = run({"explain", dir / name, "--world", "2", "--fix", target});
+    CHECK(r.code == 1);
+    CHECK_MESSAGE(r.says(says), r.err);
+  };
+  refused("fp16.json", dir / "new", "nothing was written");
+  refused("open.json", dir / "new", "--model");
+  refused("good.json", dir / "taken", "exists already");
+  refused("good.json", dir / "no/such/folder", "No such file");
+  CHECK(slurp(dir / "taken") == "mine");
+  CHECK_FALSE(std::filesystem::exists(dir / "new"));
+  CHECK(run({"explain", dir / "good.json", "--fix", "-", "--compare"}).code == 2);
 }

@@ -5,8 +5,10 @@
 #include "compare.hpp"
 #include "configuration.hpp"
 #include "findings_text.hpp"
+#include "fix.hpp"
 #include "report.hpp"
 
+#include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/problem.hpp>
 
@@ -27,6 +29,7 @@ namespace {
 struct request {
   configuration_request configuration;
   std::uint64_t world = 1;
+  std::string fix;
   bool world_given = false, no_launcher = false, as_json = false, compare = false;
 };
 
@@ -111,8 +114,11 @@ void print_text(request const& r, flatshard::resolution const& resolved) {
 
 int explain(request const& r) {
   if (r.compare) return compare(r.configuration, r.as_json);
-  auto const resolved = resolve_configuration(r.configuration);
-  if (r.as_json) {
+  auto const text = read_configuration_text(r.configuration);
+  auto const reading = read_as(flatshard::profile_of(r.configuration.profile).value(), text, r.configuration);
+  auto const& resolved = reading.resolved;
+  if (!r.fix.empty()) {  // the file and what it does elsewhere; of the decisions only what stops it
+  } else if (r.as_json) {
     fmt::print("{}\n", explanation_json(name(resolved.front_end), resolved.decisions, resolved.problems).text(2));
   } else if (!resolved.decisions.empty()) {
     print_text(r, resolved);
@@ -127,6 +133,7 @@ int explain(request const& r) {
   if (errors != 0 && !resolved.decisions.empty())
     fmt::print(stderr, "{} {} error{}: upstream would not run this{}\n", paint("flatshard:", colour::red, stderr),
                errors, errors == 1 ? "" : "s", r.configuration.strict ? ", or --strict refuses it" : "");
+  if (!r.fix.empty()) write_fixed(reading, text, r.fix);
   return errors == 0 ? exit_fine : exit_input;
 }
 
@@ -149,8 +156,18 @@ void add_explain(CLI::App& app, int& code) {
       ->add_option("--model", r->configuration.model,
                    "Directory with the model's config.json, for bucket sizes from \"auto\"")
       ->type_name("DIR");
-  command->add_flag("--json", r->as_json, "One JSON object on stdout (docs/config.md has the schema)");
-  command->add_flag("--compare", r->compare, "Every profile side by side, rows that differ marked");
+  auto* const as_json =
+      command->add_flag("--json", r->as_json, "One JSON object on stdout (docs/config.md has the schema)");
+  auto* const compared =
+      command->add_flag("--compare", r->compare, "Every profile side by side, rows that differ marked");
+  command
+      ->add_option(
+          "--fix", r->fix,
+          "Write a configuration with nothing left to a front end that decides the same, and say where it does "
+          "not; FILE must not exist, - = stdout")
+      ->type_name("FILE")
+      ->excludes(compared)
+      ->excludes(as_json);
   command->add_flag("--no-launcher", r->no_launcher, "One process, started without a launcher")->excludes(world);
   command->callback([r, world, &code] {
     r->world_given = world->count() != 0;

@@ -206,6 +206,10 @@ class event_recorder : public YAML::EventHandler {
     events.back().flow = style == YAML::EmitterStyle::Flow;
   }
   void OnMapEnd() override { add(yaml_event::kind::end, YAML::Mark::null_mark(), "", "", 0); }
+  void OnAnchor(YAML::Mark const& m, std::string const& name) override {
+    if (!anchors_.insert(name).second)  // PyYAML's composer refuses it, yaml-cpp and YAML itself do not
+      throw YAML::ParserException{m, "the anchor &" + name + " stands twice"};
+  }
 
  private:
   void add(yaml_event::kind what, YAML::Mark const& m, std::string text, std::string tag, YAML::anchor_t anchor) {
@@ -217,6 +221,7 @@ class event_recorder : public YAML::EventHandler {
                       static_cast<std::size_t>(anchor), false});
   }
   std::size_t depth_ = 0;
+  std::set<std::string> anchors_;
 };
 
 /// Builds values from recorded events: aliases played again, merge keys applied, duplicate keys refused or kept as the

@@ -63,7 +63,8 @@ inline constexpr std::string_view digits_ = "0123456789_";
     auto const digit = static_cast<std::uint64_t>(flatshard::detail::hex_digit(c));
     wide |= __builtin_mul_overflow(n, base, &n) || __builtin_add_overflow(n, digit, &n);
   }
-  auto const text = (negative ? "-" : "") + (base == 10 || wide ? std::string{written} : std::to_string(n));
+  auto const text =
+      (negative && (n != 0 || wide) ? "-" : "") + (base == 10 || wide ? std::string{written} : std::to_string(n));
   return value::number(text);
 }
 

@@ -35,9 +35,13 @@ inline void resolve_any(flatshard::document const& config, flatshard::config_for
   f.world = many;
   f.hidden_size = 64;
   f.form = form;
-  for (auto const front_end :
-       {profile::llamafactory, profile::llamafactory_review, profile::accelerate, profile::torch}) {
-    if (!reads(front_end, form)) continue;
+  f.accelerator.mixed_precision = mixed_precision_names[many % 4];
+  f.accelerator.dataloader_batch_sizes = {4};
+  f.training.bf16 = many % 3 == 1;
+  f.training.fp16 = many % 3 == 2;
+  for (std::size_t i = 0; i < profile_names.size(); ++i) {
+    auto const front_end = static_cast<profile>(i);
+    if (!available(front_end) || !reads(front_end, form)) continue;
     auto const r = resolve(config, front_end, f);
     for (auto const& p : r.problems) check(!p.detail.empty(), "a problem has words");
     for (auto const& d : r.decisions) check(!d.key.empty() && !d.rule.empty(), "a decision has a key and a rule");

@@ -11,6 +11,7 @@
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/config/transformers_arguments.hpp>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -73,6 +74,17 @@ inline void load_registered(value copy, bool accepted, node const& root, profile
   policies.load = decide_load_trigger(trigger, mode, placed.root(), p, out);
 }
 
+/// Sections that only the Accelerator adds are missing while the model is built under the Trainer.
+inline void warn_loaded_otherwise(node const& root, precision_mode mode, load_policy const& load, findings& out) {
+  auto const trained = dtype_of_mode(mode);
+  if (!load.partitioned || load.type == trained) return;
+  std::string const key = mode == precision_mode::fp16 ? "fp16" : "bf16";
+  out.warn(errc::load_train_differ, root[key].where(), at_train,
+           "parameters are made partitioned in " + std::string{name(load.type)} + ", but training runs in " +
+               std::string{name(trained)} + ": while the model is built the file has no section " + key +
+               " yet; write \"" + key + "\": {\"enabled\": \"auto\"}");
+}
+
 }  // namespace detail
 
 inline void resolve_accelerate_deepspeed(document const& config, profile p, facts const& f, findings& out,
@@ -121,9 +133,12 @@ inline void resolve_accelerate_deepspeed(document const& config, profile p, fact
   if (handed.mode) {
     policies.reported_precision = reported.value_or("");
     decide_accelerate_precision(root, *handed.mode, wanted, reported, p, out);
+    detail::warn_loaded_otherwise(root, *handed.mode, policies.load, out);
   } else {
-    out.decide("precision", "refused", wanted.said + "; see the problems",
-               accepted ? rule_of(p, "precision") : std::string{"acc.conflict"}, root["bf16"].where());
+    bool const conflict = std::any_of(out.problems.begin(), out.problems.end(),
+                                      [](auto const& found) { return found.code == errc::mixed_precision_conflict; });
+    out.decide("precision", "refused", wanted.said + "; the sections bf16 and fp16 are refused",
+               conflict ? std::string{"acc.conflict"} : rule_of(p, "precision"), root["bf16"].where());
   }
   decide_engine(handed, root, p, f, out, policies);
 }

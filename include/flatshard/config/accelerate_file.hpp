@@ -4,12 +4,14 @@
 
 #include <flatshard/config/accelerate_launch.hpp>
 #include <flatshard/config/accelerate_parallelism.hpp>
+#include <flatshard/config/deepspeed_worker.hpp>
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/fsdp_plugin.hpp>
 #include <flatshard/config/fsdp_units.hpp>
 #include <flatshard/config/fully_shard_call.hpp>
 #include <flatshard/config/fully_shard_roles.hpp>
 #include <flatshard/config/launch_arguments.hpp>
+#include <flatshard/config/process_group.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/python_text.hpp>
 #include <flatshard/config/resolution.hpp>
@@ -74,6 +76,12 @@ inline value decide_accumulation(worker_environment const& env, facts const& f, 
   out.decide("gradient_accumulation_steps", python_str(steps), s.said, accelerate_rule("gradient_accumulation_steps"),
              s.where);
   return steps;
+}
+
+/// The facts of a worker among `processes`.
+inline facts with_world(facts f, std::int64_t processes) {
+  f.world = static_cast<std::size_t>(processes);
+  return f;
 }
 
 /// What the plugin says, as decisions.
@@ -235,12 +243,18 @@ inline void resolve_accelerate_file(document const& file, facts const& f, findin
                             : "the arguments in code and the environment, without a file",
              accelerate_rule("backend"), root.where());
   if (start.launcher == backend_kind::simple) return;
+  auto const processes = start.processes.value_or(1);
+  if (start.launcher == backend_kind::deepspeed) {
+    resolve_deepspeed_worker(env, processes, root["deepspeed_config"].where(), f, out, policies);
+    static_cast<void>(read_parallelism(env, processes, 0, out));
+    return decide_adopted_process_group(profile::accelerate, detail::with_world(f, processes), out, policies);
+  }
   auto const precision = detail::decide_accelerator_precision(env, f, out);
   a.mixed_precision = precision.word;
-  auto const processes = start.processes.value_or(1);
   if (start.launcher == backend_kind::fsdp) detail::resolve_fsdp_worker(env, processes, precision, f, out, policies);
   if (start.launcher == backend_kind::multi_gpu) static_cast<void>(read_parallelism(env, processes, 0, out));
   a.gradient_accumulation_steps = detail::decide_accumulation(env, f, out);
+  decide_adopted_process_group(profile::accelerate, detail::with_world(f, processes), out, policies);
 }
 
 }  // namespace v0

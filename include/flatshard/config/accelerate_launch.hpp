@@ -110,29 +110,36 @@ inline std::string check_distributed_type(document const& file, node const& root
   return {};
 }
 
-inline std::optional<std::int64_t> decide_processes(launch_arguments const& arguments, std::string const& type,
-                                                    findings& out) {
-  auto const s = arguments.find("num_processes");
-  if (!s.given.present()) {
-    if (type == "NO") return 1;
+/// The number of processes as the launcher checks it: absent, or -1, which stands for it, is refused.
+inline setting check_processes(launch_arguments const& arguments, std::string const& type, findings& out) {
+  auto s = arguments.find("num_processes");
+  bool const absent = !s.given.present() || equals(s.given, -1);
+  if (!s.given.present() && type == "NO")
+    s.given = 1;
+  else if (absent)
     out.error(errc::processes_missing, s.where, at_read,
-              "num_processes is absent; write how many processes there are, over all machines",
+              s.said + "; write how many processes there are, over all machines",
               {"ValueError", "accelerate", "You need to manually pass in `--num_processes` using this config yaml."});
-    return std::nullopt;
-  }
-  auto const n = s.given.is(value_kind::boolean) ? std::optional{std::int64_t{s.given.is_true()}} : s.given.integer();
-  if (n && *n == -1)
-    out.error(errc::processes_missing, s.where, at_read, s.said + ", which stands for an absent one",
-              {"ValueError", "accelerate", "You need to manually pass in `--num_processes` using this config yaml."});
-  else if (!n)
+  return absent && type != "NO" ? setting{} : s;
+}
+/// The same as torch's launcher takes it: text of an integer, so that quotes do no harm; `auto` and devices count for
+/// themselves.
+inline std::optional<std::int64_t> decide_processes(setting const& s, findings& out) {
+  if (!s.given.present()) return std::nullopt;
+  auto const text = python_str(s.given);
+  auto const n = s.given.is(value_kind::boolean) ? std::nullopt : python_int(text);
+  if (text == "auto" || text == "gpu" || text == "cpu" || text == "xpu") {
+    out.note(errc::unsupported, s.where, at_read, s.said + ": torch counts the devices, which are not known here");
+  } else if (!n) {
     out.error(errc::wrong_type, s.where, at_read, s.said + ", an integer is needed",
-              {"TypeError", "accelerate",
-               "unsupported operand type(s) for //: '" + std::string{python_name(s.given.kind())} + "' and 'int'"});
-  else if (*n < 1)
+              {"ValueError", "torch", "Unsupported nproc_per_node value: " + text});
+  } else if (*n < 1) {
     out.error(errc::out_of_range, s.where, at_read, s.said + ", at least 1 is needed", {});
-  if (!n || *n < 1) return std::nullopt;
-  out.decide("num_processes", std::to_string(*n), s.said, accelerate_rule("num_processes"), s.where);
-  return n;
+  } else {
+    out.decide("num_processes", std::to_string(*n), s.said, accelerate_rule("num_processes"), s.where);
+    return n;
+  }
+  return std::nullopt;
 }
 
 /// mixed_precision as the launcher hands it on: the argument, then the file, then `no`.
@@ -244,15 +251,17 @@ inline accelerate_start start_accelerate(document const& file, launch_arguments 
               {"AttributeError", "accelerate",
                "'" + std::string{python_name(gpus.given.kind())} + "' object has no attribute 'split'"});
   start.launcher = detail::launcher_of(type, arguments);
-  start.processes = detail::decide_processes(arguments, type, out);
+  auto const processes = detail::check_processes(arguments, type, out);
   detail::report_sections(root, start.launcher, type, out);
   if (start.launcher == backend_kind::none) return start;
   out.decide("launcher", std::string{name(start.launcher)},
              arguments.flag("cpu") ? std::string{"the argument --cpu is given"}
                                    : key_said(type_at, "distributed_type", accelerate_text(f)),
              accelerate_rule("distributed_type"), type_at.where());
-  if (start.launcher == backend_kind::simple) return start;
-
+  if (start.launcher == backend_kind::simple) {
+    start.processes = 1;
+    return start;
+  }
   auto const precision = detail::decide_launched_precision(file, root, arguments, f, out);
   env.set("ACCELERATE_MIXED_PRECISION", precision.word.value_or("no"), precision.from);
   if (start.launcher == backend_kind::fsdp) set_fsdp_environment(arguments, f, env, out);
@@ -262,6 +271,7 @@ inline accelerate_start start_accelerate(document const& file, launch_arguments 
   bool const empty = !parallelism.present() || parallelism->is(value_kind::null) ||
                      (parallelism->is(value_kind::object) && parallelism->members().empty());
   if (!empty || arguments.flag("use_parallelism_config")) set_parallelism_environment(parallelism, arguments, env, out);
+  start.processes = detail::decide_processes(processes, out);
   for (auto const& v : env.launched())
     if (auto const outer = f.variable(v.name); outer && *outer != v.text)
       out.warn(errc::shadowed_key, v.from.where, at_train,

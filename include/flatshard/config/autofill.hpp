@@ -8,6 +8,7 @@
 #include <flatshard/require.hpp>
 
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -77,8 +78,9 @@ inline void pin_batch(value& config) {
 struct bucket_fill {
   std::int64_t hidden_size = 0;
   std::string found;
-  std::array<bool, 3> filled{}, unknown{};
-  bool refused = false;  ///< there is a hidden size or a configuration of the model, and it is refused
+  std::array<bool, 3> unknown{};
+  std::array<std::string, 3> written{};  ///< what stands in the configuration then; empty: not filled
+  bool refused = false;                  ///< there is a hidden size or a configuration of the model, and it is refused
 };
 /// How one front end fills them. Transformers fills the two keys of stage 3 on that stage alone, and its prefetch
 /// bucket was a float before release 4.45.0 (pull request 33402).
@@ -225,11 +227,16 @@ inline void fill_buckets(value& config, node const& root, bucket_rule const& rul
              "bucket sizes are \"auto\" and the model is not given, so they stay formulas of the hidden size");
   for (std::size_t i = 0; i < hidden_size_keys.size(); ++i) {
     if (!is_auto(i) || (i > 0 && answer.size && !rule.stage3_keys)) continue;
-    filled.filled[i] = true;
     filled.unknown[i] = !answer.size;
     auto const h = static_cast<double>(filled.hidden_size);
     auto const exact = rule.float_prefetch && i == 1 ? value{0.9 * h * h} : value{bucket_size(i, filled.hidden_size)};
-    config.set({"zero_optimization", hidden_size_keys[i]}, answer.size ? exact : value{0});
+    auto const to = answer.size ? exact : value{0};
+    filled.written[i] = to.text();
+    if (to.is(value_kind::floating) && *to.number() != std::floor(*to.number()))
+      out.warn(errc::trap, zero_at[hidden_size_keys[i]].where(), at_train,
+               "transformers before 4.45.0 writes 0.9 * h * h as the float " + filled.written[i] +
+                   ", which DeepSpeed refuses for an integer; write a number, or take a later release");
+    config.set({"zero_optimization", hidden_size_keys[i]}, to);
   }
 }
 
@@ -258,15 +265,18 @@ inline void decide_buckets(node const& root, std::array<std::int64_t, 3> const& 
       reason = by_default;
     else if (!at->is_text("auto"))
       reason = key + " is " + to_json(*at);
-    else if (!filled.filled[i])
+    else if (filled.written[i].empty())
       reason = "\"auto\" inside the section: " + by_default;
     else if (filled.unknown[i])
       reason = "\"auto\": " + formula + " with the hidden size h of the model, which is " +
                (filled.refused ? "refused" : "not given");
     else
       reason = "\"auto\": " + formula + " with h = " + std::to_string(filled.hidden_size) + " from " + filled.found;
-    out.decide("zero_optimization." + key, filled.unknown[i] ? formula : std::to_string(sizes[i]), std::move(reason),
-               rule_of(p, key), at.where());
+    out.decide("zero_optimization." + key,
+               filled.unknown[i]           ? formula
+               : filled.written[i].empty() ? std::to_string(sizes[i])
+                                           : filled.written[i],
+               std::move(reason), rule_of(p, key), at.where());
   }
 }
 

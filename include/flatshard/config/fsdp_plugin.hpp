@@ -9,6 +9,7 @@
 #include <flatshard/config/python_text.hpp>
 #include <flatshard/config/resolution.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -58,8 +59,15 @@ inline void read_resharding(fsdp_arguments& a, fsdp_plugin& p) {
                                                        "HYBRID_SHARD_ZERO2"};
   if (p.version == 1) {
     auto& s = p.strategy_from = a.find("sharding_strategy", "FSDP_SHARDING_STRATEGY");
-    auto const chosen = s.given.present() ? a.choice(s, strategies, "ShardingStrategy") : 0;
+    auto const choose = [&](setting const& from) {
+      auto named = from;  // torch's own name of the last one begins with `_`
+      if (upper(python_str(from.given)) == "_HYBRID_SHARD_ZERO2") named.given = strategies[4];
+      return a.choice(named, strategies, "ShardingStrategy");
+    };
+    auto const chosen = s.given.present() ? choose(s) : 0;
     if (chosen) p.sharding_strategy = strategies[*chosen];
+    if (reshard_given && reshard->is(value_kind::string))
+      static_cast<void>(choose(a.find("reshard_after_forward", {})));  // read, and not used
     if (reshard_given && reshard->is(value_kind::boolean))
       a.refuse(errc::bad_reshard_value, a.find("reshard_after_forward", {}),
                "reshard_after_forward is " + to_json(*reshard) +
@@ -155,9 +163,9 @@ inline void read_wrapping(fsdp_arguments& a, fsdp_plugin& p) {
 
 inline void read_version_words(fsdp_arguments& a, fsdp_plugin const& p) {
   if (p.version == 1) {
-    a.word(a.find("use_orig_params", "FSDP_USE_ORIG_PARAMS"), false);
-    a.word(a.find("sync_module_states", "FSDP_SYNC_MODULE_STATES"), false);
-    a.word(a.find("forward_prefetch", "FSDP_FORWARD_PREFETCH"), false);
+    static_cast<void>(a.flag(a.find("use_orig_params", "FSDP_USE_ORIG_PARAMS"), "use_orig_params", false));
+    static_cast<void>(a.flag(a.find("sync_module_states", "FSDP_SYNC_MODULE_STATES"), "sync_module_states", false));
+    static_cast<void>(a.flag(a.find("forward_prefetch", "FSDP_FORWARD_PREFETCH"), "forward_prefetch", false));
     return;
   }
   auto const obsolete = [&](std::string_view argument, errc code, std::string const& why) {
@@ -217,7 +225,7 @@ inline void read_policy_object(fsdp_arguments& a, node const& at, fsdp_plugin& p
 
 inline void read_policy(fsdp_arguments& a, fsdp_plugin& p) {
   constexpr std::string_view argument = "mixed_precision_policy";
-  if (p.version != 2 || !a.in_code(argument)) return;
+  if (!a.in_code(argument)) return;
   auto const at = a[argument];
   auto& s = p.policy_from = a.find(argument, {});
   if (at->is(value_kind::string)) {
@@ -235,22 +243,29 @@ inline void read_policy(fsdp_arguments& a, fsdp_plugin& p) {
                     s.said + ", a word, an object of dtypes or a MixedPrecisionPolicy is needed",
                     {"ValueError", "accelerate", "mixed precision policy must be an instance of MixedPrecisionPolicy"});
   if (at["$type"].present()) return read_policy_object(a, at, p);
+  // version 1 builds torch's MixedPrecision, whose third dtype is that of the buffers
+  bool const second = p.version == 2;
+  std::string const third = second ? "output_dtype" : "buffer_dtype";
   std::string wrong;
-  for (auto const key : {"param_dtype", "reduce_dtype", "output_dtype"})
+  for (auto const& key : {std::string{"param_dtype"}, std::string{"reduce_dtype"}, third})
     if (!at[key].present()) wrong += (wrong.empty() ? "" : ", ") + std::string{key} + " is missing";
   for (auto const& m : at->members())
     if (policy_dtype(m.held) == dtype::none)
       wrong += (wrong.empty() ? "" : ", ") + m.key + " is " + to_json(m.held) + ", no dtype that is allowed";
   if (!wrong.empty())
     return a.refuse(errc::bad_fsdp_policy, s,
-                    wrong + "; an object needs param_dtype, reduce_dtype and output_dtype, each bf16, fp16 or fp32",
+                    wrong + "; an object needs param_dtype, reduce_dtype and " + third + ", each bf16, fp16 or fp32",
                     {"ValueError", "accelerate", "Invalid mixed precision policy: " + python_repr(*at)});
-  for (auto const& m : at->members())
-    if (m.key != "param_dtype" && m.key != "reduce_dtype" && m.key != "output_dtype" && m.key != "cast_forward_inputs")
-      a.refuse(errc::unexpected_argument, s, "MixedPrecisionPolicy has no field \"" + m.key + '"',
-               {"TypeError", "accelerate",
-                "MixedPrecisionPolicy.__init__() got an unexpected keyword argument '" + m.key + "'"});
-  read_policy_object(a, at, p);
+  std::string const made = second ? "MixedPrecisionPolicy" : "MixedPrecision";
+  constexpr std::array<std::string_view, 3> more{"keep_low_precision_grads", "cast_root_forward_inputs",
+                                                 "_module_classes_to_ignore"};
+  for (auto const& m : at->members()) {
+    bool const of_both = m.key == "param_dtype" || m.key == "reduce_dtype" || m.key == "cast_forward_inputs";
+    if (of_both || m.key == third || (!second && std::find(more.begin(), more.end(), m.key) != more.end())) continue;
+    a.refuse(errc::unexpected_argument, s, made + " has no field \"" + m.key + '"',
+             {"TypeError", "accelerate", made + ".__init__() got an unexpected keyword argument '" + m.key + "'"});
+  }
+  if (second) read_policy_object(a, at, p);
 }
 
 }  // namespace detail
@@ -268,10 +283,11 @@ inline fsdp_plugin read_fsdp_plugin(node const& code, worker_environment const& 
   if (p.version == 0) return p;
   detail::read_resharding(a, p);
   auto& offload = p.offload_from = a.find("cpu_offload", "FSDP_OFFLOAD_PARAMS");
-  if (p.version == 2 && a.in_code("cpu_offload") && !offload.given.is(value_kind::boolean))
+  if (a.in_code("cpu_offload") && !offload.given.is(value_kind::boolean))
     a.refuse(errc::bad_offload, offload, offload.said + ", true or false is needed",
              {"ValueError", "accelerate",
-              "`cpu_offload` must be an instance of `torch.distributed.fsdp.OffloadPolicy` in FSDP2, got " +
+              std::string{"`cpu_offload` must be an instance of `torch.distributed.fsdp."} +
+                  (p.version == 2 ? "OffloadPolicy` in FSDP2, got " : "CPUOffload` in FSDP1, got ") +
                   python_str(offload.given)});
   else
     p.offload_params = a.flag(offload, "cpu_offload", false);
