@@ -350,6 +350,17 @@ TEST_CASE("keys that a release brings are unknown before it") {
         "OneBitAdam");
 }
 
+TEST_CASE("elasticity takes the batch sizes over, until it is gone") {
+  auto const text = "elasticity: {enabled: true}";
+  CHECK(first_error(resolved(text))->upstream.starts_with("ElasticityConfigError (deepspeed)"));
+  CHECK_FALSE(resolved("elasticity: {enabled: true, ignore_non_elastic_batch_info: true}").has_errors());
+  auto const alone = resolve(read(text), profile::deepspeed, {});
+  CHECK_FALSE(alone.has_errors());
+  CHECK(find(alone, errc::unsupported));
+  CHECK_FALSE(alone.policies.batch);
+  CHECK(first_error(resolved(text, released("0.19.8")))->code == errc::removed_key);
+}
+
 TEST_CASE("sections of the top level that are no objects, and what is left in them") {
   struct row {
     std::string_view text, upstream;
