@@ -53,7 +53,7 @@ constexpr std::array<std::string_view, 17> kept{"precision",
 
 /// What the concrete form of an accepted resolution gets wrong; empty = nothing.
 std::string fault_of(resolution const& r, facts const& f) {
-  auto const fixed = concrete_deepspeed(r);
+  auto const fixed = concrete_deepspeed(r, f);
   if (auto const at = left_auto(fixed); !at.empty()) return "\"auto\" at " + at;
   if (!fixed["bf16"]["enabled"].is(value_kind::boolean) || !fixed["fp16"]["enabled"].is(value_kind::boolean))
     return "a mode that is no boolean: " + to_json(fixed);
@@ -90,7 +90,7 @@ TEST_CASE("words, numbers, \"auto\", second names and old keys become plain valu
     "zero_optimization": {"stage": 3.0, "overlap_comm": "yes", "prefetch_bucket_size": 5e7, "reduce_bucket_size": "auto",
                           "cpu_offload": true, "contiguous_gradients": 1}})"),
                          profile::llamafactory, eight_ranks());
-  auto const fixed = concrete_deepspeed(r.value());
+  auto const fixed = concrete_deepspeed(r.value(), eight_ranks());
   auto const& zero = fixed["zero_optimization"];
   CHECK(zero["stage"] == value{3});
   CHECK(zero["overlap_comm"] == value{true});
@@ -151,10 +151,10 @@ TEST_CASE("a refused resolution, and one whose hidden size is not known, have no
   auto f = eight_ranks();
   auto const refused =
       resolve(config(R"({"fp16": {"enabled": true}, "zero_optimization": {"stage": 2}})"), profile::llamafactory, f);
-  CHECK_THROWS_AS(static_cast<void>(concrete_deepspeed(refused)), broken_rule);
+  CHECK_THROWS_AS(static_cast<void>(concrete_deepspeed(refused, f)), broken_rule);
   f.hidden_size.reset();
   auto const open =
       resolve(config(R"({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}})"), profile::llamafactory, f);
   REQUIRE_FALSE(open.has_errors());
-  CHECK_THROWS_WITH_AS(static_cast<void>(concrete_deepspeed(open)), doctest::Contains("hidden size"), broken_rule);
+  CHECK_THROWS_WITH_AS(static_cast<void>(concrete_deepspeed(open, f)), doctest::Contains("hidden size"), broken_rule);
 }

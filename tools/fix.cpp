@@ -107,7 +107,8 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
   if (deepspeed && !p.zero->buckets_known)
     throw failure{"a bucket size is \"auto\" and the hidden size is not known: give --model DIR"};
 
-  auto const fixed = deepspeed ? fs::concrete_deepspeed(r) : fs::concrete_llamafactory(*reading.document, r);
+  auto const fixed =
+      deepspeed ? fs::concrete_deepspeed(r, reading.known) : fs::concrete_llamafactory(*reading.document, r);
   std::string written;
   print(written, fixed, 0);
   write_text(target, written + '\n');

@@ -2,7 +2,7 @@
 /// concrete: a configuration with nothing left to a front end, which decides what the resolution decided.
 ///
 ///     auto const r = resolve(text, profile::llamafactory, facts).value();
-///     value const fixed = concrete_deepspeed(r);  // no "auto", every value of its own kind, no second names
+///     value const fixed = concrete_deepspeed(r, facts);  // no "auto", every value of its own kind, no second names
 #pragma once
 
 #include <flatshard/config/deepspeed_keys.hpp>
@@ -31,7 +31,7 @@ inline namespace v0 {
 /// * the batch as micro batch and accumulation steps. Their product stays out: while a model is built partitioned,
 ///   DeepSpeed counts one rank and would refuse it.
 /// A broken rule unless `r` is accepted, its backend is DeepSpeed, and no bucket size waits for a hidden size.
-[[nodiscard]] inline value concrete_deepspeed(resolution const& r);
+[[nodiscard]] inline value concrete_deepspeed(resolution const& r, facts const& f);
 
 /// The LLaMA-Factory file of an accepted FSDP2 resolution: `written` with every key that decides something written out
 /// in its own kind. A broken rule unless `r` is accepted and its backend is FSDP2.
@@ -40,19 +40,6 @@ inline namespace v0 {
 // ---- definitions
 
 namespace detail {
-
-/// The plain value of a field, or none for a type whose text is kept as it is.
-template <class T>
-std::optional<value> plain_value(T const& held) {
-  if constexpr (std::same_as<T, zero_stage>)
-    return value{held.number};
-  else if constexpr (std::same_as<T, offload_device>)
-    return value{name(held)};
-  else if constexpr (std::same_as<T, bool> || std::same_as<T, std::int64_t> || std::same_as<T, double>)
-    return value{held};
-  else
-    return std::nullopt;
-}
 
 /// A section with its known keys in their own kinds, by their first names, without "auto" and deprecated keys.
 template <Section S>
@@ -73,9 +60,9 @@ value concrete_section(value const& written, S const& read) {
         else if constexpr (Section<typename held_type::value_type>)
           out.set(row.key, concrete_section(m.held, *held));
         else
-          out.set(row.key, plain_value(*held).value_or(m.held));
+          out.set(row.key, to_value(*held));
       } else {
-        out.set(row.key, plain_value(held).value_or(m.held));
+        out.set(row.key, to_value(held));
       }
     });
     if (!known) out.set(m.key, m.held);
@@ -95,11 +82,12 @@ inline void drop_auto(value& from) {
   from = std::move(kept);
 }
 
-inline value concrete_zero(value const& written, zero_policy const& policy) {
+inline value concrete_zero(value const& written, zero_policy const& policy,
+                           std::optional<version_number> const& deepspeed) {
   zero_section read;
   findings ignored;  // the resolution is accepted, and has said what it had to
   document const at{value::object({{"zero_optimization", written}})};
-  read_zero_section(at["zero_optimization"], read, at_train, ignored);
+  read_zero_section(at.root(), read, {"", at_train, deepspeed, ignored});
   auto zero = concrete_section(written, read);
   auto out = value::object({{"stage", policy.stage}});
   for (auto const& m : zero.members())
@@ -116,11 +104,11 @@ inline value concrete_zero(value const& written, zero_policy const& policy) {
 
 /// A 16-bit section as it is, with `enabled` as a boolean.
 template <Section S>
-value concrete_mode(value const& written, bool on) {
+value concrete_mode(value const& written, bool on, std::optional<version_number> const& deepspeed) {
   S read;
   findings ignored;
   document const at{value::object({{"section", written}})};
-  if (written.is(value_kind::object)) read_section(at["section"], read, {}, at_train, ignored);
+  if (written.is(value_kind::object)) read_section(at["section"], read, {"", at_train, deepspeed, ignored});
   auto const kept = concrete_section(written, read);
   auto out = value::object({{"enabled", on}});
   for (auto const& m : kept.members())
@@ -130,7 +118,7 @@ value concrete_mode(value const& written, bool on) {
 
 }  // namespace detail
 
-inline value concrete_deepspeed(resolution const& r) {
+inline value concrete_deepspeed(resolution const& r, facts const& f) {
   auto const& p = r.policies;
   require(!r.has_errors() && p.deepspeed_config.is(value_kind::object) && p.zero && p.batch,
           "a concrete configuration needs an accepted resolution of a DeepSpeed configuration");
@@ -139,9 +127,10 @@ inline value concrete_deepspeed(resolution const& r) {
   auto const legacy = out["bfloat16"];
   if (legacy.present()) out.erase("bfloat16");
   auto const bf16 = out["bf16"].is(value_kind::object) || !legacy.present() ? out["bf16"] : legacy;
-  out.set("bf16", detail::concrete_mode<bf16_section>(bf16, p.mode == precision_mode::bf16));
-  out.set("fp16", detail::concrete_mode<fp16_section>(out["fp16"], p.mode == precision_mode::fp16));
-  out.set("zero_optimization", detail::concrete_zero(out["zero_optimization"], *p.zero));
+  out.set("bf16", detail::concrete_mode<bf16_section>(bf16, p.mode == precision_mode::bf16, f.upstream.deepspeed));
+  out.set("fp16",
+          detail::concrete_mode<fp16_section>(out["fp16"], p.mode == precision_mode::fp16, f.upstream.deepspeed));
+  out.set("zero_optimization", detail::concrete_zero(out["zero_optimization"], *p.zero, f.upstream.deepspeed));
   out.set("train_micro_batch_size_per_gpu", p.batch->micro);
   out.set("gradient_accumulation_steps", p.batch->steps);
   out.erase("train_batch_size");
