@@ -90,6 +90,16 @@ bool take_init_flag(fs::value const& v, fs::facts& f) {
   f.accelerator.zero3_init_flag = v;
   return true;
 }
+bool take_zero_init(fs::value const& v, fs::facts& f) {
+  if (!v.is(fs::value_kind::boolean)) return false;
+  f.zero_init = v.is_true();
+  return true;
+}
+bool take_optimizer_class(fs::value const& v, fs::facts& f) {
+  if (!v.is(fs::value_kind::string)) return false;
+  f.optimizer_class = v.text();
+  return true;
+}
 
 using training = fs::training_arguments;
 constexpr std::array arguments{
@@ -107,6 +117,8 @@ constexpr std::array arguments{
     argument{"mixed_precision", "no, bf16, fp16 or fp8", take_mixed_precision},
     argument{"dataloader_batch_sizes", "integers such as [4, 2]", take_batch_sizes},
     argument{"zero3_init_flag", "true, false or a word", take_init_flag},
+    argument{"zero_init", "true or false", take_zero_init},
+    argument{"optimizer_class", "the name of a class", take_optimizer_class},
 };
 
 template <class Rows>

@@ -6,6 +6,7 @@
 #include "yaml_scalar.hpp"
 
 #include <flatshard/config/resolve.hpp>
+#include <flatshard/hjson.hpp>
 #include <flatshard/json.hpp>
 #include <flatshard/safetensors_writer.hpp>
 
@@ -505,6 +506,7 @@ inline result<document> parse_accelerate(std::string_view text, std::string_view
 
 inline result<document> parse_configuration(std::string_view text, std::string_view file,
                                             std::span<std::string const> overrides, profile front_end) {
+  if (front_end == profile::deepspeed) return parse_hjson(text, file);  // whatever the file's name
   if (!file.ends_with(".yaml") && !file.ends_with(".yml")) {
     auto json = parse_json(text, file);
     if (json) return json;

@@ -39,6 +39,7 @@ inline void resolve_any(flatshard::document const& config, flatshard::config_for
   f.accelerator.dataloader_batch_sizes = {4};
   f.training.bf16 = many % 3 == 1;
   f.training.fp16 = many % 3 == 2;
+  f.zero_init = many % 2 == 1;
   for (std::size_t i = 0; i < profile_names.size(); ++i) {
     auto const front_end = static_cast<profile>(i);
     if (!available(front_end) || !reads(front_end, form)) continue;

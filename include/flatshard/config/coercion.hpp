@@ -219,7 +219,8 @@ inline std::optional<misfit> coerce(value const& v, double& to) {
 
 inline std::optional<misfit> coerce(value const& v, zero_stage& to) {
   std::int64_t stage = -1;
-  if (coerce(v, stage) || stage < 0 || stage > 3) return misfit{errc::enum_value, "0, 1, 2 or 3"};
+  if (coerce(v, stage) || stage < 0 || stage > 3)
+    return misfit{errc::enum_value, "0, 1, 2 or 3", "Input should be 0, 1, 2, 3 or 3"};
   to.number = stage;
   return std::nullopt;
 }
@@ -230,7 +231,8 @@ inline std::optional<misfit> coerce(value const& v, offload_device& to) {
       to = d;
       return std::nullopt;
     }
-  return misfit{errc::enum_value, "\"none\", \"cpu\" or \"nvme\", in lower case"};
+  return misfit{errc::enum_value, "\"none\", \"cpu\" or \"nvme\", in lower case",
+                "Input should be 'none', 'cpu' or 'nvme'"};
 }
 
 inline std::optional<misfit> coerce(value const& v, std::string& to) {

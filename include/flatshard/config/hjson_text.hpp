@@ -74,6 +74,7 @@ class hjson_text {
   bool read_value();
   bool open(char kind);
   void close();
+  void finish_value();
   bool read_quoted(std::string& into);
   bool read_escape(std::string& into, std::size_t begin);
   bool read_lines(std::string& into);
@@ -308,7 +309,7 @@ inline bool hjson_text::read_value() {
   } else if (!read_plain()) {
     return false;
   }
-  if (!open_.empty()) ++open_.back().count;
+  finish_value();
   return true;
 }
 
@@ -331,7 +332,13 @@ inline void hjson_text::close() {
   emit(open_.back().kind == '[' ? "]" : "}", at_, at_ + braces);
   at_ += braces;
   open_.pop_back();
-  if (!open_.empty()) ++open_.back().count;
+  finish_value();
+}
+
+inline void hjson_text::finish_value() {
+  if (open_.empty()) return;
+  ++open_.back().count;
+  open_.back().has_key = false;
 }
 
 /// Refuses the keys that an object repeats; upstream lists them in the order of their first occurrence.
@@ -347,8 +354,7 @@ inline void hjson_text::check_repeated(frame const& f) {
     ours += (ours.empty() ? "\"" : ", \"") + std::string{key} + '"';
   }
   auto where = place_at(keys.front().first.again_at);
-  where.pointer.resize(where.pointer.rfind('/') + 1);
-  where.pointer += pointer_token(keys.front().second);
+  where.pointer += '/' + pointer_token(keys.front().second);
   problems_.push_back({errc::duplicate_keys, std::move(where),
                        "the object repeats " + ours + "; DeepSpeed refuses a file with repeated keys: keep one of each",
                        severity::error, "read",

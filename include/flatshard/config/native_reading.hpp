@@ -185,6 +185,28 @@ inline void read_sections(value const& config, node const& root, native_reading&
   top.expert_parallel();
 }
 
+/// Whether `elasticity` takes the batch sizes over. It refuses a file that has some, and what it computes is not known
+/// here. Source: DeepSpeed@edaa7221:deepspeed/runtime/config.py:745-800.
+inline bool takes_batch_over(node const& root, std::optional<version_number> const& deepspeed, std::string_view when,
+                             findings& out) {
+  auto const section = root["elasticity"], enabled = section["enabled"];
+  if (!truthy(*enabled) || is_removed("elasticity", deepspeed)) return false;
+  bool refused = false;
+  for (std::string_view const key :
+       {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}) {
+    if (!root[key].present() || truthy(*section["ignore_non_elastic_batch_info"])) continue;
+    refused = true;
+    out.error(
+        errc::bad_batch_size, root[key].where(), when,
+        "elasticity takes the batch sizes over; remove " + std::string{key} +
+            ", or set elasticity.ignore_non_elastic_batch_info",
+        {"ElasticityConfigError", "deepspeed", "One or more batch related parameters were found in your ds_config"});
+  }
+  if (!refused)
+    out.warn(errc::unsupported, enabled.where(), when, "elasticity computes the batch sizes, which are not known here");
+  return true;
+}
+
 /// What upstream checks last, across sections.
 inline void check_sections(node const& root, native_reading const& read, std::string_view when, findings& out) {
   auto const stage = read.zero.stage.number;
@@ -249,13 +271,15 @@ inline native_reading read_natively(value const& config, node const& root, std::
   auto const placed_root = placed.root();
   section_reader const reader{
       .model = {}, .when = when, .deepspeed = f.upstream.deepspeed, .out = found, .home = home_of_key};
+  bool const elastic = detail::takes_batch_over(placed_root, f.upstream.deepspeed, when, found);
   detail::read_sections(config, root, read, {placed_root, when, f.upstream.deepspeed, found, read.attributes}, reader);
   detail::merge_moments(std::move(found), when, out);
-  auto result = complete_batch({config["train_batch_size"], config["train_micro_batch_size_per_gpu"],
-                                config["gradient_accumulation_steps"],
-                                batch_world(communicator, config["sequence_parallel_size"])});
+  auto result = elastic ? batch_result{}
+                        : complete_batch({config["train_batch_size"], config["train_micro_batch_size_per_gpu"],
+                                          config["gradient_accumulation_steps"],
+                                          batch_world(communicator, config["sequence_parallel_size"])});
   report_batch_fault(result, root, f, when, out);
-  if (!result.fault) read.batch = std::move(result);
+  if (!result.fault && !elastic) read.batch = std::move(result);
   detail::check_sections(placed_root, read, when, last);
   detail::merge_moments(std::move(last), when, out);
   return read;

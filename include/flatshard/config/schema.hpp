@@ -9,10 +9,12 @@
 #include <flatshard/document.hpp>
 
 #include <algorithm>
+#include <array>
 #include <concepts>
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -91,16 +93,37 @@ template <Section S, class Visit>
 constexpr void for_each_row(Visit&& visit) {
   std::apply([&](auto const&... row) { (visit(row), ...); }, fields(static_cast<S const*>(nullptr)));
 }
-/// Every key of a section, second names included, that a release knows.
+/// The names of one row, and the release of DeepSpeed that it comes with.
+struct key_names {
+  std::string_view key, also;
+  version_number since;
+  [[nodiscard]] constexpr bool is_known(std::optional<version_number> const& deepspeed) const {
+    return since == version_number{} || is_since(deepspeed, since, false);
+  }
+};
+/// The names of a section's rows, in order.
 template <Section S>
-[[nodiscard]] std::vector<std::string_view> keys_of(std::optional<version_number> const& deepspeed = {}) {
+[[nodiscard]] constexpr auto names_of() {
+  return std::apply(
+      [](auto const&... row) {
+        return std::array{key_names{row.key, row.also, row.since}...};
+      },
+      fields(static_cast<S const*>(nullptr)));
+}
+/// Every key that a release knows, second names included.
+[[nodiscard]] inline std::vector<std::string_view> known_keys(std::span<key_names const> rows,
+                                                              std::optional<version_number> const& deepspeed = {}) {
   std::vector<std::string_view> keys;
-  for_each_row<S>([&](auto const& row) {
-    if (!row.is_known(deepspeed)) return;
+  for (auto const& row : rows) {
+    if (!row.is_known(deepspeed)) continue;
     keys.push_back(row.key);
     if (!row.also.empty()) keys.push_back(row.also);
-  });
+  }
   return keys;
+}
+template <Section S>
+[[nodiscard]] std::vector<std::string_view> keys_of(std::optional<version_number> const& deepspeed = {}) {
+  return known_keys(names_of<S>(), deepspeed);
 }
 
 /// How sections are read.
@@ -255,24 +278,37 @@ void read_field(node const& at, T& into, range const& limits, section_reader con
   }
 }
 
-/// Refuses a key that a section does not know.
-inline void refuse_key(node const& section, object_member const& m, bool second_name,
-                       std::vector<std::string_view> const& known, version_number since, section_reader const& r) {
-  std::string detail;
-  if (second_name) {
-    detail = "the key \"" + m.key + "\" is given by both of its names; remove one";
-  } else if (since != version_number{}) {
-    detail = "the key \"" + m.key + "\" is known from DeepSpeed " + to_string(since) + " on";
-  } else {
-    auto const home = r.home ? r.home(m.key) : std::string{};
-    detail = "the key \"" + m.key + "\" is not known here" +
-             (home.empty() ? r.out.suggest(m.key, known) : "; it belongs " + home + "; move it");
+/// Whether a key is there with another value than "auto".
+inline bool is_given(node const& section, std::string_view key) {
+  return !key.empty() && section->has(key) && !(*section)[key].is_text("auto");
+}
+
+/// Refuses the keys that a section does not know, in the order of the file.
+inline void refuse_unknown_keys(node const& section, std::span<key_names const> rows, section_reader const& r) {
+  std::vector<std::string_view> known;
+  for (auto const& m : section->members()) {
+    if (m.held.is_text("auto")) continue;  // dropped upstream, known or not
+    auto const row =
+        std::find_if(rows.begin(), rows.end(), [&](key_names const& n) { return n.key == m.key || n.also == m.key; });
+    bool const named = row != rows.end();
+    bool const second_name = named && row->also == m.key && is_given(section, row->key);
+    if (named && !second_name && row->is_known(r.deepspeed)) continue;
+    auto detail = "the key \"" + m.key + "\" is ";
+    if (second_name) {
+      detail += "given by both of its names; remove one";
+    } else if (named) {
+      detail += "known from DeepSpeed " + to_string(row->since) + " on";
+    } else {
+      if (known.empty()) known = known_keys(rows, r.deepspeed);
+      auto const home = r.home ? r.home(m.key) : std::string{};
+      detail += "not known here" + (home.empty() ? r.out.suggest(m.key, known) : "; it belongs " + home + "; move it");
+    }
+    auto path = section[m].pointer().substr(std::min(r.root + 1, section[m].pointer().size()));
+    std::replace(path.begin(), path.end(), '/', '.');
+    r.out.error(errc::extra_forbidden, section.key_place(m), r.when, std::move(detail),
+                {"ValidationError", "deepspeed",
+                 std::string{r.model} + ": " + path + ": Extra inputs are not permitted [type=extra_forbidden]"});
   }
-  auto path = section[m].pointer().substr(std::min(r.root + 1, section[m].pointer().size()));
-  std::replace(path.begin(), path.end(), '/', '.');
-  r.out.error(errc::extra_forbidden, section.key_place(m), r.when, std::move(detail),
-              {"ValidationError", "deepspeed",
-               std::string{r.model} + ": " + path + ": Extra inputs are not permitted [type=extra_forbidden]"});
 }
 
 }  // namespace detail
@@ -297,24 +333,12 @@ inline void section_reader::refuse_fields(misfit const& m, node const& section, 
 template <Section S>
 void read_section(node const& at, S& into, section_reader const& r) {
   auto const before = r.out.problems.size();
-  auto const given = [&](std::string_view key) { return !key.empty() && at->has(key) && !(*at)[key].is_text("auto"); };
   for_each_row<S>([&](auto const& row) {
-    auto const key = given(row.key) ? row.key : row.also;
-    if (given(key) && row.is_known(r.deepspeed))
+    auto const key = detail::is_given(at, row.key) ? row.key : row.also;
+    if (detail::is_given(at, key) && row.is_known(r.deepspeed))
       detail::read_field(at[key], into.*(row.member), row.limits_of(r.deepspeed), r);
   });
-  auto const known = keys_of<S>(r.deepspeed);
-  for (auto const& m : at->members()) {
-    if (m.held.is_text("auto")) continue;  // dropped upstream, known or not
-    bool second_name = false;              // of a key that is also given by its first name
-    version_number since{};                // of a key that comes later
-    for_each_row<S>([&](auto const& row) {
-      second_name |= row.also == m.key && given(row.key);
-      if (!row.is_known(r.deepspeed) && row.key == m.key) since = row.since;
-    });
-    if (second_name || std::find(known.begin(), known.end(), m.key) == known.end())
-      detail::refuse_key(at, m, second_name, known, since, r);
-  }
+  detail::refuse_unknown_keys(at, names_of<S>(), r);
   if constexpr (requires { check_fields(into, at, r); })
     if (!r.out.failed_since(before)) check_fields(into, at, r);
 }

@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: Apache-2.0
+// DeepSpeed with nothing in front: hjson texts and their places, sources, releases, what is said about wrong keys, and
+// the moments of its refusals.
+#include <flatshard/config/resolve.hpp>
+#include <flatshard/hjson.hpp>
+
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <doctest/doctest.h>
+
+using namespace flatshard;
+
+namespace {
+
+document read(std::string_view text) { return parse_hjson(text, "ds.json").value(); }
+
+/// With a micro batch, so that the triangle holds.
+resolution resolved(std::string_view members, facts f = {}) {
+  return resolve(read("train_micro_batch_size_per_gpu: 1\n" + std::string{members}), profile::deepspeed, f);
+}
+facts released(std::string_view deepspeed) {
+  facts f;
+  f.upstream.deepspeed = version_number_of(deepspeed);
+  REQUIRE(f.upstream.deepspeed);
+  return f;
+}
+problem const* find(resolution const& r, errc code) {
+  for (auto const& p : r.problems)
+    if (p.code == code) return &p;
+  return nullptr;
+}
+problem const* first_error(resolution const& r) {
+  for (auto const& p : r.problems)
+    if (p.level == severity::error) return &p;
+  return nullptr;
+}
+bool has(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
+
+}  // namespace
+
+TEST_CASE("hjson: values as upstream makes them, places as they stand in the text") {
+  auto const d = read(
+      "# head\n"
+      "{\n"
+      "  // stage 3\n"
+      "  zero_optimization: {\n"
+      "    stage: 3\n"
+      "    reduce_bucket_size: 5e8,\n"
+      "  }\n"
+      "  'lines': '''\n"
+      "           one\n"
+      "             two\n"
+      "           '''\n"
+      "  list: [1, 2.50, \"x\" /* b */ no quotes, to the end\n"
+      "  ]\n"
+      "  \"t\\u00e9\\ud800\": true }\n");
+  auto const stage = d["zero_optimization"]["stage"];
+  CHECK(*stage == value{3});
+  CHECK(to_string(stage.where()) == "ds.json:5:12: /zero_optimization/stage");
+  CHECK(d.spelling(*stage) == "3");
+  auto const bucket = d["zero_optimization"]["reduce_bucket_size"];
+  CHECK(*bucket == value{500000000});
+  CHECK(bucket->is(value_kind::integer));
+  CHECK(d.spelling(*bucket) == "5e8");
+  CHECK(d["lines"]->text() == "one\n  two");
+  auto const list = d["list"];
+  REQUIRE(list->elements().size() == 4);
+  CHECK(*list[1] == value{2.5});
+  CHECK(list[1]->text() == "2.50");
+  CHECK(list[3]->text() == "no quotes, to the end");
+  CHECK(list[3].where() == place{"ds.json", "/list/3", 12, 31});
+  CHECK(d["t\u00e9\xED\xA0\x80"]->is_true());
+  CHECK(d["t\u00e9\xED\xA0\x80"].where() == place{"ds.json", "/t\u00e9\xED\xA0\x80", 14, 20});
+  CHECK(d["zero_optimization"]->members()[0].key_at.line == 5);
+}
+
+TEST_CASE("hjson: the characters of U+FDD0 and beyond pass through the transcript") {
+  for (std::string const text : {"\xEF\xB7\x90", "\xEF\xB7\x90NaN",
+                                 "\xEF\xB7\x90"
+                                 "fdd0",
+                                 "\xED\x9F\xBF\xEE\x80\x80"}) {
+    auto const d = read("a: \"" + text + "\"\n\"" + text + "\": 1");
+    CHECK(d["a"]->text() == text);
+    CHECK(d.value_of_root().has(text));
+  }
+}
+
+TEST_CASE("hjson: a refusal has upstream's words and our place, and repeated keys are all reported") {
+  auto const refused = [](std::string_view text) { return parse_hjson(text, "ds.json").error().problems; };
+  auto const eof = refused("{\n  \"a\": {\"b\": NaN}\n}");
+  REQUIRE(eof.size() == 1);
+  CHECK(to_string(eof[0]) ==
+        "ds.json:3:2: error: DeepSpeed's hjson reader stops here: Bad key name (eof) [hjson-syntax]");
+  CHECK(eof[0].upstream == "HjsonDecodeError (hjson): Bad key name (eof): line 3 column 2 (char 21)");
+  auto const twice = refused("{\"a\": {\"x\": 1, \"y\": 2, \"x\": 3}, \"b\": [{\"k\": 1,\n \"k\": 2}], \"b\": 1}");
+  REQUIRE(twice.size() == 3);  // inner objects first, as upstream closes them
+  CHECK(to_string(twice[0].where) == "ds.json:1:24: /a/x");
+  CHECK(to_string(twice[1].where) == "ds.json:2:2: /b/0/k");
+  CHECK(to_string(twice[2].where) == "ds.json:2:12: /b");
+  for (auto const& p : twice)
+    CHECK(p.upstream.starts_with("ValueError (deepspeed): Duplicate keys in DeepSpeed config"));
+  CHECK(refused("{\"a\": {\"x\": 1, \"x\": 2}} junk").size() == 2);  // and the syntax error behind
+  CHECK(refused("a: 1e999\n")[0].upstream == "OverflowError (hjson): cannot convert float infinity to integer");
+  CHECK(refused("a: 1 /* b")[0].upstream == "IndexError (hjson): string index out of range");
+  CHECK(refused("a: \"\xC3(\"")[0].upstream == "UnicodeDecodeError (deepspeed)");
+  CHECK(refused("\xEF\xBB\xBF").size() == 1);  // a mark alone is no empty text
+}
+
+TEST_CASE("hjson: own limits, in time that grows with the text") {
+  CHECK(parse_hjson(std::string(256, '[') + std::string(256, ']')).has_value());
+  auto const deep = parse_hjson(std::string(257, '[') + std::string(257, ']'));
+  REQUIRE_FALSE(deep.has_value());
+  CHECK(has(deep.error().problems[0].detail, "256 deep, our limit"));
+  CHECK(deep.error().problems[0].upstream.empty());
+  CHECK_FALSE(parse_hjson(std::string(max_text_bytes + 1, ' ')).has_value());
+  auto const many = parse_hjson("[" + std::string(2 * max_text_values, '1') + "]");  // one number, too long for Python
+  CHECK(has(many.error().problems[0].upstream, "ValueError (hjson): Exceeds the limit (4300 digits)"));
+  std::string ones = "[";
+  for (std::size_t i = 0; i <= max_text_values; ++i) ones += "1,";
+  CHECK(has(parse_hjson(ones + "]").error().problems[0].detail, "1000000 values, our limit"));
+  // texts on which a reader that looks back at every place would need minutes
+  std::string quotes = "\n[";
+  for (int i = 0; i < 100'000; ++i) quotes += "'''a'''";
+  for (auto const& text : {"a: n" + std::string(1 << 20, ','), "a: " + std::string(1 << 20, '/'), quotes + ']',
+                           "a: \"" + std::string(1 << 20, '\'') + '"', std::string(1 << 20, 'k')}) {
+    auto const begin = std::chrono::steady_clock::now();
+    static_cast<void>(parse_hjson(text).has_value());
+    CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds{20});
+  }
+}
+
+TEST_CASE("strict JSON says which reader would accept a text") {
+  for (std::string_view const text : {"{\"a\": 1, // b\n}", "{a: 1}", "{'a': 1}", "a: 1"}) {
+    auto const strict = parse_json(text, "ds.json");
+    REQUIRE_FALSE(strict.has_value());
+    CHECK(has(strict.error().problems[0].detail, "only DeepSpeed's own hjson reader (profile deepspeed) accepts"));
+    CHECK(parse_hjson(text).has_value());
+  }
+  CHECK_FALSE(has(parse_json("{,,}").error().problems[0].detail, "hjson"));
+}
+
+TEST_CASE("what deepspeed.initialize takes: a path, or base64 in which the last of repeated keys counts") {
+  auto const path = std::filesystem::temp_directory_path() / "flatshard_deepspeed_test.json";
+  std::ofstream{path} << "train_batch_size: 8 # c\r\n";
+  auto const file = read_deepspeed(path.string());
+  REQUIRE(file.has_value());
+  CHECK(*(*file)["train_batch_size"] == value{8});
+  CHECK((*file)["train_batch_size"].where().file == path.string());
+  std::filesystem::remove(path);
+  auto const gone = read_deepspeed(path.string());
+  REQUIRE_FALSE(gone.has_value());
+  CHECK(read_deepspeed("e2E6MSwgYToyfQ").error().problems[0].upstream == "Error (deepspeed): Incorrect padding");
+  CHECK(*read_deepspeed("e2E6MSwgYToyfQ==").value()["a"] == value{2});
+  CHECK(read_deepspeed("\u00e9").error().problems[0].code == errc::not_base64);
+}
+
+TEST_CASE("the file's text: wherever a value stands, its problem stands there too") {
+  auto const r = resolved("zero_optimization: {\n  stage: 9\n  overlap_com: true }\nbf16: { enabled: maybe\n }");
+  REQUIRE(first_error(r));
+  CHECK(to_string(*first_error(r)) ==
+        "ds.json:3:10: /zero_optimization/stage: error: found 9, allowed: 0, 1, 2 or 3 [enum]");
+  CHECK(first_error(r)->upstream ==
+        "ValidationError (deepspeed): DeepSpeedZeroConfig: stage: Input should be 0, 1, 2, 3 or 3 [type=enum]");
+  CHECK(has(find(r, errc::extra_forbidden)->detail, "did you mean \"overlap_comm\""));
+  CHECK(find(r, errc::bool_parsing)->where.line == 5);  // the next section is looked at too
+}
+
+TEST_CASE("a key in the wrong place is told where it belongs") {
+  auto const detail = [](std::string_view members, errc code) {
+    auto const r = resolved(members);
+    auto const* const p = find(r, code);
+    return p ? p->detail : std::string{"not found"};
+  };
+  CHECK(has(detail("bf16: {loss_scale: 0}", errc::extra_forbidden), "it belongs into fp16; move it"));
+  CHECK(has(detail("zero_optimization: {gradient_clipping: 1}", errc::extra_forbidden), "to the top level"));
+  CHECK(has(detail("zero_optimization: {offload_param: {ratio: 1}}", errc::extra_forbidden),
+            "into zero_optimization.offload_optimizer"));
+  CHECK(has(detail("bf16: {stage: 3}", errc::extra_forbidden), "into zero_optimization"));
+  CHECK(has(detail("stage3_prefetch_bucket_size: 1", errc::wrong_section), "into zero_optimization"));
+  CHECK(has(detail("loss_scale: 1", errc::wrong_section), "into fp16"));
+  CHECK(has(detail("lr: 1", errc::wrong_section), "into optimizer.params"));
+  CHECK(has(detail("gradient_cliping: 1", errc::unknown_key), "did you mean \"gradient_clipping\""));
+  CHECK(has(detail("comms_logger: {enabeld: true}", errc::extra_forbidden), "did you mean \"enabled\""));
+}
+
+TEST_CASE("\"auto\" with nothing in front: off, a default, or an error when it is used") {
+  auto const r = resolved(
+      "gradient_clipping: auto\nbf16: {enabled: \"auto\"}\n"
+      "zero_optimization: {stage: \"auto\", reduce_bucket_size: \"auto\"}");
+  CHECK_FALSE(find(r, errc::int_parsing));
+  CHECK(r.find("precision")->value == "fp32");
+  CHECK(has(r.find("precision")->reason, "\"auto\" counts as absent"));
+  CHECK(r.find("zero_optimization.stage")->value == "0");
+  CHECK(r.find("zero_optimization.reduce_bucket_size")->value == "500000000");
+  auto const* const clip = find(r, errc::wrong_type);  // case 1: '>' not supported at the first step
+  REQUIRE(clip);
+  CHECK(clip->when == at_first_step);
+  CHECK(clip->upstream == "TypeError (deepspeed): '>' not supported between instances of 'str' and 'float'");
+  auto const batch = resolve(read("train_batch_size: auto"), profile::deepspeed, {});
+  CHECK(first_error(batch)->upstream.starts_with("TypeError (deepspeed)"));
+  CHECK(find(resolved("communication_data_type: auto"), errc::bad_communication_dtype));
+  CHECK(find(resolved("wall_clock_breakdown: auto"), errc::wrong_type));
+}
+
+TEST_CASE("loading: partitioned only where the program does it") {
+  facts f;
+  f.world = 8;
+  auto const text =
+      "bf16: {enabled: true}\nzero_optimization: {stage: 3}\ntrain_batch_size: 8\ngradient_accumulation_steps: 1";
+  auto const whole = resolved(text, f);
+  CHECK_FALSE(whole.policies.load.partitioned);
+  CHECK(find(whole, errc::not_zero3_loading));
+  CHECK_FALSE(whole.has_errors());
+  f.zero_init = true;
+  auto const trap = resolved(text, f);  // its communicator is down: one rank, and 8 != 1 * 1 * 1
+  CHECK(trap.policies.load.partitioned);
+  CHECK(trap.policies.load.type == dtype::bf16);
+  REQUIRE(find(trap, errc::batch_product_mismatch));
+  CHECK(find(trap, errc::batch_product_mismatch)->when == at_load);
+  CHECK(has(find(trap, errc::batch_product_mismatch)->detail, "counts 1 rank"));
+  f.world_at_load = 8;
+  CHECK_FALSE(resolved(text, f).has_errors());
+  f.world_at_load = 1;  // a group of one rank
+  CHECK(find(resolved(text, f), errc::bad_world));
+  f.upstream.deepspeed = version_number{0, 19, 3};
+  CHECK_FALSE(find(resolved(text, f), errc::bad_world));
+  auto const no_mode = resolved("zero_optimization: {stage: 3}", {.zero_init = true});
+  CHECK(no_mode.policies.load.type == dtype::f32);
+  CHECK(no_mode.policies.dtypes.parameter_storage == dtype::f32);
+}
+
+TEST_CASE("the engine refuses later than the configuration") {
+  auto const r = resolved("bf16: {enabled: true}\ndata_types: {param_dtype: fp16\n grad_accum_dtype: x\n}");
+  REQUIRE(find(r, errc::param_dtype_conflict));
+  CHECK(find(r, errc::param_dtype_conflict)->when == at_engine);
+  CHECK(find(r, errc::bad_dtype)->upstream == "ValueError (deepspeed): 'x' is not a valid DtypeEnum");
+  CHECK(r.policies.deepspeed_config.present());  // it was read
+  // an optimizer whose class is not known is a warning, one that is known to be wrong an error
+  auto const text =
+      "bf16: {enabled: true, bf16_master_weights_and_grads: true}\n"
+      "zero_optimization: {stage: 2, offload_optimizer: {device: \"cpu\"}}";
+  CHECK_FALSE(resolved(text).has_errors());
+  CHECK(find(resolved(text), errc::trap));
+  facts f;
+  f.optimizer_class = "AdamW";
+  CHECK(find(resolved(text, f), errc::needs_cpu_offload));
+  f = {};
+  f.client_optimizer = false;
+  CHECK_FALSE(resolved(std::string{text} + "\noptimizer: {type: \"Adam\"}", f).has_errors());
+}
+
+TEST_CASE("defaults by release") {
+  struct row {
+    std::string_view before, from, section, key;
+    value old_default, new_default;
+  };
+  for (auto const& [before, from, section, key, was, is] :
+       {row{"0.19.2", "0.19.3", "bf16", "check_grad_overflow", false, true},
+        row{"0.19.4", "0.19.5", "offload_param", "pin_memory", false, true},
+        row{"0.19.4", "0.19.5", "offload_optimizer", "pin_memory", false, true}}) {
+    auto const at = [&, section = section, key = key](facts const& f) {
+      auto const r = resolved("zero_optimization: {stage: 3, offload_param: {}, offload_optimizer: {}}", f);
+      auto const& n = r.policies.native.value();
+      return section == "bf16" ? to_value(n.bf16)[key] : to_value(n.zero)[section][key];
+    };
+    CHECK(at(released(before)) == was);
+    CHECK(at(released(from)) == is);
+    CHECK(at({}) == is);
+  }
+  CHECK(resolved("", released("0.19.2")).find("gradient_clipping")->value == "0.0");
+  CHECK(resolved("", released("0.19.3")).find("gradient_clipping")->value == "1.0");
+  CHECK(has(resolved("", released("0.19.8")).find("zero_optimization.stage")->reason, "default of DeepSpeed 0.19.8"));
+  auto const sum = "gradient_allreduce_op: max";
+  CHECK_FALSE(resolved(sum, released("0.19.5")).has_errors());  // a key that it does not know
+  CHECK(resolved(sum, released("0.19.6")).has_errors());
+}
+
+TEST_CASE("bounds by release") {
+  struct row {
+    std::string_view text, since;
+    errc code;
+  };
+  for (auto const& [text, since, code] :
+       {row{"zero_optimization: {reduce_bucket_size: 0}", "0.19.6", errc::greater_than},
+        row{"zero_optimization: {zenflow: {topk_ratio: 0}}", "0.19.6", errc::greater_than},
+        row{"zero_optimization: {zenflow: {topk_ratio: 1}}", "0.19.6", errc::less_than},
+        row{"zero_optimization: {zenflow: {update_interval: 0}}", "0.19.6", errc::value_error},
+        row{"hybrid_engine: {max_out_tokens: 0}", "0.19.7", errc::greater_than}}) {
+    CHECK_FALSE(resolved(text).has_errors());
+    auto const r = resolved(text, released(since));
+    REQUIRE(first_error(r));
+    CHECK(first_error(r)->code == code);
+  }
+}
+
+TEST_CASE("keys that a release removes are refused before everything else, whatever they hold") {
+  for (auto const& k : removed_top_keys) {
+    auto const text = "communication_data_type: 1\n" + std::string{k.key} + ": null\n";
+    auto const before = resolved(text, released(k.since == version_number{0, 19, 7} ? "0.19.6" : "0.19.7"));
+    CHECK_FALSE(find(before, errc::removed_key));
+    auto const r = resolved(text, released(to_string(k.since)));
+    REQUIRE(first_error(r));
+    CHECK(first_error(r)->code == errc::removed_key);
+    CHECK(first_error(r)->upstream.starts_with("DeepSpeedConfigError (deepspeed)"));
+    CHECK(first_error(r)->where.pointer == '/' + std::string{k.key});
+    CHECK(find(r, errc::wrong_type));  // the others are reported all the same
+  }
+  for (auto const& k : removed_zero_keys) {
+    auto const text = "zero_optimization: {" + std::string{k.key} + ": \"auto\"}";
+    CHECK_FALSE(resolved(text).has_errors());
+    CHECK(first_error(resolved(text, released(to_string(k.since))))->code == errc::removed_key);
+  }
+  // what is gone has no rules left
+  CHECK(find(resolved("amp: {}"), errc::key_missing));
+  CHECK_FALSE(find(resolved("amp: {}", released("0.19.8")), errc::key_missing));
+}
+
+TEST_CASE("keys that a release brings are unknown before it") {
+  struct row {
+    std::string_view text, since;
+  };
+  for (auto const& [text, since] : {row{"zero_optimization: {stage: 1, compute_grad_norm: false}", "0.19.7"},
+                                    row{"zero_optimization: {stage: 1, parameter_alignment: true}", "0.19.7"},
+                                    row{"compile: {autoep_non_moe: true}", "0.19.8"},
+                                    row{"tensor_parallel: {vocab_parallel_lm_head: null}", "0.19.8"},
+                                    row{"tensor_parallel: {vocab_parallel_ce_backend: \"liger\"}", "0.19.8"}}) {
+    auto const cited = resolved(text);
+    REQUIRE(find(cited, errc::extra_forbidden));
+    CHECK(has(find(cited, errc::extra_forbidden)->detail, "known from DeepSpeed " + std::string{since} + " on"));
+    CHECK_FALSE(resolved(text, released(since)).has_errors());
+  }
+  auto const newest = released("0.19.8");
+  CHECK(find(resolved("tensor_parallel: {vocab_parallel_ce_backend: \"x\"}", newest), errc::literal_error));
+  CHECK(find(resolved("zero_optimization: {stage: 3, compute_grad_norm: false}", newest), errc::value_error));
+  auto const wide = resolved("data_types: {keep_in_fp32_modules: null}", newest);
+  CHECK(find(wide, errc::wrong_type)->upstream.starts_with("DeepSpeedConfigError (deepspeed): data_types.keep_in"));
+  CHECK_FALSE(resolved("data_types: {keep_in_fp32_modules: [\"norm\"]}", newest).has_errors());
+  CHECK_FALSE(resolved("data_types: {keep_in_fp32_modules: null}").has_errors());
+  CHECK(resolved("disable_python_gc: 7", newest).policies.native->attributes["disable_python_gc"] == value{7});
+  CHECK(resolved("optimizer: {type: \"OneBitAdam\"}", newest).policies.native->attributes["optimizer_name"].text() ==
+        "OneBitAdam");
+}
+
+TEST_CASE("elasticity takes the batch sizes over, until it is gone") {
+  auto const text = "elasticity: {enabled: true}";
+  CHECK(first_error(resolved(text))->upstream.starts_with("ElasticityConfigError (deepspeed)"));
+  CHECK_FALSE(resolved("elasticity: {enabled: true, ignore_non_elastic_batch_info: true}").has_errors());
+  auto const alone = resolve(read(text), profile::deepspeed, {});
+  CHECK_FALSE(alone.has_errors());
+  CHECK(find(alone, errc::unsupported));
+  CHECK_FALSE(alone.policies.batch);
+  CHECK(first_error(resolved(text, released("0.19.8")))->code == errc::removed_key);
+}
+
+TEST_CASE("sections of the top level that are no objects, and what is left in them") {
+  struct row {
+    std::string_view text, upstream;
+  };
+  for (auto const& [text, upstream] :
+       {row{"pipeline: []", "AttributeError (deepspeed): 'list' object has no attribute 'items'"},
+        row{"optimizer: null", "AttributeError (deepspeed): 'NoneType' object has no attribute 'keys'"},
+        row{"weight_quantization: 1", "TypeError (deepspeed): deepspeed.inference.config.WeightQuantConfig() argument"},
+        row{"timers: null", "TypeError (deepspeed): argument of type 'NoneType' is not iterable"},
+        row{"tensorboard: null", "ValidationError (deepspeed): DeepSpeedMonitorConfig: tensorboard: Input should be"},
+        row{"expert_parallel: 1", "AttributeError (deepspeed): 'int' object has no attribute 'get'"},
+        row{"progressive_layer_drop: {}", "KeyError (deepspeed): 'enabled'"},
+        row{"checkpoint: {tag_validation: 1}", "AttributeError (deepspeed): 'int' object has no attribute 'upper'"},
+        row{"compile: {passes: [\"z1\", \"z9\"]}",
+            "ValidationError (deepspeed): CompileConfig: passes.1: Input should be 'z1', 'z3', 'autosp' or 'autotp'"},
+        row{"zero_optimization: {zenflow: {select_interval: null}}",
+            "ValidationError (deepspeed): DeepSpeedZeroConfig: zenflow.select_interval.str: Input should be"}}) {
+    auto const r = resolved(text);
+    REQUIRE_MESSAGE(first_error(r), text);
+    CHECK_MESSAGE(first_error(r)->upstream.starts_with(upstream), first_error(r)->upstream);
+  }
+  for (std::string_view const fine :
+       {"expert_parallel: null", "aio: null", "timers: {throughput: {enabled: false}}", "wandb: {team: null}"})
+    CHECK_MESSAGE(!resolved(fine).has_errors(), fine);
+}
