@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "../tools/frontend.hpp"
 #include "golden_config.hpp"
+#include "resolver.hpp"
 
 #include <flatshard/accelerate_source.hpp>
 #include <flatshard/config/resolve.hpp>
@@ -102,7 +103,7 @@ facts facts_of(value const& in) {
 }
 
 resolution resolved(std::string_view front_end, value const& in) {
-  return resolve(document{in["config"], "case.json"}, profile_of(front_end).value(), facts_of(in));
+  return decide(document{in["config"], "case.json"}, profile_of(front_end).value(), facts_of(in));
 }
 
 }  // namespace
@@ -246,7 +247,7 @@ TEST_CASE("roles: the seven dtypes, wrapper, policy and printed lines") {
         if (!deepspeed) f.form = config_form::llamafactory_dict;
         auto const fsdp2 = value::object({{"dist_config", value::object({{"name", "fsdp2"}})}, {"bf16", in["bf16"]}});
         auto const r =
-            resolve(document{deepspeed ? in["config"] : fsdp2, "case.json"}, profile_of(front_end).value(), f);
+            decide(document{deepspeed ? in["config"] : fsdp2, "case.json"}, profile_of(front_end).value(), f);
         auto const* error = first_error(r);
         if (expect.has("error")) return compare_error(error, expect["error"]);
         if (error) return to_string(*error);
@@ -381,7 +382,7 @@ TEST_CASE("front_ends: LLaMA-Factory's YAML files and dicts") {
                 if (!read)
                   return expect.has("error") ? compare_front_end_error(&read.error().problems.at(0), wanted)
                                              : to_string(read.error());
-                auto const r = resolve(*read, profile_of(front_end).value(), f);
+                auto const r = decide(*read, profile_of(front_end).value(), f);
                 auto const* error = first_error(r);
                 if (expect.has("error")) return compare_front_end_error(error, wanted);
                 if (error) return to_string(*error);
@@ -557,7 +558,7 @@ TEST_CASE("front_ends: accelerate's files and plugins in code") {
     if (!read)
       return expect.has("error") ? compare_front_end_error(&read.error().problems.at(0), wanted)
                                  : to_string(read.error());
-    auto const r = resolve(*read, profile::accelerate, f);
+    auto const r = decide(*read, profile::accelerate, f);
     auto const* error = first_error_of_all(r);
     if (expect.has("error")) return compare_front_end_error(error, wanted);
     if (error) return to_string(*error);
@@ -579,7 +580,7 @@ TEST_CASE("front_ends: fully_shard in code, as facts and as an object") {
     auto call = in;
     call.erase("world_size");
     verdict differs;
-    for (auto const& r : {resolve(document{}, profile::torch, given), resolve(document{call}, profile::torch, world)}) {
+    for (auto const& r : {decide(document{}, profile::torch, given), decide(document{call}, profile::torch, world)}) {
       auto const* error = first_error_of_all(r);
       if (expect.has("error")) {
         differs += compare_error(error, expect["error"]);
@@ -699,7 +700,7 @@ TEST_CASE("roles: FSDP2 under accelerate, by release") {
     if (in.has("mixed_precision_policy")) plugin.set("mixed_precision_policy", in["mixed_precision_policy"]);
     f.accelerator.mixed_precision = own ? "bf16" : std::string{in["mixed_precision"].text()};
     f.accelerator.fsdp_plugin = plugin;
-    auto const r = resolve(document{}, profile::accelerate, f);
+    auto const r = decide(document{}, profile::accelerate, f);
     auto const* error = first_error(r);
     if (expect.has("error")) return compare_error(error, expect["error"]);
     if (error) return to_string(*error);
@@ -838,7 +839,7 @@ TEST_CASE("roles: the seven dtypes and the wrapper under DeepSpeed alone") {
     f.optimizer_class = in["optimizer"].text();
     for (auto const t : {dtype::f32, dtype::bf16, dtype::f16})
       if (in["loaded"].is_text(name(t))) f.checkpoint = t;
-    auto const r = resolve(document{in["config"], "case.json"}, profile_of(front_end).value(), f);
+    auto const r = decide(document{in["config"], "case.json"}, profile_of(front_end).value(), f);
     if (expect.has("error")) return compare_native_error(first_error(r), r, expect["error"]);
     if (auto const* error = first_error(r)) return to_string(*error);
     auto made = value::object();

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // DeepSpeed with nothing in front: hjson texts and their places, sources, releases, what is said about wrong keys, and
 // the moments of its refusals.
+#include "resolver.hpp"
+
 #include <flatshard/config/resolve.hpp>
 #include <flatshard/hjson.hpp>
 
@@ -25,7 +27,7 @@ document read(std::string_view text) { return parse_hjson(text, "ds.json").value
 
 /// With a micro batch, so that the triangle holds.
 resolution resolved(std::string_view members, facts f = {}) {
-  return resolve(read("train_micro_batch_size_per_gpu: 1\n" + std::string{members}), profile::deepspeed, f);
+  return decide(read("train_micro_batch_size_per_gpu: 1\n" + std::string{members}), profile::deepspeed, f);
 }
 facts released(std::string_view deepspeed) {
   facts f;
@@ -205,7 +207,7 @@ TEST_CASE("\"auto\" with nothing in front: off, a default, or an error when it i
   REQUIRE(clip);
   CHECK(clip->when == at_first_step);
   CHECK(clip->upstream == "TypeError (deepspeed): '>' not supported between instances of 'str' and 'float'");
-  auto const batch = resolve(read("train_batch_size: auto"), profile::deepspeed, {});
+  auto const batch = decide(read("train_batch_size: auto"), profile::deepspeed, {});
   CHECK(first_error(batch)->upstream.starts_with("TypeError (deepspeed)"));
   CHECK(find(resolved("communication_data_type: auto"), errc::bad_communication_dtype));
   CHECK(find(resolved("wall_clock_breakdown: auto"), errc::wrong_type));
@@ -354,7 +356,7 @@ TEST_CASE("elasticity takes the batch sizes over, until it is gone") {
   auto const text = "elasticity: {enabled: true}";
   CHECK(first_error(resolved(text))->upstream.starts_with("ElasticityConfigError (deepspeed)"));
   CHECK_FALSE(resolved("elasticity: {enabled: true, ignore_non_elastic_batch_info: true}").has_errors());
-  auto const alone = resolve(read(text), profile::deepspeed, {});
+  auto const alone = decide(read(text), profile::deepspeed, {});
   CHECK_FALSE(alone.has_errors());
   CHECK(find(alone, errc::unsupported));
   CHECK_FALSE(alone.policies.batch);

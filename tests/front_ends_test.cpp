@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // accelerate's own file, its FSDP plugin in code, and fully_shard in code: places, all problems at once, what is
 // ignored in silence, releases. Values are in the golden data.
+#include "resolver.hpp"
+
 #include <flatshard/config/resolve.hpp>
 #include <flatshard/json.hpp>
 
@@ -22,13 +24,11 @@ std::string fsdp_text(std::string const& top, std::string const& section) {
          ",\n \"fsdp_config\": {\"fsdp_version\": 2" + (section.empty() ? "" : ",\n  " + section) + "}}";
 }
 document file(std::string const& text) { return parse_json(text, "config.json").value(); }
-resolution resolved(std::string const& text, facts const& f = {}) {
-  return resolve(file(text), profile::accelerate, f);
-}
+resolution resolved(std::string const& text, facts const& f = {}) { return decide(file(text), profile::accelerate, f); }
 resolution in_code(value plugin, facts f = {}) {
   f.accelerator.fsdp_plugin = std::move(plugin);
   if (!f.world) f.world = 4;
-  return resolve(document{}, profile::accelerate, f);
+  return decide(document{}, profile::accelerate, f);
 }
 std::vector<errc> errors(resolution const& r) {
   std::vector<errc> all;
@@ -81,7 +81,7 @@ TEST_CASE("a file's form: by its name and the profile, then by its keys") {
                                  std::pair{profile::torch, config_form::deepspeed}}) {
     facts f;
     f.form = wrong;
-    CHECK(find(resolve(deepspeed, p, f), errc::unsupported, name(wrong)));
+    CHECK(find(decide(deepspeed, p, f), errc::unsupported, name(wrong)));
   }
 }
 
@@ -130,7 +130,7 @@ TEST_CASE("what no file can be: the root, the type, the number of processes") {
   for (auto const* root : {"[1]", "null", "\"x\"", "3"}) {
     facts f;
     f.form = config_form::accelerate_file;
-    auto const r = resolve(file(root), profile::accelerate, f);
+    auto const r = decide(file(root), profile::accelerate, f);
     CHECK_MESSAGE(errors(r) == codes{errc::wrong_type}, root);
     CHECK(r.problems[0].upstream.starts_with("AttributeError (accelerate): '"));
   }
@@ -361,9 +361,9 @@ TEST_CASE("releases: the cast to fp32, the unset reduce dtype, offloaded checkpo
   CHECK(errors(resolved(offload, f)) == codes{errc::offload_needs_checkpointing});
   facts torch;
   torch.fully_shard.policy = value::object({{"param_dtype", "bf16"}});
-  CHECK(resolve(document{}, profile::torch, torch).policies.dtypes.reduce == dtype::f32);
+  CHECK(decide(document{}, profile::torch, torch).policies.dtypes.reduce == dtype::f32);
   torch.upstream.torch = version_number{2, 14, 0};
-  auto const compute = resolve(document{}, profile::torch, torch);
+  auto const compute = decide(document{}, profile::torch, torch);
   CHECK(compute.policies.dtypes.reduce == dtype::bf16);
   CHECK(compute.find("reduce")->reason.find("torch 2.14.0 reduces in the compute dtype") != std::string::npos);
 }
@@ -371,18 +371,18 @@ TEST_CASE("releases: the cast to fp32, the unset reduce dtype, offloaded checkpo
 TEST_CASE("without a file the environment and the number of ranks decide") {
   facts f;
   f.world = 4;
-  CHECK(resolve(document{}, profile::accelerate, f).policies.backend == backend_kind::multi_gpu);
+  CHECK(decide(document{}, profile::accelerate, f).policies.backend == backend_kind::multi_gpu);
   f.environment = {{"ACCELERATE_USE_FSDP", "true"}, {"FSDP_VERSION", "2"}};
-  auto const r = resolve(document{}, profile::accelerate, f);
+  auto const r = decide(document{}, profile::accelerate, f);
   CHECK(r.policies.backend == backend_kind::fsdp);
   CHECK(r.policies.fsdp2->shard == 4);
   CHECK(r.policies.accelerate->environment.empty());
   f.accelerator.mixed_precision = "BF16";
-  CHECK(errors(resolve(document{}, profile::accelerate, f)) == codes{errc::bad_mixed_precision});
+  CHECK(errors(decide(document{}, profile::accelerate, f)) == codes{errc::bad_mixed_precision});
   f.accelerator = {};
   f.accelerator.gradient_accumulation_steps = "auto";
-  CHECK(errors(resolve(document{}, profile::accelerate, f)) == codes{errc::bad_number});
-  CHECK(resolve(document{}, profile::accelerate).policies.backend == backend_kind::simple);
+  CHECK(errors(decide(document{}, profile::accelerate, f)) == codes{errc::bad_number});
+  CHECK(decide(document{}, profile::accelerate).policies.backend == backend_kind::simple);
 }
 
 TEST_CASE("deepspeed_config: written or named, with the places of accelerate's file") {
@@ -433,7 +433,7 @@ TEST_CASE("fully_shard as an object: every bad argument, each with its place") {
   auto const call = [](std::string_view text) {
     facts f;
     f.world = 8;
-    return resolve(parse_json(text, "call.json").value(), profile::torch, f);
+    return decide(parse_json(text, "call.json").value(), profile::torch, f);
   };
   auto const bad = call(
       "{\"mesh\": [2, 3, 4],\n \"reshard_after_forward\": 2.0,\n \"offload_policy\": true,\n"

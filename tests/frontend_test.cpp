@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "../tools/frontend.hpp"
 
+#include "resolver.hpp"
+
 #include <cstdio>
 #include <fstream>
 #include <string>
@@ -179,7 +181,7 @@ TEST_CASE("our own limits are given no upstream exception") {
 TEST_CASE("a micro batch below 1 beside a global batch that is no number: both are reported") {
   auto const d =
       parse_llamafactory("micro_batch_size: -1\nglobal_batch_size: x\ndist_config:\n  name: fsdp2\n", "t.yaml").value();
-  auto const r = resolve(d, profile::llamafactory, {.world = 2});
+  auto const r = decide(d, profile::llamafactory, {.world = 2});
   REQUIRE(r.problems.size() == 2);
   CHECK(r.problems[0].where == place{"t.yaml", "/global_batch_size", 2, 20});
   CHECK(r.problems[0].detail == "found \"x\", an integer is needed");
@@ -213,13 +215,13 @@ TEST_CASE("a section given as JSON text; a file and the file that it names") {
   facts f{.world = 2, .hidden_size = 8};
   frontend::read_named_files(d, f);
   REQUIRE(f.files.size() == 1);
-  auto const r = resolve(d, profile::llamafactory, f);
+  auto const r = decide(d, profile::llamafactory, f);
   CHECK_FALSE(r.has_errors());
   CHECK(r.policies.load.partitioned);
   std::remove("frontend_test.json");
   facts g{.world = 2};
   frontend::read_named_files(d, g);
-  CHECK(resolve(d, profile::llamafactory, g).has_errors());
+  CHECK(decide(d, profile::llamafactory, g).has_errors());
   std::remove("frontend_test.yaml");
   CHECK_FALSE(frontend::read_configuration("no_such.yaml").has_value());
 }
@@ -241,11 +243,11 @@ TEST_CASE("accelerate's file: PyYAML's words, the last of duplicate keys, no emp
   CHECK_FALSE(frontend::parse_accelerate("a: &x 1\nb: &x 2\n", "c.yaml").has_value());
   CHECK(frontend::parse_accelerate("{\"a\": 1}", "c.json").has_value());
   auto const precision =
-      resolve(read("distributed_type: FSDP\nnum_processes: 2\nmixed_precision: 2026-01-31\n"), profile::accelerate);
+      decide(read("distributed_type: FSDP\nnum_processes: 2\nmixed_precision: 2026-01-31\n"), profile::accelerate);
   CHECK(precision.problems.at(0).upstream ==
         "AttributeError (accelerate): 'datetime.date' object has no attribute 'lower'");
   auto const warned =
-      resolve(read("distributed_type: 'NO'\ndistributed_type: FSDP\nnum_processes: 2\n"), profile::accelerate);
+      decide(read("distributed_type: 'NO'\ndistributed_type: FSDP\nnum_processes: 2\n"), profile::accelerate);
   CHECK(warned.problems.at(0).code == errc::duplicate_key_ignored);
 }
 

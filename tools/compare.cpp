@@ -66,7 +66,7 @@ std::vector<column> columns_of(configuration_request const& request) {
   bool const belongs_to_one = form != fs::config_form::deepspeed;
   auto const named = own.resolved.policies.config_file;
   for (auto const p : fs::profiles) {
-    if (!available(p) || (p == fs::profile::torch && form != fs::config_form::fully_shard_call)) continue;
+    if (p == fs::profile::torch && form != fs::config_form::fully_shard_call) continue;
     bool const same_front_end =
         p == own.resolved.front_end || (fs::is_llamafactory(p) && fs::is_llamafactory(own.resolved.front_end));
     if (!belongs_to_one || same_front_end) {

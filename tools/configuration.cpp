@@ -109,9 +109,7 @@ void apply_setting(std::string_view setting, fs::document& config) {
 }  // namespace
 
 void add_configuration_options(CLI::App& command, configuration_request& request) {
-  std::vector<std::string> profiles;
-  for (auto const p : fs::profiles)
-    if (available(p)) profiles.emplace_back(name(p));
+  std::vector<std::string> const profiles{fs::profile_names.begin(), fs::profile_names.end()};
   command
       .add_option("--profile", request.profile,
                   fmt::format("Whose rules decide: {} (default llamafactory)", fmt::join(profiles, ", ")))

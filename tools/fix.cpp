@@ -120,7 +120,7 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
   table lines{{{""}, {""}}};
   for (auto const other : fs::profiles) {
     bool const reads_it = deepspeed ? other != fs::profile::torch : fs::is_llamafactory(other);
-    if (!available(other) || !reads_it) continue;
+    if (!reads_it) continue;
     auto known = reading.known;
     known.form = deepspeed ? fs::config_form::deepspeed : fs::config_form::llamafactory_file;
     auto const differs =

@@ -138,7 +138,6 @@ enum class errc : std::uint8_t {
   wrong_section,
   load_train_differ,
   mpi_starts_nothing,
-  unknown_profile,
   meta_weights_unfilled,
   named_file_missing,
   list_type,
@@ -378,7 +377,6 @@ inline std::string_view name(errc code) {
     case errc::wrong_section: return "wrong-section";
     case errc::load_train_differ: return "load-train-differ";
     case errc::mpi_starts_nothing: return "mpi-starts-nothing";
-    case errc::unknown_profile: return "unknown-profile";
     case errc::meta_weights_unfilled: return "meta-weights-unfilled";
     case errc::named_file_missing: return "file-missing";
     case errc::list_type: return "list-type";

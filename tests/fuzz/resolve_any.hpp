@@ -2,6 +2,8 @@
 /// What must hold of the resolution of any document, whatever text it was read from.
 #pragma once
 
+#include "../resolver.hpp"
+
 #include <flatshard/config/resolve.hpp>
 #include <flatshard/json.hpp>
 
@@ -40,14 +42,13 @@ inline void resolve_any(flatshard::document const& config, flatshard::config_for
   f.training.bf16 = many % 3 == 1;
   f.training.fp16 = many % 3 == 2;
   f.zero_init = many % 2 == 1;
-  for (std::size_t i = 0; i < profile_names.size(); ++i) {
-    auto const front_end = static_cast<profile>(i);
-    if (!available(front_end) || !reads(front_end, form)) continue;
-    auto const r = resolve(config, front_end, f);
+  for (auto const front_end : profiles) {
+    if (!reads(front_end, form)) continue;
+    auto const r = decide(config, front_end, f);
     for (auto const& p : r.problems) check(!p.detail.empty(), "a problem has words");
     for (auto const& d : r.decisions) check(!d.key.empty() && !d.rule.empty(), "a decision has a key and a rule");
     if (front_end != profile::llamafactory_review)
-      check(r.hash() == resolve(config, front_end, f).hash(), "equal inputs are decided alike");
+      check(r.hash() == decide(config, front_end, f).hash(), "equal inputs are decided alike");
     if (r.has_errors()) continue;
     if (auto const& b = r.policies.batch) check(holds(b->train, b->micro, b->steps, b->world), "the triangle holds");
   }

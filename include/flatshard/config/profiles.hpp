@@ -50,8 +50,6 @@ inline constexpr std::array<std::string_view, 7> profile_names{
 [[nodiscard]] constexpr bool is_transformers(profile p) {
   return p == profile::transformers_v4 || p == profile::transformers_v5;
 }
-/// Whether `resolve` has the rules of a profile.
-[[nodiscard]] constexpr bool available(profile p) { return static_cast<std::size_t>(p) < profile_names.size(); }
 
 /// How messages name a front end.
 [[nodiscard]] constexpr std::string_view product_of(profile p) {

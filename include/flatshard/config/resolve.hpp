@@ -87,10 +87,7 @@ inline namespace v0 {
   constexpr std::string_view refusal =
       "LLaMA-Factory cannot read a .json file (it passes a path where text is needed); "
       "save it as .yaml, which may hold the same text, or pass it as a dict in code";
-  if (!available(front_end)) {
-    out.error(errc::unknown_profile, whole, at_read,
-              "the profile " + std::string{name(front_end)} + " is not available yet; use another one", {});
-  } else if (!reads(front_end, form)) {
+  if (!reads(front_end, form)) {
     out.error(errc::unsupported, whole, at_read,
               "the profile " + std::string{name(front_end)} + " does not read " + std::string{name(form)} +
                   "; choose the front end that the file is for",
