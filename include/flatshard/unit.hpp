@@ -60,20 +60,6 @@ struct unit_bytes {
 
 namespace detail {
 
-// Where the gathered segments do not hold the whole tensors in one piece, these stand one after the other, each at a
-// multiple of 128 elements (256 bytes at least).
-template <class Layout>
-[[nodiscard]] constexpr std::size_t whole_slot(Layout const& l, std::size_t t) {
-  return round_up(l.place_at(t).numel, 128);
-}
-template <class Layout>
-[[nodiscard]] constexpr elements whole_size(Layout const& l) {
-  if (Layout::contiguous_gather) return l.gathered();
-  elements n;
-  for (std::size_t t = 0; t < l.size(); ++t) n += elements{whole_slot(l, t)};
-  return n;
-}
-
 inline void clear(std::span<std::byte> memory) {
   if (!memory.empty()) std::memset(memory.data(), 0, memory.size());
 }
