@@ -100,7 +100,7 @@ TEST_CASE("ZeRO's stages 0 to 2 keep parameters whole") {
   // bf16 weights whole (the flat buffer of 24), gradients bf16, an fp32 master and two moments
   CHECK(plan_of(cut_states::gradients).held()[0] == rank_bytes{2 * 24 * 2, 2 * 6 * 2, 2 * 6 * 12});
   CHECK(plan_of(cut_states::optimizer).held()[0] == rank_bytes{2 * 24 * 2, 2 * 24 * 2, 2 * 6 * 12});
-  CHECK(plan_of(cut_states::nothing).held()[0] == rank_bytes{2 * 24 * 2, 2 * 24 * 2, 2 * 24 * 12});
+  CHECK(plan_of(cut_states::nothing).held()[0] == rank_bytes{2 * 20 * 2, 2 * 20 * 2, 2 * 20 * 12});
   std::size_t calls = 0;
   bytes most;
   for_each_step(plan_of(cut_states::gradients, 10), [&](plan_step const& s) {
@@ -238,5 +238,8 @@ TEST_CASE("broken rules have a sentence each") {
   std::array<parameter_traits, 1> const one{};
   CHECK_THROWS_WITH(groups.add({.name = "u", .parameters = small, .traits = one}, dense),
                     "traits are one a parameter, or none");
+  std::array<precision, 2> const two{};
+  CHECK_THROWS_WITH(groups.add({.name = "u", .parameters = small, .types = two}, dense),
+                    "types are one a parameter, or none");
   CHECK_THROWS_WITH(static_cast<void>(groups.unit_name(7)), "the plan has no unit of that number");
 }

@@ -86,9 +86,11 @@ fs::resolution resolve_configuration(configuration_request const& request) {
                  : request.device == "npu" ? fs::device_kind::npu
                                            : fs::device_kind::cpu;
   facts.environment = environment();
-  if (!request.model.empty()) {
-    auto const path = (std::filesystem::path{request.model} / "config.json").string();
-    auto const config = fs::parse_file(path).value();
+  if (!request.model.empty() || !request.model_text.empty()) {
+    auto const path = request.model.empty() ? std::string{"config.json"}
+                                            : (std::filesystem::path{request.model} / "config.json").string();
+    auto const config =
+        request.model.empty() ? fs::parse_json(request.model_text).value() : fs::parse_file(path).value();
     if (!config.value_of_root().is(fs::value_kind::object)) throw failure{one_line(path) + ": this is no object"};
     facts.model_config = config.value_of_root();
     facts.model_file = path;

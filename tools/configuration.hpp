@@ -18,6 +18,7 @@ struct configuration_request {
   std::string profile = "llamafactory", bf16 = "auto", device = "cuda", model;
   std::optional<std::uint64_t> world;
   bool strict = false;
+  std::string model_text{};  ///< a config.json's text, instead of `model`
 };
 
 /// Adds --profile, --bf16, --device and --strict.

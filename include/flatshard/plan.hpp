@@ -75,6 +75,7 @@ struct plan_unit {
   std::span<parameter const> parameters;
   std::span<parameter_traits const> traits{};  ///< one a parameter, or none at all
   std::optional<after_forward> keep{};         ///< instead of the settings'
+  std::span<precision const> types{};          ///< one a parameter, or none at all: the plan's
 };
 
 /// How a step is run. The defaults are what `sharded_unit` does when each call follows the other.
@@ -184,7 +185,7 @@ class training_plan {
     require(u < units_.size(), "the plan has no unit of that number");
     return units_[u];
   }
-  [[nodiscard]] constexpr part rules_for(parameter const& p, parameter_traits traits) const;
+  [[nodiscard]] constexpr part rules_for(parameter const& p, part found) const;
   template <ShardingPolicy P>
   constexpr void add_part(part const& together, P const& policy);
   constexpr void hold(plan_buffer const& b, rank_row& row, elements segment, elements owned);
@@ -245,8 +246,7 @@ constexpr training_plan::training_plan(mesh<2> ranks, precision types, plan_sett
   elements_.resize(world_size(), 0);
 }
 
-constexpr training_plan::part training_plan::rules_for(parameter const& p, parameter_traits traits) const {
-  part found{types_, traits};
+constexpr training_plan::part training_plan::rules_for(parameter const& p, part found) const {
   for (auto const& rule : rules_) {
     if (p.name.find(rule.part) == std::string_view::npos) continue;
     if (rule.types) found.types = *rule.types;
@@ -264,12 +264,14 @@ template <ShardingPolicy P, ShardingPolicy... Others>
 constexpr std::size_t training_plan::add(plan_unit const& unit, P const& policy,
                                          sharding_rule<Others> const&... others) {
   require(unit.traits.empty() || unit.traits.size() == unit.parameters.size(), "traits are one a parameter, or none");
+  require(unit.types.empty() || unit.types.size() == unit.parameters.size(), "types are one a parameter, or none");
   auto const keep = unit.keep.value_or(settings_.keep);
   require(keep.ranks == 0 || mesh_.size(1) % keep.ranks == 0, "the group after forward must divide the world size");
   std::vector<part> parts;
   for (std::size_t i = 0; i < unit.parameters.size(); ++i) {
     auto const& p = unit.parameters[i];
-    auto here = rules_for(p, unit.traits.empty() ? parameter_traits{} : unit.traits[i]);
+    auto here = rules_for(
+        p, {unit.types.empty() ? types_ : unit.types[i], unit.traits.empty() ? parameter_traits{} : unit.traits[i]});
     if (here.traits.tied) continue;
     std::size_t number = 0;
     static_cast<void>(((++number, p.name.find(others.part) != std::string_view::npos && (here.policy = number, true)) ||
@@ -351,8 +353,9 @@ constexpr void training_plan::add_part(part const& together, P const& policy) {
 constexpr void training_plan::hold(plan_buffer const& b, rank_row& row, elements segment, elements owned) {
   auto const& s = settings_;
   auto const& t = b.types;
+  auto const unpadded = b.traits.ignored || s.cut == cut_states::nothing;
   auto const add = [&](std::size_t rank_bytes::*line, dtype type, bool whole, std::size_t copies) {
-    auto const held = block(whole ? b.traits.ignored ? b.real : b.whole : segment, type).value;
+    auto const held = block(whole ? unpadded ? b.real : b.whole : segment, type).value;
     auto const real = size_of(whole ? b.real : owned, type).value;
     row.held.*line = checked_add(row.held.*line, checked_mul(held, copies));
     row.owned.*line = checked_add(row.owned.*line, checked_mul(real, copies));

@@ -113,9 +113,10 @@ class plan_walk {
   constexpr void emit(step_kind kind, std::size_t u, bytes size = {}) { emit(kind, u, size, 1, 1); }
   constexpr void collective(step_kind kind, plan_buffer const& b, dtype type, std::size_t ranks, std::size_t stride,
                             bytes staging = {}) {
+    auto const n = plan_->settings().cut == cut_states::nothing ? b.real : b.gathered;
     auto const bucket = plan_->settings().bucket.value;
-    auto const calls = cut() || bucket == 0 ? 1 : std::max<std::size_t>(1, ceil_div(b.gathered.value, bucket));
-    emit(kind, b.unit, size_of(b.gathered, type), ranks, stride, b.gathered, staging, calls);
+    auto const calls = cut() || bucket == 0 ? 1 : std::max<std::size_t>(1, ceil_div(n.value, bucket));
+    emit(kind, b.unit, size_of(n, type), ranks, stride, n, staging, calls);
   }
 
   constexpr void gather(std::size_t u, bool back) {
