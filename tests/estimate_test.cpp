@@ -10,7 +10,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <string>
+#include <string_view>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -59,7 +59,9 @@ constexpr training_plan llama(P policy, precision types, mesh<2> ranks, plan_set
   training_plan plan{ranks, types, settings};
   plan.add({.name = "embedding", .parameters = embedding}, policy);
   plan.add({.name = "layers.0", .parameters = layer}, policy);
-  for (int i = 1; i < 32; ++i) plan.repeat("layers");
+  std::array<std::string_view, 31> others{};
+  others.fill("layers");
+  plan.repeat(others);
   plan.add({.name = "head", .parameters = head}, policy);
   return plan;
 }
@@ -149,6 +151,36 @@ TEST_CASE("spaces, transfers and the fullest rank") {
   CHECK(one_unit(0).parameters.owned.fullest == rank_id{0});
   CHECK(one_unit(0).parameters.owned.least == bytes{8});
   CHECK(one_unit(0).parameters.owned.mean() == bytes{20});
+}
+
+TEST_CASE("many micro-batches cost no more than three, and count all") {
+  for (auto settings : {plan_settings{}, plan_settings{.prefetch = 1, .parameters = memory_space::nvme},
+                        plan_settings{.keep = {.ranks = 2}, .reduce_once = true}, plan_settings{.replicas_each = true}})
+    for (std::size_t const k : {1u, 2u, 3u, 4u, 7u}) {
+      settings.micro_batches = k;
+      auto const plan = llama(native{}, fsdp2_bf16, mesh{2, 4}, settings);
+      auto const e = estimate_of(plan, 4);
+      wire_bytes sent;
+      bytes read, uploaded;
+      live_bytes most;
+      std::size_t calls = 0;
+      for_each_step(plan, [&](plan_step const& s) {
+        if (is_collective(s.kind)) sent += wire_of(s, 8, 4);
+        if (is_collective(s.kind)) calls += s.calls;
+        if (s.kind == step_kind::read) read += s.size;
+        if (s.kind == step_kind::upload) uploaded += s.size;
+        if (most.sum() < s.live.sum()) most = s.live;
+      });
+      std::size_t counted = 0;
+      for (auto const& c : e.collectives) counted += c.calls;
+      CHECK(e.wire == sent);
+      CHECK(e.read == read);
+      CHECK(e.uploaded == uploaded);
+      CHECK(e.peak.live == most);
+      CHECK(counted == calls);
+    }
+  auto const many = estimate_of(llama(native{}, fsdp2_bf16, mesh{1, 8}, {.micro_batches = 1'000'000}));
+  CHECK(many.collectives.front().calls == 2'000'000);  // of the embedding, forward and back
 }
 
 TEST_CASE("rows degenerate where there are more ranks than rows") {

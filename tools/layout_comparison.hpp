@@ -24,6 +24,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -66,21 +67,24 @@ fs::training_plan plan_of(plan_model const& m, training_choice const& c, std::ui
     plan.add({.name = "model", .parameters = all, .traits = traits, .types = c.tensor_types}, policy, others...);
     return plan;
   }
-  for (std::size_t u = 0, first = 0; u < m.parts.size(); first += m.parts[u++].parameters.size()) {
+  for (std::size_t u = 0, first = 0; u < m.parts.size();) {
     auto const& part = m.parts[u];
     auto keep = settings.keep.ranks != 0 ? settings.keep : c.keep[u];
     keep.throughout = part.throughout;
     if (keep.ranks != 0 && shards % keep.ranks != 0) keep.ranks = 0;
-    if (u > 0 && plan.keep(u - 1) == keep && part.like(m.parts[u - 1])) {
-      plan.repeat(part.name);
-      continue;
-    }
     plan.add({.name = part.name,
               .parameters = part.parameters,
               .traits = std::span{c.traits}.subspan(first, part.parameters.size()),
               .keep = keep,
               .types = std::span{c.tensor_types}.subspan(first, part.parameters.size())},
              policy, others...);
+    std::vector<std::string_view> alike;
+    auto const begin = u;
+    for (; u < m.parts.size() && (u == begin || (c.keep[u] == c.keep[begin] && m.parts[u].like(part))); ++u) {
+      if (u != begin) alike.push_back(m.parts[u].name);
+      first += m.parts[u].parameters.size();
+    }
+    plan.repeat(alike);
   }
   return plan;
 }
@@ -229,12 +233,12 @@ inline std::string more(std::uint64_t n, std::uint64_t least) {
     } else {
       say(difference(o.wire.sum().value, e.wire.sum().value, "on the wire a step and rank"));
     }
-    if (o.copies > e.copies) say(fmt::format("{} gathers a step are copied", o.copies));
-    if (o.unaligned > e.unaligned) say(fmt::format("{} tensors begin off 16 bytes", o.unaligned));
+    if (o.copies > e.copies) say(fmt::format("{} gathers a step are copied", grouped(o.copies)));
+    if (o.unaligned > e.unaligned) say(fmt::format("{} tensors begin off 16 bytes", grouped(o.unaligned)));
     if (o.slot_alignment < e.slot_alignment)
       say(fmt::format("segments are multiples of {} bytes only", o.slot_alignment.value));
     if (o.empty_ranks > e.empty_ranks)
-      say(fmt::format("{} rank{} nothing", o.empty_ranks, o.empty_ranks == 1 ? " owns" : "s own"));
+      say(fmt::format("{} rank{} nothing", grouped(o.empty_ranks), o.empty_ranks == 1 ? " owns" : "s own"));
     if (!r.runs && r.name == "ragged") say("units here do not run it");
     out.others.push_back(
         fmt::format("{}: {}", r.name, parts.empty() ? "no difference" : fmt::format("{}", fmt::join(parts, "; "))));

@@ -56,12 +56,19 @@ struct plan_findings {
   return all;
 }
 
+/// `part` of `whole` in percent: `0 %`, `< 0.001 %`, `1.6 %`, `1627 %`.
+[[nodiscard]] inline std::string percent(std::uint64_t part, std::uint64_t whole) {
+  if (part == 0 || whole == 0) return "0 %";
+  auto const share = 100 * static_cast<double>(part) / static_cast<double>(whole);
+  return share < 0.001 ? "< 0.001 %" : share < 1000 ? fmt::format("{:.3g} %", share) : fmt::format("{:.0f} %", share);
+}
+
 /// Bytes of an element of a type as text: `4`, `0.5`.
 [[nodiscard]] inline std::string width_of(flatshard::dtype t) {
   return fmt::format("{:g}", static_cast<double>(flatshard::bits(t)) / 8);
 }
 
-/// `gathered weights, full gradients and staging` at the peak.
+/// When most lives: `backward of model.layers.31, micro-batch 1`.
 [[nodiscard]] inline std::string peak_text(plan_findings const& f) {
   auto const& row = f.own();
   auto const& peak = row.estimate.peak;
@@ -102,11 +109,13 @@ struct plan_findings {
   auto const optimizer = theirs.device.value - parameters - live - gradients;  // so that the lines add up
   auto const ranks =
       own.shards == f.world ? std::string{} : fmt::format(", cut over {} of {} ranks", own.shards, f.world);
-  out.lines.push_back({"parameters", parameters, on_device(e.parameters),
-                       e.parameters.space != fs::memory_space::device
-                           ? elsewhere(e.parameters)
-                           : fmt::format("{} bytes each as {}, DeepSpeed counts 2{}{}", width_of(t.parameter_storage),
-                                         name(t.parameter_storage), stage3 ? ranks : "", padding(e.parameters))});
+  out.lines.push_back(
+      {"parameters", parameters, on_device(e.parameters),
+       e.parameters.space != fs::memory_space::device
+           ? elsewhere(e.parameters)
+           : fmt::format("{} bytes each as {}, {}{}{}", width_of(t.parameter_storage), name(t.parameter_storage),
+                         fs::bits(t.parameter_storage) == 16 ? "as DeepSpeed counts" : "DeepSpeed counts 2",
+                         stage3 ? ranks : "", padding(e.parameters))});
   out.lines.push_back(
       {"optimizer", optimizer, on_device(e.optimizer),
        e.optimizer.space != fs::memory_space::device

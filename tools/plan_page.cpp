@@ -63,13 +63,13 @@ nav ul{display:flex;flex-wrap:wrap;gap:.25rem 1.25rem;list-style:none;padding:0;
 section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem 1.25rem;margin:1rem 0}
 dl.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));gap:.75rem 1.5rem;margin:.5rem 0}
 dl.facts div{border-left:3px solid var(--line);padding-left:.75rem}dt{color:var(--soft);font-size:.85rem}
-dd{margin:0;font-size:1.15rem;font-variant-numeric:tabular-nums}dd small{font-size:.8rem;color:var(--soft)}
+dd{margin:0;font-size:1.15rem;font-variant-numeric:tabular-nums}dd small{display:block;font-size:.8rem;color:var(--soft)}
 figure{margin:.5rem 0}figcaption{color:var(--soft);font-size:.9rem;margin-bottom:.4rem}
 svg.chart{width:100%;height:auto;display:block}svg text{fill:var(--fg);font:13px system-ui,sans-serif}
 svg text.soft{fill:var(--soft)}svg .rule{stroke:var(--line);stroke-width:1}svg .mark{stroke:var(--fg);stroke-dasharray:4 3}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.3rem .75rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-.n{text-align:right;white-space:nowrap}thead th{color:var(--soft);font-weight:600}tr.best th,tr.best td{font-weight:700}
+.n{text-align:right;white-space:nowrap}td:not(.n){min-width:8rem}thead .n{white-space:normal}thead th{color:var(--soft);font-weight:600}tr.best th,tr.best td{font-weight:700}
 details{margin:.5rem 0}summary{cursor:pointer;color:var(--accent)}
 ul.legend{display:flex;flex-wrap:wrap;gap:.15rem 1rem;list-style:none;padding:0;margin:.4rem 0;font-size:.85rem}
 .swatch{display:inline-block;width:.9em;height:.9em;border-radius:.15em;margin-right:.4em;vertical-align:-.08em;
@@ -188,9 +188,7 @@ class page {
          human(e.parameters.held.most.value + e.gradients.held.most.value + e.optimizer.held.most.value),
          "parameters, gradients, optimizer");
     fact("Sent by a rank in a step", human(e.wire.sum().value), human(e.wire.between.value) + " of it between nodes");
-    fact("Padding",
-         fmt::format("{:.3g} %", 100 * static_cast<double>(e.padding.value) / static_cast<double>(f_.model.elements)),
-         grouped(e.padding.value) + " elements");
+    fact("Padding", percent(e.padding.value, f_.model.elements), grouped(e.padding.value) + " elements");
     fact("Ranks that own nothing", grouped(e.empty_ranks), "of " + grouped(f_.world));
     fact("Types", fmt::format("{} / {} / {}", name(t.parameter_storage), name(t.compute), name(t.reduce)),
          "storage, compute, wire of gradients");
@@ -209,7 +207,7 @@ class page {
     auto const& own = f_.own();
     auto const& e = own.estimate;
     std::vector<sample> steps;
-    fs::for_each_step(*own.plan, [&](fs::plan_step const& s) {
+    fs::for_each_distinct_step(*own.plan, [&](fs::plan_step const& s, std::size_t) {
       bool const end = s.kind == fs::step_kind::norm || s.kind == fs::step_kind::update;
       if (s.micro_batch == 0 || end) steps.push_back({s.kind, s.unit, s.live});
     });
@@ -482,7 +480,7 @@ class page {
     }
     add("<section id=\"layouts\"><h2>Layouts compared</h2>\n");
     if (!f_.advice.layout.empty())
-      add("<p><strong>Recommended: {}.</strong> {}.</p>\n", safe(f_.advice.layout),
+      add("<p><strong>Recommended: {}</strong>: {}.</p>\n", safe(f_.advice.layout),
           safe(fmt::format("{}", fmt::join(f_.advice.why, "; "))));
     add("<figure tabindex=\"0\"><figcaption>Device memory of the fullest rank when most lives</figcaption>\n");
     bars("layout-memory", peaks, most, "Device memory by layout", "The same numbers are in the table below.");
@@ -503,9 +501,8 @@ class page {
         continue;
       }
       auto const& e = r.estimate;
-      row({r.name, r.what, human(r.peak()),
-           fmt::format("{:.3g} %", 100 * static_cast<double>(e.padding.value) / static_cast<double>(f_.model.elements)),
-           grouped(e.empty_ranks), human(e.wire.inside.value), human(e.wire.between.value), grouped(e.copies),
+      row({r.name, r.what, human(r.peak()), percent(e.padding.value, f_.model.elements), grouped(e.empty_ranks),
+           human(e.wire.inside.value), human(e.wire.between.value), grouped(e.copies),
            fmt::format("{} B", e.slot_alignment.value)},
           r.name == f_.advice.layout);
     }

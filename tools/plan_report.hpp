@@ -91,7 +91,7 @@ inline void shards(plan_findings const& f) {
            {"ranks", right},
            {"segment", right},
            {"padding", right},
-           {"pad %", right},
+           {"", right},
            {"traits"}}};
   for (auto const& run : unit_runs(plan))
     for (auto const& b : plan.buffers(run.first)) {
@@ -102,10 +102,7 @@ inline void shards(plan_findings const& f) {
         if (set) traits += (traits.empty() ? "" : ", ") + std::string{word};
       auto const pad = b.gathered.value - b.real.value;
       t.row({run_name(plan, run), grouped(run.count), grouped(b.tensors), grouped(b.real.value), grouped(b.ranks),
-             grouped(b.segment.value), grouped(pad),
-             fmt::format("{:.4g}",
-                         b.real.value == 0 ? 0.0 : 100 * static_cast<double>(pad) / static_cast<double>(b.real.value)),
-             traits});
+             grouped(b.segment.value), grouped(pad), percent(pad, b.real.value), traits});
     }
   fmt::print("{}", t.text());
   fmt::print("  a rank owns {} to {} elements; {} own{} nothing; {} elements of padding in all\n",
@@ -130,6 +127,8 @@ inline void traffic(plan_findings const& f) {
            grouped(c.calls), human(c.size.value), human(c.wire.inside.value), human(c.wire.between.value)});
   t.row({"sent by a rank", "", "", "", human(e.wire.inside.value), human(e.wire.between.value)});
   fmt::print("{}", t.text());
+  if (f.node() != f.world)
+    fmt::print("  between nodes a node sends {} in a step\n", human(fs::checked_mul(e.wire.between.value, f.node())));
   if (e.copies != 0) fmt::print("  {} are copied into whole tensors\n", plural(e.copies, "gather"));
   if (e.small_gathers != 0)
     fmt::print("  {} below {} elements, where latency rules\n", plural(e.small_gathers, "gather"),
@@ -152,7 +151,7 @@ inline void layouts(plan_findings const& f) {
   heading("Layouts compared");
   table t{{{"layout"},
            {"device peak", right},
-           {"padding %", right},
+           {"padding", right},
            {"empty ranks", right},
            {"inside nodes", right},
            {"between nodes", right},
@@ -166,9 +165,8 @@ inline void layouts(plan_findings const& f) {
       continue;
     }
     auto const& e = r.estimate;
-    t.row({r.name + mark, human(r.peak()),
-           fmt::format("{:.4g}", 100 * static_cast<double>(e.padding.value) / static_cast<double>(f.model.elements)),
-           grouped(e.empty_ranks), human(e.wire.inside.value), human(e.wire.between.value), grouped(e.copies),
+    t.row({r.name + mark, human(r.peak()), percent(e.padding.value, f.model.elements), grouped(e.empty_ranks),
+           human(e.wire.inside.value), human(e.wire.between.value), grouped(e.copies),
            fmt::format("{} B", e.slot_alignment.value), r.what});
   }
   fmt::print("{}", t.text());
@@ -268,7 +266,7 @@ inline void print_plan(plan_findings const& f) {
                                        {"elements", l.count.value},
                                        {"wire", wire_json(l.wire)}});
   // The first micro-batch and the optimizer: the others repeat the first.
-  fs::for_each_step(*own.plan, [&](fs::plan_step const& s) {
+  fs::for_each_distinct_step(*own.plan, [&](fs::plan_step const& s, std::size_t) {
     bool const update = s.kind == fs::step_kind::norm || s.kind == fs::step_kind::update;
     if (s.micro_batch == 0 || update) timeline.push_back(step_json(*own.plan, s));
   });

@@ -44,7 +44,7 @@ namespace fs = flatshard;
 
 template <class Policy>
 unit_map map_of(Policy const& policy, std::vector<fs::parameter> const& parameters, std::size_t w) {
-  constexpr std::size_t most = 16, at_each_end = 7;
+  constexpr std::size_t most = 8, at_each_end = 4;
   fs::listed_layout<Policy> const l{policy, std::span<fs::parameter const>{parameters}, fs::world{w}};
   unit_map m;
   for (auto const& p : parameters) m.names.emplace_back(p.name);

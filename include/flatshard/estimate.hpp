@@ -78,7 +78,7 @@ inline constexpr elements latency_knee{33'000'000};
 /// Complexity: O(W). Source: nccl-tests, doc/PERFORMANCE.md; docs/design.md, plan and estimate.
 [[nodiscard]] constexpr wire_bytes wire_of(plan_step const& step, std::size_t world_size, std::size_t node_size);
 
-/// Walks the steps of a plan once. Complexity: O(steps + W), constexpr.
+/// Walks the different steps of a plan once. Complexity: O(buffers + W), constexpr.
 /// Source of every line: docs/design.md, plan and estimate.
 [[nodiscard]] constexpr step_estimate estimate_of(training_plan const& plan, std::size_t node_size = 0);
 
@@ -130,7 +130,7 @@ class step_sums {
  public:
   constexpr step_sums(training_plan const& plan, std::size_t node_size, step_estimate& out)
       : world_{plan.world_size()}, node_{node_size == 0 ? plan.world_size() : node_size}, out_{&out} {}
-  constexpr void operator()(plan_step const& step) {
+  constexpr void operator()(plan_step const& step, std::size_t times) {
     auto& most = out_->most;
     most.gathered = std::max(most.gathered, step.live.gathered);
     most.gradients = std::max(most.gradients, step.live.gradients);
@@ -138,35 +138,37 @@ class step_sums {
     if (first_ || out_->peak.live.sum() < step.live.sum()) out_->peak = step;
     first_ = false;
     switch (step.kind) {
-      case step_kind::read: out_->read += step.size; break;
-      case step_kind::upload: out_->uploaded += step.size; break;
-      case step_kind::download: out_->downloaded += step.size; break;
-      case step_kind::write: out_->written += step.size; break;
+      case step_kind::read: out_->read += step.size * times; break;
+      case step_kind::upload: out_->uploaded += step.size * times; break;
+      case step_kind::download: out_->downloaded += step.size * times; break;
+      case step_kind::write: out_->written += step.size * times; break;
       default: break;
     }
-    if (is_collective(step.kind)) add(step);
+    if (is_collective(step.kind)) add(step, times);
   }
 
  private:
   struct ring_row {
     std::size_t ranks, stride, crossing;
   };
-  constexpr void add(plan_step const& step) {
+  constexpr void add(plan_step const& step, std::size_t times) {
     if (step.ranks < 2) return;  // nothing moves
     auto& lines = out_->collectives;
     auto const same = std::find_if(lines.begin(), lines.end(), [&](collective_line const& l) {
       return l.kind == step.kind && l.ranks == step.ranks && l.stride == step.stride && l.size == step.size;
     });
-    auto const wire = ring(step, world_, crossing(step));
+    auto const once = ring(step, world_, crossing(step));
+    wire_bytes const wire{once.inside * times, once.between * times};
+    auto const calls = step.calls * times;
     out_->wire += wire;
     if (step.kind == step_kind::gather) {
-      if (step.live.staging.value != 0) ++out_->copies;
-      if (step.count < latency_knee) out_->small_gathers += step.calls;
+      if (step.live.staging.value != 0) out_->copies += times;
+      if (step.count < latency_knee) out_->small_gathers += calls;
     }
     if (same == lines.end()) {
-      lines.push_back({step.kind, step.ranks, step.stride, step.size, step.count, step.calls, wire});
+      lines.push_back({step.kind, step.ranks, step.stride, step.size, step.count, calls, wire});
     } else {
-      same->calls += step.calls;
+      same->calls += calls;
       same->wire += wire;
     }
   }
@@ -199,7 +201,7 @@ constexpr step_estimate estimate_of(training_plan const& plan, std::size_t node_
   out.gradients = detail::line_of(plan, &rank_bytes::gradients, kept);
   out.optimizer = detail::line_of(plan, &rank_bytes::optimizer, s.optimizer);
   detail::step_sums sums{plan, node_size, out};
-  for_each_step(plan, [&](plan_step const& step) { sums(step); });
+  for_each_distinct_step(plan, [&](plan_step const& step, std::size_t times) { sums(step, times); });
   for (auto const space : memory_spaces)
     out.spaces[static_cast<std::size_t>(space)] = detail::spread_of(plan.world_size(), [&](std::size_t r) {
       auto const& held = plan.held()[r];

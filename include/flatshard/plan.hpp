@@ -114,12 +114,6 @@ struct plan_buffer {
 /// What a rank keeps all the time, by what it is for. Units: bytes.
 struct rank_bytes {
   std::size_t parameters{}, gradients{}, optimizer{};
-  constexpr rank_bytes& operator+=(rank_bytes const& b) {
-    parameters = checked_add(parameters, b.parameters);
-    gradients = checked_add(gradients, b.gradients);
-    optimizer = checked_add(optimizer, b.optimizer);
-    return *this;
-  }
   friend constexpr bool operator==(rank_bytes const&, rank_bytes const&) = default;
 };
 
@@ -139,8 +133,9 @@ class training_plan {
   /// Adds a unit and returns its number. Complexity: O(T + W), for policies without `even_pieces` O(pieces + W).
   template <ShardingPolicy P, ShardingPolicy... Others>
   constexpr std::size_t add(plan_unit const& unit, P const& policy, sharding_rule<Others> const&... others);
-  /// Adds a unit that is like the last one in everything but its name. Complexity: O(buffers of a unit + W).
-  constexpr std::size_t repeat(std::string_view its_name);
+  /// Adds units that are like the last one in everything but their names. Complexity: O(buffers of them + W).
+  constexpr void repeat(std::span<std::string_view const> names);
+  constexpr void repeat(std::string_view its_name) { repeat(std::span{&its_name, 1}); }
 
   [[nodiscard]] constexpr mesh<2> const& ranks() const { return mesh_; }
   [[nodiscard]] constexpr std::size_t world_size() const { return mesh_.world_size(); }
@@ -189,7 +184,7 @@ class training_plan {
   template <ShardingPolicy P>
   constexpr void add_part(part const& together, P const& policy);
   constexpr void hold(plan_buffer const& b, rank_row& row, elements segment, elements owned);
-  constexpr void add_rows();
+  constexpr void add_rows(std::size_t times);
 
   mesh<2> mesh_;
   precision types_;
@@ -295,24 +290,25 @@ constexpr std::size_t training_plan::add(plan_unit const& unit, P const& policy,
     (static_cast<void>(++number == together.policy ? (add_part(together, others.policy), 0) : 0), ...);
   }
   units_.back().count = buffers_.size() - units_.back().first;
-  add_rows();
+  add_rows(1);
   return units_.size() - 1;
 }
 
-constexpr std::size_t training_plan::repeat(std::string_view its_name) {
+constexpr void training_plan::repeat(std::span<std::string_view const> names) {
   require(!units_.empty(), "the plan has no unit of that number");
   auto row = units_.back();
   auto const from = row.first;
-  row.name = its_name;
-  row.first = buffers_.size();
-  for (std::size_t i = 0; i < row.count; ++i) {
-    auto b = buffers_[from + i];
-    b.unit = units_.size();
-    buffers_.push_back(b);
+  for (auto const its_name : names) {
+    row.name = its_name;
+    row.first = buffers_.size();
+    for (std::size_t i = 0; i < row.count; ++i) {
+      auto b = buffers_[from + i];
+      b.unit = units_.size();
+      buffers_.push_back(b);
+    }
+    units_.push_back(row);
   }
-  units_.push_back(row);
-  add_rows();
-  return units_.size() - 1;
+  add_rows(names.size());
 }
 
 template <ShardingPolicy P>
@@ -368,11 +364,17 @@ constexpr void training_plan::hold(plan_buffer const& b, rank_row& row, elements
   add(&rank_bytes::optimizer, t.optimizer_state, ignored || s.cut < cut_states::optimizer, s.states);
 }
 
-constexpr void training_plan::add_rows() {
+constexpr void training_plan::add_rows(std::size_t times) {
+  auto const add = [times](std::size_t& sum, std::size_t n) { sum = checked_add(sum, checked_mul(n, times)); };
+  auto const add_all = [&](rank_bytes& sum, rank_bytes const& n) {
+    add(sum.parameters, n.parameters);
+    add(sum.gradients, n.gradients);
+    add(sum.optimizer, n.optimizer);
+  };
   for (std::size_t r = 0; r < last_.size(); ++r) {
-    held_[r] += last_[r].held;
-    owned_[r] += last_[r].owned;
-    elements_[r] = checked_add(elements_[r], last_[r].elements);
+    add_all(held_[r], last_[r].held);
+    add_all(owned_[r], last_[r].owned);
+    add(elements_[r], last_[r].elements);
   }
 }
 

@@ -63,6 +63,11 @@ struct plan_step {
 template <class F>
 constexpr void for_each_step(training_plan const& plan, F f);
 
+/// The same shortened: all micro-batches but the first and the last are alike, so one of them stands for all. Calls
+/// `f(plan_step, times)`. Complexity: O(buffers), constexpr.
+template <class F>
+constexpr void for_each_distinct_step(training_plan const& plan, F f);
+
 // ---- definitions
 
 namespace detail {
@@ -71,8 +76,12 @@ namespace detail {
 template <class F>
 class plan_walk {
  public:
-  constexpr plan_walk(training_plan const& plan, F& f)
-      : plan_{&plan}, f_{&f}, state_(plan.buffers().size(), state::shard), gradients_(plan.size(), 0) {
+  constexpr plan_walk(training_plan const& plan, F& f, bool shortened)
+      : plan_{&plan},
+        f_{&f},
+        shortened_{shortened},
+        state_(plan.buffers().size(), state::shard),
+        gradients_(plan.size(), 0) {
     for (auto const& b : plan.buffers())
       if (plan.settings().secondary && gathers(b))
         live_.gathered += plan.block({b.gathered.value / part_of(b)}, b.types.compute);
@@ -83,6 +92,7 @@ class plan_walk {
       auto const last = micro_batch_ + 1 == s.micro_batches;
       forward();
       backward(last);
+      if (shortened_ && micro_batch_ == 1 && !last) micro_batch_ = s.micro_batches - 2;  // those between are alike
     }
     micro_batch_ = s.micro_batches - 1;
     emit(step_kind::norm, 0, {8}, plan_->world_size(), 1, {1});
@@ -245,6 +255,7 @@ class plan_walk {
 
   training_plan const* plan_;
   F* f_;
+  bool shortened_;
   std::vector<state> state_;
   std::vector<std::uint8_t> gradients_;
   live_bytes live_;
@@ -255,7 +266,14 @@ class plan_walk {
 
 template <class F>
 constexpr void for_each_step(training_plan const& plan, F f) {
-  detail::plan_walk<F>{plan, f}.run();
+  detail::plan_walk<F>{plan, f, false}.run();
+}
+
+template <class F>
+constexpr void for_each_distinct_step(training_plan const& plan, F f) {
+  auto const k = plan.settings().micro_batches;
+  auto const weighted = [&](plan_step const& s) { f(s, s.micro_batch == 1 && k > 3 ? k - 2 : 1); };
+  detail::plan_walk<decltype(weighted) const>{plan, weighted, true}.run();
 }
 
 }  // namespace v0
