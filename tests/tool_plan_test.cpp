@@ -37,6 +37,14 @@ std::string configuration(folder const& dir, std::string_view zero, std::string_
                   std::string{more} + "}");
   return path;
 }
+/// LLaMA-Factory's FSDP2 with bf16, as a dict.
+std::string fsdp2(folder const& dir, std::string_view batch, std::string_view more = "", std::string_view mesh = "") {
+  auto const path = dir / "fsdp2.json";
+  spill(path, R"({"micro_batch_size": 1, "global_batch_size": )" + std::string{batch} +
+                  R"(, "bf16": true, "dist_config": {"name": "fsdp2")" + std::string{more} + "}" + std::string{mesh} +
+                  "}");
+  return path;
+}
 outcome plan(std::vector<std::string> words) {
   words.insert(words.begin(), "plan");
   return run(words);
@@ -76,7 +84,9 @@ std::size_t count_of(std::string_view text, std::string_view what) {
 }  // namespace
 
 TEST_CASE("plan: the JSON has the documented keys and the numbers of the formulas") {
-  auto const d = plan_json({"--arch", "llama-3-8b", "--config", "examples/configs/fsdp2_bf16.yaml", "--world", "8"});
+  folder dir;
+  auto const config = fsdp2(dir, "8", R"(, "reshard_after_forward": true)");
+  auto const d = plan_json({"--arch", "llama-3-8b", "--config", config, "--world", "8"});
   CHECK(keys_of(d.value_of_root()) ==
         std::set<std::string>{"schema",         "model",          "config",           "profile",     "world",
                               "node_size",      "replicas",       "shards",           "layout",      "micro_batches",
@@ -180,6 +190,37 @@ TEST_CASE("plan: a checkpoint and its architecture are the same model") {
   }
 }
 
+TEST_CASE("plan: FSDP2's mesh, micro-batches and what stays after forward") {
+  folder dir;
+  auto const at = [&](std::string_view more) {
+    return plan_json(
+        {"--arch", "qwen2.5-0.5b", "--config", fsdp2(dir, "32", more), "--world", "8", "--node-size", "4"});
+  };
+  auto const gathers = [](flatshard::document const& d, std::uint64_t ranks) {
+    std::uint64_t n = 0;
+    for (auto const& c : d["collectives"]->elements())
+      if (c["kind"].is_text("gather") && number(c["ranks"]) == ranks) n += number(c["calls"]);
+    return n;
+  };
+  auto const whole = at(R"(, "reshard_after_forward": true)"), kept = at(R"(, "reshard_after_forward": false)"),
+             part = at(R"(, "reshard_after_forward": 4)");
+  CHECK(number(*whole["micro_batches"]) == 4);    // 32 / (8 * 1)
+  CHECK(gathers(whole, 8) == 4 * (24 + 24 + 1));  // the tied root stays until its backward
+  CHECK(gathers(kept, 8) == 4 * 25);
+  CHECK(gathers(part, 8) == 4 * 25);
+  CHECK(gathers(part, 4) == 4 * 24);
+  auto const hybrid = at("", R"(, "mp_replicate_size": 2, "mp_shard_size": 4)");
+  CHECK(number(*hybrid["replicas"]) == 2);
+  CHECK(number(*hybrid["shards"]) == 4);
+  std::uint64_t adds = 0;
+  for (auto const& c : hybrid["collectives"]->elements())
+    if (c["kind"].is_text("all_reduce")) adds += number(c["calls"]);
+  CHECK(adds == 4 * 25);  // after every micro-batch, each unit's shard over the replicas
+  auto const given =
+      plan_json({"--arch", "qwen2.5-0.5b", "--config", fsdp2(dir, "8"), "--world", "8", "--micro-batches", "3"});
+  CHECK(number(*given["micro_batches"]) == 3);
+}
+
 TEST_CASE("plan: every layout is compared, and what cannot place the model says why") {
   folder dir;
   auto const d = plan_json(
@@ -237,10 +278,10 @@ TEST_CASE("plan --html: one page that needs nothing else, with text for every pi
   folder dir;
   auto const page = dir / "plan.html";
   spill(page, "before");
-  auto const r = plan({"--arch", "gpt-oss-20b", "--config", configuration(dir, R"("stage": 3)"), "--world", "16",
-                       "--node-size", "8", "--html", page});
+  auto const r = plan(
+      {"--arch", "gpt-oss-20b", "--config", fsdp2(dir, "64"), "--world", "64", "--node-size", "8", "--html", page});
   REQUIRE_MESSAGE(r.code == 0, r.err);
-  CHECK(dir.names() == std::vector<std::string>{"ds.json", "plan.html"});  // no temporary file is left
+  CHECK(dir.names() == std::vector<std::string>{"fsdp2.json", "plan.html"});  // no temporary file is left
   auto const text = slurp(page);
   CHECK(text.starts_with("<!DOCTYPE html>"));
   CHECK(well_formed(text));
@@ -305,8 +346,7 @@ TEST_CASE("plan: bad input and wrong usage have a sentence, and nothing on stdou
         {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--node-size", "16"});
   fails(1, "there is no such file", {"--arch", "llama-3-8b", "--config", dir / "none.json", "--world", "8"});
   fails(1, "holds neither model.safetensors nor", {"--model", dir / ".", "--config", config, "--world", "8"});
-  fails(1, "the configuration is refused",
-        {"--arch", "llama-3-8b", "--config", "examples/configs/fsdp2_bf16.yaml", "--world", "7"});
+  fails(1, "the configuration is refused", {"--arch", "llama-3-8b", "--config", fsdp2(dir, "8"), "--world", "7"});
   fails(1, "No such file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", dir / "no/p.html"});
   fails(1, "is no regular file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", dir / "."});
   fails(1, "is no regular file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", "/dev/null"});
@@ -315,5 +355,5 @@ TEST_CASE("plan: bad input and wrong usage have a sentence, and nothing on stdou
   files::create_directory(dir / "empty");
   spill(dir / "empty/model.safetensors", std::string{"\x08\0\0\0\0\0\0\0{}      ", 16});
   fails(1, "no parameters", {"--model", dir / "empty", "--config", config, "--world", "8"});
-  CHECK(dir.names() == std::vector<std::string>{"broken.safetensors", "ds.json", "empty"});
+  CHECK(dir.names() == std::vector<std::string>{"broken.safetensors", "ds.json", "empty", "fsdp2.json"});
 }

@@ -147,6 +147,13 @@ class sharded_unit {
   [[nodiscard]] layout_type const& layout() const { return layout_; }
   [[nodiscard]] Precision const& precision() const { return precision_; }
   [[nodiscard]] unit_counters const& counters() const { return counters_; }
+  /// The layout's hash continued over the dtypes of all roles: equal on ranks that hold the same unit. Complexity:
+  /// O(T).
+  [[nodiscard]] std::uint64_t hash() const {
+    auto h = layout_.hash();
+    for (auto const r : roles) h = detail::fnv(h, name(precision_(r)));
+    return h;
+  }
   /// True between `gather` and `release`.
   [[nodiscard]] bool live() const { return weights_.taken(); }
 
@@ -292,7 +299,7 @@ class sharded_unit {
     require(static_cast<std::size_t>(comm.size()) == layout_.world_size(),
             "the communicator and the unit must have the same world size");
     if (agreed_) return;
-    flatshard::agree(comm, layout_.hash(), "the layout of a unit", stream);
+    flatshard::agree(comm, hash(), "the layout of a unit", stream);
     agreed_ = true;
   }
   /// For `agree` over several units, which makes the unit's own check unnecessary.
@@ -422,7 +429,7 @@ void agree(C& comm, Resolved const& resolved, Units& units, typename C::stream_t
   agree(comm, worlds, "the world size of the units", stream);
   agree(comm, resolved.hash(), "the resolved configuration", stream);
   auto hash = detail::fnv_offset;
-  for (auto const& unit : units) hash = detail::fnv(hash, unit.layout().hash());
+  for (auto const& unit : units) hash = detail::fnv(hash, unit.hash());
   agree(comm, hash, "the layouts of the units", stream);
   for (auto& unit : units) unit.mark_agreed();
 }
