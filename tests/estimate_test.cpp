@@ -121,9 +121,8 @@ TEST_CASE("volumes follow the formulas") {
 
 TEST_CASE("hybrid sharding: shards inside a node, gradients of the shards over replicas between nodes") {
   auto const e = estimate_of(llama(zero3{}, fsdp2_bf16, mesh{2, 8}), 8);
-  CHECK(e.wire.inside.value == llama_elements * 7 + 13);
-  CHECK(e.wire.between.value ==
-        llama_elements / 8 * 4 + 1);  // 2 (Q - 1)/Q S e_rs; the norm: 14 bytes, of 16 steps two cross
+  CHECK(e.wire.inside.value == llama_elements * 7 + 14);
+  CHECK(e.wire.between.value == llama_elements / 8 * 4);  // 2 (Q - 1)/Q S e_rs
 }
 
 TEST_CASE("hpZ: the backward gather stays inside the node, at the price of a secondary copy") {

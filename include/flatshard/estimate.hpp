@@ -118,8 +118,7 @@ template <class Of>
   }
   return s;
 }
-[[nodiscard]] constexpr memory_line line_of(training_plan const& plan, std::size_t rank_bytes::*line,
-                                            memory_space space) {
+[[nodiscard]] constexpr memory_line line_of(training_plan const& plan, rank_bytes::line line, memory_space space) {
   auto const n = plan.world_size();
   return {space, spread_of(n, [&](std::size_t r) { return bytes{plan.held()[r].*line}; }),
           spread_of(n, [&](std::size_t r) { return bytes{plan.owned()[r].*line}; })};

@@ -114,6 +114,7 @@ struct plan_buffer {
 /// What a rank keeps all the time, by what it is for. Units: bytes.
 struct rank_bytes {
   std::size_t parameters{}, gradients{}, optimizer{};
+  using line = std::size_t rank_bytes::*;
   friend constexpr bool operator==(rank_bytes const&, rank_bytes const&) = default;
 };
 
@@ -350,7 +351,7 @@ constexpr void training_plan::hold(plan_buffer const& b, rank_row& row, elements
   auto const& s = settings_;
   auto const& t = b.types;
   auto const unpadded = b.traits.ignored || s.cut == cut_states::nothing;
-  auto const add = [&](std::size_t rank_bytes::*line, dtype type, bool whole, std::size_t copies) {
+  auto const add = [&](rank_bytes::line line, dtype type, bool whole, std::size_t copies) {
     auto const held = block(whole ? unpadded ? b.real : b.whole : segment, type).value;
     auto const real = size_of(whole ? b.real : owned, type).value;
     row.held.*line = checked_add(row.held.*line, checked_mul(held, copies));

@@ -25,7 +25,7 @@ enum class step_kind : std::uint8_t {
   reduce_scatter,  ///< of full gradients to shards
   all_reduce,      ///< of gradients: over replicas, or instead of a reduce-scatter
   download,        ///< from the device to the host
-  norm,            ///< all-reduce of one number
+  norm,            ///< all-reduce of one number over a copy of the model
   update,          ///< the optimizer, of one unit
   write            ///< from the host to nvme
 };
@@ -95,7 +95,7 @@ class plan_walk {
       if (shortened_ && micro_batch_ == 1 && !last) micro_batch_ = s.micro_batches - 2;  // those between are alike
     }
     micro_batch_ = s.micro_batches - 1;
-    emit(step_kind::norm, 0, {8}, plan_->world_size(), 1, {1});
+    emit(step_kind::norm, 0, {8}, plan_->ranks().size(1), 1, {1});  // replicas hold the same gradients
     for (std::size_t u = 0; u < plan_->size(); ++u) update(u);
   }
 
