@@ -135,12 +135,14 @@ TEST_CASE_TEMPLATE("what memory held before is never seen", Sharding, native, ze
 TEST_CASE("ranks that disagree on the layout, the configuration or the world all get the error, before data moves") {
   struct one_case {
     char const* what;
-    bool layouts, configurations, silent, worlds = false;
+    bool layouts, configurations, silent, worlds = false, dtypes = false;
   };
   for (auto const& c :
        {one_case{"the layouts of the units", true, false, false},
         one_case{"the resolved configuration", false, true, false}, one_case{"the layout of a unit", true, false, true},
-        one_case{"the world size of the units", false, false, false, true}}) {
+        one_case{"the world size of the units", false, false, false, true},
+        one_case{"the layouts of the units", false, false, false, false, true},
+        one_case{"the layout of a unit", false, false, true, false, true}}) {
     std::atomic<int> failed{0};
     thread_group group{world{3}, {.deadline = 20s}};
     CHECK_THROWS_AS(group.run([&](thread_communicator& comm) {
@@ -151,7 +153,8 @@ TEST_CASE("ranks that disagree on the layout, the configuration or the world all
       if (odd_one && c.layouts) std::swap(unit_parameters[0], unit_parameters[1]);
       std::vector<sharded_unit<precision, zero3>> units;
       auto const ranks = world{odd_one && c.worlds ? std::size_t{4} : std::size_t{3}};
-      units.emplace_back(std::span<parameter const>{unit_parameters}, ranks, fsdp2_bf16, zero3{}, arena);
+      auto const& types = odd_one && c.dtypes ? accelerate_fsdp2_bf16 : fsdp2_bf16;  // another dtype on the wire
+      units.emplace_back(std::span<parameter const>{unit_parameters}, ranks, types, zero3{}, arena);
       try {
         if (c.silent) {  // nobody asked for an agreement: the unit's first collective does
           static_cast<void>(gather(units[0], comm, inline_stream{}));

@@ -348,4 +348,23 @@ inline constexpr std::array<std::size_t, 29> ladder{32,   48,   64,   80,   96, 
   return m;
 }
 
+/// All names that `architecture` knows.
+[[nodiscard]] inline std::vector<std::string> architecture_names() {
+  std::vector<std::string> names;
+  for (auto const& m : named_models) names.emplace_back(m.name);
+  for (auto const& f : scalable) names.emplace_back(f.name);
+  return names;
+}
+/// The shape of that name; `size` (bytes of the checkpoint, 0: 2 GiB) counts for the families. Throws `wrong_usage`.
+[[nodiscard]] inline model_shape architecture(std::string_view wanted, std::uint64_t size) {
+  for (auto const& [name, shape] : named_models)
+    if (name == wanted) {
+      if (size != 0) throw wrong_usage{fmt::format("--size does not apply to {}, whose shapes are fixed", name)};
+      return shape;
+    }
+  for (auto const& [name, kind] : scalable)
+    if (name == wanted) return scaled(kind, size == 0 ? std::size_t{2} << 30 : size);
+  throw wrong_usage{fmt::format("no such architecture: {}", wanted)};
+}
+
 }  // namespace tool

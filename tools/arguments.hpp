@@ -61,6 +61,19 @@ namespace tool {
           "", "word"};
 }
 
+/// The largest checkpoint that the tool makes or plans.
+inline constexpr std::uint64_t largest_size = std::uint64_t{16} << 40;
+/// A validator that reads the size of a checkpoint.
+[[nodiscard]] inline CLI::Validator model_size() {
+  return {[](std::string& text) -> std::string {
+            auto const bytes = parse_size(text).value_or(0);
+            if (bytes > largest_size) return fmt::format("'{}' is more than 16T", text);
+            if (bytes > 0) return {};
+            return fmt::format("'{}' is no size; write for instance 100M, 2G or 1.5GB", text);
+          },
+          "", "size"};
+}
+
 /// The largest world that the tool forks or describes.
 inline constexpr std::uint64_t largest_world = 1u << 20;
 

@@ -170,9 +170,11 @@ configuration_text read_configuration_text(configuration_request const& request)
     if (!known.accelerator.mixed_precision) known.accelerator.mixed_precision = "no";
   for (auto const& one : request.arguments) take_argument(one, known);
   for (auto const& one : request.releases) take_release(one, known);
-  if (!request.model.empty()) {
-    auto const path = (std::filesystem::path{request.model} / "config.json").string();
-    auto const config = fs::parse_file(path).value();
+  if (!request.model.empty() || !request.model_text.empty()) {
+    auto const path = request.model.empty() ? std::string{"config.json"}
+                                            : (std::filesystem::path{request.model} / "config.json").string();
+    auto const config =
+        request.model.empty() ? fs::parse_json(request.model_text).value() : fs::parse_file(path).value();
     if (!config.value_of_root().is(fs::value_kind::object)) throw failure{one_line(path) + ": this is no object"};
     known.model_config = config.value_of_root();
     known.model_file = path;

@@ -25,6 +25,7 @@ struct configuration_request {
   std::vector<std::string> releases;   ///< --release: PACKAGE=VERSION
   std::optional<std::uint64_t> world;
   bool strict = false;
+  std::string model_text{};  ///< a config.json's text, instead of `model`
 };
 
 /// Adds --profile, --bf16, --fp16, --argument, --release, --set, --device and --strict.

@@ -3,6 +3,7 @@
 #include "explain.hpp"
 #include "load.hpp"
 #include "make_model.hpp"
+#include "plan.hpp"
 #include "report.hpp"
 
 #include <flatshard/problem.hpp>
@@ -32,6 +33,7 @@ int run(int count, char** arguments) {
   tool::add_explain(app, code);
   tool::add_load(app, code);
   tool::add_make_model(app, code);
+  tool::add_plan(app, code);
   try {
     app.parse(count, arguments);
   } catch (CLI::CallForHelp const&) {

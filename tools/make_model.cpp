@@ -128,7 +128,6 @@ struct part {
 };
 
 constexpr std::uint64_t element_bytes = 2;
-constexpr std::uint64_t largest_size = std::uint64_t{16} << 40;
 
 /// Splits the tensors, in their order, into files of about equal size, none of them empty.
 std::vector<part> parts_of(std::vector<tensor_shape> all, std::uint64_t count) {
@@ -234,20 +233,9 @@ void write_text(files::path const& path, std::string_view text) {
   file.close();
 }
 
-model_shape shape_of(request const& r) {
-  for (auto const& [name, shape] : named_models)
-    if (name == r.architecture) {
-      if (!r.size.empty()) throw wrong_usage{fmt::format("--size does not apply to {}, whose shapes are fixed", name)};
-      return shape;
-    }
-  for (auto const& [name, kind] : scalable)
-    if (name == r.architecture) return scaled(kind, *parse_size(r.size.empty() ? "2G" : r.size));
-  throw wrong_usage{"no such architecture: " + r.architecture};
-}
-
 void make(request const& r) {
   auto const started = std::chrono::steady_clock::now();
-  auto const shape = shape_of(r);
+  auto const shape = architecture(r.architecture, r.size.empty() ? 0 : *parse_size(r.size));
   auto const parts = parts_of(tensors(shape), r.file_count);
   std::uint64_t parameters = 0, file_bytes = 0;
   for (auto const& p : parts) {
@@ -308,9 +296,7 @@ void add_make_model(CLI::App& app, int& code) {
   auto const r = std::make_shared<request>();
   auto* const command = app.add_subcommand("make-model", "Write a checkpoint of given shapes with random bf16 weights");
   command->add_option("DIR", r->directory, "Directory to make; must not exist")->required()->type_name("");
-  std::vector<std::string> names;
-  for (auto const& m : named_models) names.emplace_back(m.name);
-  for (auto const& f : scalable) names.emplace_back(f.name);
+  auto const names = architecture_names();
   auto const known =
       CLI::Validator{[names](std::string& text) -> std::string {
                        if (std::find(names.begin(), names.end(), text) != names.end()) return {};
@@ -321,18 +307,11 @@ void add_make_model(CLI::App& app, int& code) {
       ->required()
       ->check(known)
       ->type_name("NAME");
-  auto const size = CLI::Validator{[](std::string& text) -> std::string {
-                                     auto const bytes = parse_size(text).value_or(0);
-                                     if (bytes > largest_size) return fmt::format("'{}' is more than 16T", text);
-                                     if (bytes > 0) return {};
-                                     return fmt::format("'{}' is no size; write for instance 100M, 2G or 1.5GB", text);
-                                   },
-                                   "", "size"};
   command
       ->add_option("--size", r->size,
                    "Of llama, qwen2, qwen3: the checkpoint fits into it and fills 95 % of it or more "
                    "(K, M, G, T: powers of 1024; KB, MB, ...: of 1000; default 2G)")
-      ->check(size)
+      ->check(model_size())
       ->type_name("SIZE");
   command->add_option("--files", r->file_count, "Number of safetensors files; several get an index (default 1)")
       ->check(whole_number(1, 99999))

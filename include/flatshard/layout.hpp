@@ -101,6 +101,14 @@ constexpr bool contiguous_gather() {
   }
 }
 template <class P>
+constexpr bool even_pieces() {
+  if constexpr (requires { P::even_pieces; }) {
+    return P::even_pieces;
+  } else {
+    return false;
+  }
+}
+template <class P>
 constexpr std::string_view policy_name() {
   if constexpr (requires { P::name; }) {
     return P::name;
@@ -133,7 +141,8 @@ concept sees_unit = requires(P const& p, std::span<parameter const> unit, std::s
 ///   `order`              a `piece_order`
 ///   `contiguous_gather`  true if the gathered buffer holds each tensor in one piece
 ///   `owner(t, w, i)`     the rank of element i, O(1); without it a search over the ranks
-///   `segment(placed, w, r)`, `before(placed, w, r)`  rank r's segment and the sum of those before it, where they
+///   `even_pieces`        true if all ranks between the first and the last that hold a part of a tensor hold equally
+///   much `segment(placed, w, r)`, `before(placed, w, r)`  rank r's segment and the sum of those before it, where they
 ///                        differ by rank; `placed` is what `place` returned
 ///   `padding_value()`    what fills the rest: a value, or nothing if undefined; zero without it
 ///   `for_unit(unit, w)`  itself with the tables that it needs for this unit
@@ -580,6 +589,22 @@ Stream& operator<<(Stream& s, layout<P, W, Table> const& l) {
   s << to_string(l);
   return s;
 }
+
+namespace detail {
+// Where the gathered segments do not hold the whole tensors in one piece, these stand one after the other, each at a
+// multiple of 128 elements (256 bytes at least).
+template <class Layout>
+[[nodiscard]] constexpr std::size_t whole_slot(Layout const& l, std::size_t t) {
+  return round_up(l.place_at(t).numel, 128);
+}
+template <class Layout>
+[[nodiscard]] constexpr elements whole_size(Layout const& l) {
+  if (Layout::contiguous_gather) return l.gathered();
+  elements n;
+  for (std::size_t t = 0; t < l.size(); ++t) n += elements{whole_slot(l, t)};
+  return n;
+}
+}  // namespace detail
 
 /// A run of bytes of a file or buffer, [begin, end).
 struct byte_range {

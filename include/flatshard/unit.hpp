@@ -61,20 +61,6 @@ struct unit_bytes {
 
 namespace detail {
 
-// Where the gathered segments do not hold the whole tensors in one piece, these stand one after the other, each at a
-// multiple of 128 elements (256 bytes at least).
-template <class Layout>
-[[nodiscard]] constexpr std::size_t whole_slot(Layout const& l, std::size_t t) {
-  return round_up(l.place_at(t).numel, 128);
-}
-template <class Layout>
-[[nodiscard]] constexpr elements whole_size(Layout const& l) {
-  if (Layout::contiguous_gather) return l.gathered();
-  elements n;
-  for (std::size_t t = 0; t < l.size(); ++t) n += elements{whole_slot(l, t)};
-  return n;
-}
-
 inline void clear(std::span<std::byte> memory) {
   if (!memory.empty()) std::memset(memory.data(), 0, memory.size());
 }
@@ -162,6 +148,13 @@ class sharded_unit {
   [[nodiscard]] layout_type const& layout() const { return layout_; }
   [[nodiscard]] Precision const& precision() const { return precision_; }
   [[nodiscard]] unit_counters const& counters() const { return counters_; }
+  /// The layout's hash continued over the dtypes of all roles: equal on ranks that hold the same unit. Complexity:
+  /// O(T).
+  [[nodiscard]] std::uint64_t hash() const {
+    auto h = layout_.hash();
+    for (auto const r : roles) h = detail::fnv(h, name(precision_(r)));
+    return h;
+  }
   /// True between `gather` and `release`.
   [[nodiscard]] bool live() const { return weights_.taken(); }
 
@@ -318,7 +311,7 @@ class sharded_unit {
     require(static_cast<std::size_t>(comm.size()) == layout_.world_size(),
             "the communicator and the unit must have the same world size");
     if (agreed_) return;
-    flatshard::agree(comm, layout_.hash(), "the layout of a unit", stream);
+    flatshard::agree(comm, hash(), "the layout of a unit", stream);
     agreed_ = true;
   }
   /// For `agree` over several units, which makes the unit's own check unnecessary.
@@ -462,7 +455,7 @@ void agree(C& comm, Resolved const& resolved, Units& units, typename C::stream_t
   agree(comm, worlds, "the world size of the units", stream);
   agree(comm, resolved.hash(), "the resolved configuration", stream);
   auto hash = detail::fnv_offset;
-  for (auto const& unit : units) hash = detail::fnv(hash, unit.layout().hash());
+  for (auto const& unit : units) hash = detail::fnv(hash, unit.hash());
   agree(comm, hash, "the layouts of the units", stream);
   for (auto& unit : units) unit.mark_agreed();
 }

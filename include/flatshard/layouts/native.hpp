@@ -16,7 +16,7 @@ inline namespace v0 {
 /// One buffer over all tensors, cut evenly: placement.start is the tensor's place in the buffer, .step the segment
 /// length. The cut rule of every flat layout; its gathered buffer holds each tensor in one piece.
 struct flat_cuts {
-  static constexpr bool contiguous_gather = true;
+  static constexpr bool contiguous_gather = true, even_pieces = true;
   static constexpr elements begin(placement const& t, std::size_t, std::size_t r) {
     auto const cut = r * t.step;
     return {cut <= t.start ? 0 : std::min(t.numel, cut - t.start)};

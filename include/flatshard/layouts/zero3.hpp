@@ -17,6 +17,7 @@ inline namespace v0 {
 /// Every tensor cut on its own: placement.start is its slot in a segment, .step the slot's length.
 /// The cut rule of every per-tensor layout; a gathered tensor lies in W parts.
 struct slot_cuts {
+  static constexpr bool even_pieces = true;
   static constexpr elements begin(placement const& t, std::size_t, std::size_t r) {
     return {std::min(t.numel, r * t.step)};  // r * step <= W * S, which the layout has checked
   }

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a plan holds and moves: small cases by hand, published numbers, DeepSpeed's formulas.
+#include <flatshard/deepspeed_estimate.hpp>
+#include <flatshard/estimate.hpp>
+#include <flatshard/layouts/fsdp2.hpp>
+#include <flatshard/layouts/native.hpp>
+#include <flatshard/layouts/zero12.hpp>
+#include <flatshard/layouts/zero3.hpp>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+using namespace flatshard;
+
+namespace {
+
+constexpr auto small = parameters({{"a", {10}}, {"b", {7}}, {"c", {3}}});
+constexpr native dense{{}, 8, 8};
+
+constexpr step_estimate one_unit(std::size_t node_size, plan_settings const& settings = {},
+                                 mesh<2> ranks = mesh{1, 4}) {
+  training_plan plan{ranks, fsdp2_bf16, settings};
+  plan.add({.name = "u", .parameters = small}, dense);
+  return estimate_of(plan, node_size);
+}
+
+// 32 elements gathered as bf16, twice; reduced as fp32; one number for the norm: of each 3/4 is sent.
+static_assert(one_unit(0).wire == wire_bytes{{2 * 48 + 96 + 12}, {0}});
+// On two nodes of two ranks, of the ring 0 1 2 3 the steps 1 -> 2 and 3 -> 0 cross.
+static_assert(one_unit(2).wire == wire_bytes{{102}, {102}});
+static_assert(one_unit(1).wire == wire_bytes{{0}, {204}});
+static_assert(one_unit(4).wire.between == bytes{0});
+static_assert(one_unit(0).peak.kind == step_kind::backward && one_unit(0).peak.live.sum() == bytes{64 + 128});
+static_assert(one_unit(0).padding == elements{12} && one_unit(0).empty_ranks == 0);
+static_assert(one_unit(0).least_owned == elements{2} && one_unit(0).most_owned == elements{8});
+static_assert(one_unit(0).parameters.held.most == bytes{32} && one_unit(0).parameters.owned.total == bytes{80});
+static_assert(one_unit(0).parameters.padding() == bytes{48});
+static_assert(one_unit(0).slot_alignment == bytes{16});  // 8 elements of bf16
+
+// Llama-3-8B as DeepSpeed's formulas and the volume formula of docs/design.md see it.
+constexpr auto embedding = parameters({{"embed_tokens", {128256, 4096}}});
+constexpr auto layer = parameters({{"q", {4096, 4096}},
+                                   {"k", {1024, 4096}},
+                                   {"v", {1024, 4096}},
+                                   {"o", {4096, 4096}},
+                                   {"gate", {14336, 4096}},
+                                   {"up", {14336, 4096}},
+                                   {"down", {4096, 14336}},
+                                   {"norm1", {4096}},
+                                   {"norm2", {4096}}});
+constexpr auto head = parameters({{"norm", {4096}}, {"lm_head", {128256, 4096}}});
+template <ShardingPolicy P>
+constexpr training_plan llama(P policy, precision types, mesh<2> ranks, plan_settings const& settings = {}) {
+  training_plan plan{ranks, types, settings};
+  plan.add({.name = "embedding", .parameters = embedding}, policy);
+  plan.add({.name = "layers.0", .parameters = layer}, policy);
+  std::array<std::string_view, 31> others{};
+  others.fill("layers");
+  plan.repeat(others);
+  plan.add({.name = "head", .parameters = head}, policy);
+  return plan;
+}
+constexpr std::size_t llama_elements = 8'030'261'248;
+static_assert(llama(zero3{}, fsdp2_bf16, mesh{1, 8}).real() == elements{llama_elements});
+// 7/8 of 8 bytes an element: two bf16 gathers and one fp32 reduction; 14 bytes more for the norm
+static_assert(estimate_of(llama(zero3{}, fsdp2_bf16, mesh{1, 8})).wire.sum() == bytes{llama_elements * 7 + 14});
+
+constexpr std::size_t gib_hundredths(bytes b) { return (b.value * 100 + (1u << 29)) >> 30; }
+
+}  // namespace
+
+TEST_CASE("DeepSpeed's six documented rows of stage 3, and stage 2 with the optimizer on the host") {
+  // Source: DeepSpeed, docs/code-docs/source/memory.rst: 2851e6 parameters, largest layer 32e6, one node of 8.
+  constexpr elements p{2'851'000'000}, l{32'000'000};
+  using enum offloaded_states;
+  struct row {
+    offloaded_states offloaded;
+    bool sharded;
+    std::size_t host, device;
+  };
+  for (auto const& r : {row{optimizer_and_parameters, true, 7169, 12}, row{optimizer_and_parameters, false, 12745, 12},
+                        row{optimizer, true, 6372, 78}, row{optimizer, false, 12745, 78}, row{none, true, 143, 609},
+                        row{none, false, 12745, 609}}) {
+    auto const found = deepspeed_stage3(p, l, 8, 1, r.offloaded, r.sharded);
+    CHECK(gib_hundredths(found.host) == r.host);
+    CHECK(gib_hundredths(found.device) == r.device);
+  }
+  CHECK(gib_hundredths(deepspeed_stage2(p, 8, 1, optimizer).device) == 531);
+  CHECK(gib_hundredths(deepspeed_stage2(p, 8, 1, optimizer).host) == 12745);
+  CHECK(deepspeed_stage2(p, 8, 1).device == bytes{p.value * 2 + p.value * 18 / 8});
+  // Several nodes: host numbers are of one node, and stage 2 counts 4 bytes for every device of all nodes.
+  CHECK(deepspeed_stage3(p, l, 8, 4, optimizer_and_parameters).host == bytes{p.value * 18 * 3 / 8});
+  CHECK(deepspeed_stage2(p, 8, 4, optimizer).host == bytes{p.value * 128 * 3 / 2});
+  CHECK_THROWS_WITH(static_cast<void>(deepspeed_stage2(p, 0, 1)), "world size must be positive");
+  // Llama-3-8B on 8: 4 bytes of the embedding and 18/8 a parameter
+  CHECK(deepspeed_stage3({llama_elements}, {525'336'576}, 8, 1).device == bytes{20'169'434'112});
+}
+
+TEST_CASE("volumes follow the formulas") {
+  constexpr std::size_t n = llama_elements, norm = 14;
+  auto const wire = [](training_plan const& plan) { return estimate_of(plan).wire.sum().value; };
+  for (std::size_t const k : {1u, 2u, 5u}) {
+    // full shard: k n (2 e_ag + e_rs); kept after forward: k n (e_ag + e_rs); reduced once: k gathers, one reduction
+    CHECK(wire(llama(zero3{}, fsdp2_bf16, mesh{1, 8}, {.micro_batches = k})) == k * n * 8 / 8 * 7 + norm);
+    CHECK(wire(llama(zero3{}, fsdp2_bf16, mesh{1, 8}, {.micro_batches = k, .keep = {.ranks = 1}})) ==
+          k * n * 6 / 8 * 7 + norm);
+    CHECK(wire(llama(zero3{}, fsdp2_bf16, mesh{1, 8}, {.micro_batches = k, .reduce_once = true})) ==
+          (k * n * 4 + n * 4) / 8 * 7 + norm);
+  }
+  // Stage 1: one reduction and one gather a step, whatever k; all-reduced, the reduction counts twice
+  plan_settings stage1{.micro_batches = 3, .cut = cut_states::optimizer};
+  CHECK(wire(llama(zero12{}, deepspeed_bf16, mesh{1, 8}, stage1)) == n * 4 / 8 * 7 + norm);
+  stage1.all_reduce = true;
+  CHECK(wire(llama(zero12{}, deepspeed_bf16, mesh{1, 8}, stage1)) == n * 6 / 8 * 7 + norm);
+}
+
+TEST_CASE("hybrid sharding: shards inside a node, gradients of the shards over replicas between nodes") {
+  auto const e = estimate_of(llama(zero3{}, fsdp2_bf16, mesh{2, 8}), 8);
+  CHECK(e.wire.inside.value == llama_elements * 7 + 14);
+  CHECK(e.wire.between.value == llama_elements / 8 * 4);  // 2 (Q - 1)/Q S e_rs
+}
+
+TEST_CASE("hpZ: the backward gather stays inside the node, at the price of a secondary copy") {
+  auto const e = estimate_of(llama(zero3{}, deepspeed_bf16, mesh{1, 16}, {.keep = {.ranks = 8}, .secondary = true}), 8);
+  auto const plain = estimate_of(llama(zero3{}, deepspeed_bf16, mesh{1, 16}), 8);
+  CHECK(e.most.gathered.value == plain.most.gathered.value + llama_elements * 2 / 8);
+  CHECK(e.wire.between.value < plain.wire.between.value);
+  std::size_t inside = 0, over_all = 0;
+  for (auto const& c : e.collectives)
+    if (c.kind == step_kind::gather) (c.ranks == 8 ? inside : over_all) += c.calls;
+  CHECK(inside == 34);
+  CHECK(over_all == 34);
+}
+
+TEST_CASE("spaces, transfers and the fullest rank") {
+  auto const e = one_unit(0, {.parameters = memory_space::host, .optimizer = memory_space::nvme});
+  auto const at = [&](memory_space s) { return e.spaces[static_cast<std::size_t>(s)]; };
+  CHECK(at(memory_space::device).most == bytes{192});    // what lives in backward alone
+  CHECK(at(memory_space::host).most == bytes{32 + 32});  // parameters, gradients
+  CHECK(at(memory_space::nvme).most == bytes{64});       // two moments
+  CHECK(e.uploaded == bytes{64});                        // the shard, before each gather
+  CHECK(e.downloaded == bytes{32});                      // the reduced gradients
+  CHECK(e.read == bytes{64});
+  CHECK(e.written == bytes{64});
+  CHECK(one_unit(0).parameters.owned.fullest == rank_id{0});
+  CHECK(one_unit(0).parameters.owned.least == bytes{8});
+  CHECK(one_unit(0).parameters.owned.mean() == bytes{20});
+}
+
+TEST_CASE("many micro-batches cost no more than three, and count all") {
+  for (auto settings : {plan_settings{}, plan_settings{.prefetch = 1, .parameters = memory_space::nvme},
+                        plan_settings{.keep = {.ranks = 2}, .reduce_once = true}, plan_settings{.replicas_each = true}})
+    for (std::size_t const k : {1u, 2u, 3u, 4u, 7u}) {
+      settings.micro_batches = k;
+      auto const plan = llama(native{}, fsdp2_bf16, mesh{2, 4}, settings);
+      auto const e = estimate_of(plan, 4);
+      wire_bytes sent;
+      bytes read, uploaded;
+      live_bytes most;
+      std::size_t calls = 0;
+      for_each_step(plan, [&](plan_step const& s) {
+        if (is_collective(s.kind)) sent += wire_of(s, 8, 4);
+        if (is_collective(s.kind)) calls += s.calls;
+        if (s.kind == step_kind::read) read += s.size;
+        if (s.kind == step_kind::upload) uploaded += s.size;
+        if (most.sum() < s.live.sum()) most = s.live;
+      });
+      std::size_t counted = 0;
+      for (auto const& c : e.collectives) counted += c.calls;
+      CHECK(e.wire == sent);
+      CHECK(e.read == read);
+      CHECK(e.uploaded == uploaded);
+      CHECK(e.peak.live == most);
+      CHECK(counted == calls);
+    }
+  auto const many = estimate_of(llama(native{}, fsdp2_bf16, mesh{1, 8}, {.micro_batches = 1'000'000}));
+  CHECK(many.collectives.front().calls == 2'000'000);  // of the embedding, forward and back
+}
+
+TEST_CASE("rows degenerate where there are more ranks than rows") {
+  training_plan plan{mesh{1, 32}, fsdp2_bf16};
+  std::vector<parameter> const rows{{"w", {33, 16}}};
+  plan.add({.name = "u", .parameters = rows}, fsdp2{});
+  auto const e = estimate_of(plan);
+  CHECK(e.empty_ranks == 15);
+  CHECK(e.padding == elements{31 * 16});
+  CHECK(e.copies == 2);
+  CHECK(e.small_gathers == 2);
+}
+
+TEST_CASE("one rank sends nothing; a group must fit into the world") {
+  auto const e = one_unit(0, {}, mesh{1, 1});
+  CHECK(e.wire == wire_bytes{});
+  CHECK(e.collectives.empty());
+  plan_step step;
+  step.kind = step_kind::gather;
+  step.size = {90};
+  step.ranks = 3;
+  CHECK(wire_of(step, 6, 3) == wire_bytes{{60}, {0}});
+  CHECK(wire_of(step, 6, 2) == wire_bytes{{20}, {40}});  // 1 -> 2, 2 -> 0 | 3 -> 4, 5 -> 3
+  CHECK_THROWS_WITH(static_cast<void>(wire_of(step, 4, 0)), "the group of a collective must divide the world size");
+}

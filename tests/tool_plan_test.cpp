@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: Apache-2.0
+/// `flatshard plan`: numbers that follow from formulas, the JSON's schema, the page, and bad input.
+#include "tool_run.hpp"
+
+#include <flatshard/json.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <doctest/doctest.h>
+#include <sys/stat.h>
+
+using namespace tool_test;
+
+namespace {
+
+constexpr std::uint64_t llama_elements = 8'030'261'248;
+
+std::uint64_t number(flatshard::value const& v) {
+  auto const n = v.integer();
+  REQUIRE(n.has_value());
+  return static_cast<std::uint64_t>(*n);
+}
+std::set<std::string> keys_of(flatshard::value const& v) {
+  std::set<std::string> keys;
+  for (auto const& m : v.members()) keys.insert(m.key);
+  return keys;
+}
+std::string configuration(folder const& dir, std::string_view zero, std::string_view more = "") {
+  auto const path = dir / "ds.json";
+  spill(path, std::string{R"({"bf16": {"enabled": true}, "zero_optimization": {)"} + std::string{zero} + "}" +
+                  std::string{more} + "}");
+  return path;
+}
+/// LLaMA-Factory's FSDP2 with bf16, as a dict.
+std::string fsdp2(folder const& dir, std::string_view batch, std::string_view more = "", std::string_view mesh = "") {
+  auto const path = dir / "fsdp2.json";
+  spill(path, R"({"micro_batch_size": 1, "global_batch_size": )" + std::string{batch} +
+                  R"(, "bf16": true, "dist_config": {"name": "fsdp2")" + std::string{more} + "}" + std::string{mesh} +
+                  "}");
+  return path;
+}
+outcome plan(std::vector<std::string> words) {
+  words.insert(words.begin(), "plan");
+  return run(words);
+}
+flatshard::document plan_json(std::vector<std::string> words) {
+  words.push_back("--json");
+  auto const r = plan(words);
+  REQUIRE_MESSAGE(r.code == 0, r.err);
+  return flatshard::parse_json(r.out).value();
+}
+/// Whether every tag that is opened is closed, in order.
+bool well_formed(std::string_view text) {
+  std::vector<std::string> open;
+  for (auto at = text.find('<'); at != std::string_view::npos; at = text.find('<', at + 1)) {
+    auto const end = text.find('>', at);
+    if (end == std::string_view::npos) return false;
+    auto const tag = text.substr(at + 1, end - at - 1);
+    if (tag.starts_with('!') || tag.ends_with('/')) continue;
+    auto const name = std::string{
+        tag.substr(tag.starts_with('/') ? 1 : 0, tag.find_first_of(" \n") - (tag.starts_with('/') ? 1 : 0))};
+    if (name == "meta") continue;
+    if (!tag.starts_with('/')) {
+      open.push_back(name);
+    } else {
+      if (open.empty() || open.back() != name) return false;
+      open.pop_back();
+    }
+  }
+  return open.empty();
+}
+std::size_t count_of(std::string_view text, std::string_view what) {
+  std::size_t n = 0;
+  for (auto at = text.find(what); at != std::string_view::npos; at = text.find(what, at + 1)) ++n;
+  return n;
+}
+
+}  // namespace
+
+TEST_CASE("plan: the JSON has the documented keys and the numbers of the formulas") {
+  folder dir;
+  auto const config = fsdp2(dir, "8", R"(, "reshard_after_forward": true)");
+  auto const d = plan_json({"--arch", "llama-3-8b", "--config", config, "--world", "8"});
+  CHECK(keys_of(d.value_of_root()) ==
+        std::set<std::string>{"schema",         "model",          "config",           "profile",     "world",
+                              "node_size",      "replicas",       "shards",           "layout",      "micro_batches",
+                              "prefetch",       "recompute",      "optimizer_states", "precision",   "notes",
+                              "units",          "memory",         "shards_of_ranks",  "collectives", "wire",
+                              "copied_gathers", "small_gathers",  "transfers",        "timeline",    "deepspeed",
+                              "layouts",        "recommendation", "not_counted"});
+  CHECK(number(*d["schema"]) == 1);
+  CHECK(number((*d["model"])["parameters"]) == llama_elements);
+  CHECK(number((*d["model"])["units"]) == 34);
+  CHECK(number((*d["model"])["largest_module"]) == 525'336'576);
+  CHECK(d["layout"]->is_text("fsdp2"));
+  // Source: docs/design.md, plan and estimate: 7/8 of two bf16 gathers and an fp32 reduction, and the norm's number
+  CHECK(number((*d["wire"])["inside"]) == llama_elements * 7 + 14);
+  CHECK(number((*d["wire"])["between"]) == 0);
+  auto const& memory = *d["memory"];
+  CHECK(number(memory["parameters"]["held"]["most"]) == llama_elements / 8 * 4);
+  CHECK(number(memory["gradients"]["held"]["most"]) == llama_elements / 8 * 4);
+  CHECK(number(memory["optimizer"]["held"]["most"]) == llama_elements / 8 * 8);
+  CHECK(number(memory["parameters"]["padding"]) == 0);
+  CHECK(number(memory["at_peak"]["device"]["most"]) ==
+        llama_elements / 8 * 16 + number(memory["peak"]["live"]["gathered"]) +
+            number(memory["peak"]["live"]["gradients"]) + number(memory["peak"]["live"]["staging"]));
+  CHECK(number(memory["at_peak"]["host"]["most"]) == 0);
+  CHECK(keys_of(memory["parameters"]["held"]) ==
+        std::set<std::string>{"least", "mean", "most", "total", "fullest_rank"});
+  std::uint64_t gathers = 0, elements = 0, largest = 0;
+  for (auto const& c : d["collectives"]->elements())
+    if (c["kind"].is_text("gather")) gathers += number(c["calls"]);
+  CHECK(gathers == 2 * 34);
+  for (auto const& u : d["units"]->elements())
+    for (auto const& b : u["buffers"].elements()) elements += number(u["count"]) * number(b["elements"]);
+  CHECK(elements == llama_elements);
+  for (auto const& s : d["timeline"]->elements())
+    largest = std::max(largest,
+                       number(s["live"]["gathered"]) + number(s["live"]["gradients"]) + number(s["live"]["staging"]));
+  CHECK(number(memory["at_peak"]["device"]["most"]) == llama_elements / 8 * 16 + largest);
+}
+
+TEST_CASE("plan: DeepSpeed's estimate and ours, line by line, add up and give reasons") {
+  folder dir;
+  for (auto const& [zero, device] :
+       {std::pair{std::string{R"("stage": 3)"}, 4 * std::uint64_t{525'336'576} + 18 * llama_elements / 8},
+        std::pair{std::string{R"("stage": 3, "offload_optimizer": {"device": "cpu"})"},
+                  4 * std::uint64_t{525'336'576} + 2 * llama_elements / 8},
+        std::pair{
+            std::string{R"("stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"})"},
+            4 * std::uint64_t{525'336'576}},
+        std::pair{std::string{R"("stage": 2)"}, 2 * llama_elements + 18 * llama_elements / 8},
+        std::pair{std::string{R"("stage": 2, "offload_optimizer": {"device": "cpu"})"}, 2 * llama_elements}}) {
+    CAPTURE(zero);
+    auto const d = plan_json({"--arch", "llama-3-8b", "--config", configuration(dir, zero), "--world", "8"});
+    auto const lines = (*d["deepspeed"])["lines"].elements();
+    REQUIRE(lines.size() == 6);
+    std::uint64_t theirs = 0, ours = 0;
+    for (std::size_t i = 0; i < 4; ++i) {
+      theirs += number(lines[i]["deepspeed"]);
+      ours += number(lines[i]["ours"]);
+      CHECK_FALSE(lines[i]["reason"].text().empty());
+    }
+    CHECK(theirs == number(lines[4]["deepspeed"]));
+    CHECK(ours == number(lines[4]["ours"]));
+    CHECK(theirs == device);
+    CHECK(ours == number((*d["memory"])["at_peak"]["device"]["most"]));
+  }
+}
+
+TEST_CASE("plan: what is offloaded lies and moves where the configuration says") {
+  folder dir;
+  auto const zero = R"("stage": 3, "stage3_param_persistence_threshold": 0, "reduce_bucket_size": 5e8,
+                       "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"},
+                       "offload_param": {"device": "cpu"})";
+  auto const d = plan_json({"--arch", "llama-3-8b", "--config", configuration(dir, zero), "--world", "8"});
+  auto const& m = *d["memory"];
+  CHECK(m["parameters"]["space"].is_text("host"));
+  CHECK(m["gradients"]["space"].is_text("host"));
+  CHECK(m["optimizer"]["space"].is_text("nvme"));
+  CHECK(number(m["at_peak"]["nvme"]["most"]) == llama_elements / 8 * 12);
+  auto const& moved = *d["transfers"];
+  CHECK(number(moved["read"]) == llama_elements / 8 * 12);
+  CHECK(number(moved["written"]) == llama_elements / 8 * 12);
+  CHECK(number(moved["uploaded"]) >= 2 * number(m["parameters"]["held"]["most"]));  // before each gather
+}
+
+TEST_CASE("plan: a checkpoint and its architecture are the same model") {
+  folder dir;
+  for (auto const* const arch : {"qwen3-0.6b", "llama-3-8b"}) {
+    auto const model = dir / arch;
+    REQUIRE(run({"make-model", model, "--arch", arch, "--sparse", "--files", "3"}).code == 0);
+    auto const config = configuration(dir, R"("stage": 3, "reduce_bucket_size": "auto")");
+    auto const words = std::vector<std::string>{"--config", config, "--world", "4"};
+    auto const with = [&](std::vector<std::string> more) {
+      more.insert(more.end(), words.begin(), words.end());
+      return plan_json(more);
+    };
+    auto const a = with({"--model", model}), b = with({"--arch", arch});
+    for (auto const* const key : {"units", "memory", "collectives", "wire", "layouts", "recommendation", "deepspeed"})
+      CHECK_MESSAGE(to_json(*a[key]) == to_json(*b[key]), key);
+    CHECK(number((*a["model"])["files"]) == 3);
+    CHECK(number((*b["model"])["files"]) == 0);
+  }
+}
+
+TEST_CASE("plan: FSDP2's mesh, micro-batches and what stays after forward") {
+  folder dir;
+  auto const at = [&](std::string_view more) {
+    return plan_json(
+        {"--arch", "qwen2.5-0.5b", "--config", fsdp2(dir, "32", more), "--world", "8", "--node-size", "4"});
+  };
+  auto const gathers = [](flatshard::document const& d, std::uint64_t ranks) {
+    std::uint64_t n = 0;
+    for (auto const& c : d["collectives"]->elements())
+      if (c["kind"].is_text("gather") && number(c["ranks"]) == ranks) n += number(c["calls"]);
+    return n;
+  };
+  auto const whole = at(R"(, "reshard_after_forward": true)"), kept = at(R"(, "reshard_after_forward": false)"),
+             part = at(R"(, "reshard_after_forward": 4)");
+  CHECK(number(*whole["micro_batches"]) == 4);    // 32 / (8 * 1)
+  CHECK(gathers(whole, 8) == 4 * (24 + 24 + 1));  // the tied root stays until its backward
+  CHECK(gathers(kept, 8) == 4 * 25);
+  CHECK(gathers(part, 8) == 4 * 25);
+  CHECK(gathers(part, 4) == 4 * 24);
+  auto const hybrid = at("", R"(, "mp_replicate_size": 2, "mp_shard_size": 4)");
+  CHECK(number(*hybrid["replicas"]) == 2);
+  CHECK(number(*hybrid["shards"]) == 4);
+  std::uint64_t adds = 0;
+  for (auto const& c : hybrid["collectives"]->elements())
+    if (c["kind"].is_text("all_reduce")) adds += number(c["calls"]);
+  CHECK(adds == 4 * 25);  // after every micro-batch, each unit's shard over the replicas
+  auto const given =
+      plan_json({"--arch", "qwen2.5-0.5b", "--config", fsdp2(dir, "8"), "--world", "8", "--micro-batches", "3"});
+  CHECK(number(*given["micro_batches"]) == 3);
+}
+
+TEST_CASE("plan: every layout is compared, and what cannot place the model says why") {
+  folder dir;
+  auto const d = plan_json(
+      {"--arch", "qwen3-0.6b", "--config", configuration(dir, R"("stage": 3)"), "--world", "24", "--node-size", "8"});
+  std::set<std::string> names;
+  for (auto const& l : d["layouts"]->elements()) {
+    names.insert(std::string{l["layout"].text()});
+    if (l["layout"].is_text("ragged")) CHECK(l["refused"].is_text("the units must divide every tensor"));
+    if (l["layout"].is_text("hsdp")) CHECK(number(l["replicas"]) == 3);
+    if (l["layout"].is_text("native")) CHECK(number(l["copied_gathers"]) == 0);
+  }
+  CHECK(names == std::set<std::string>{"native", "zero3", "zero12", "fsdp1", "fsdp2", "megatron", "ragged", "owned",
+                                       "planned", "hsdp", "hpz"});
+  CHECK(d["layouts"]->elements()[0]["layout"].is_text("zero3"));  // the configuration's own
+  CHECK((*d["recommendation"])["layout"].is_text("native"));
+  CHECK((*d["recommendation"])["others"].elements().size() == names.size() - 1);
+  auto const text = plan({"--arch", "qwen3-0.6b", "--config", dir / "ds.json", "--world", "24", "--node-size", "8"});
+  REQUIRE(text.code == 0);
+  for (auto const* const part :
+       {"Memory of a rank", "Shards", "Collectives of a step", "DeepSpeed's published estimate", "Layouts compared",
+        "Recommended: native", "Not counted: activations", "cannot: the units must divide every tensor",
+        "24 ranks on 3 nodes of 8"})
+    CHECK_MESSAGE(text.out.find(part) != std::string::npos, part);
+}
+
+TEST_CASE("plan: every configuration, stage and world plans every architecture") {
+  folder dir;
+  for (auto const* const arch : {"llama-3-8b", "qwen3-0.6b", "qwen2.5-0.5b", "qwen3-30b-a3b", "gpt-oss-20b", "llama"})
+    for (auto const* const zero : {R"("stage": 0)", R"("stage": 1)", R"("stage": 2)", R"("stage": 3)"})
+      for (auto const* const world : {"1", "7", "1024"}) {
+        CAPTURE(arch);
+        CAPTURE(zero);
+        CAPTURE(world);
+        auto const r =
+            plan({"--arch", arch, "--config", configuration(dir, zero), "--world", world, "--html", dir / "p"});
+        CHECK_MESSAGE(r.code == 0, r.err);
+      }
+  auto const many = plan({"--arch", "llama-3-8b", "--config", configuration(dir, R"("stage": 3)"), "--world", "65536",
+                          "--micro-batches", "1000000"});
+  CHECK(many.code == 0);
+}
+
+TEST_CASE("plan: a checkpoint of 180 billion parameters in 59 files takes less than a second") {
+  folder dir;
+  REQUIRE(run({"make-model", dir / "m", "--arch", "llama", "--size", "350G", "--files", "59", "--sparse"}).code == 0);
+  auto const config = configuration(dir, R"("stage": 3)");
+  auto const began = std::chrono::steady_clock::now();
+  auto const d = plan_json({"--model", dir / "m", "--config", config, "--world", "1024", "--node-size", "8"});
+  CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds{1});
+  CHECK(number((*d["model"])["parameters"]) > 180'000'000'000);
+  CHECK(number((*d["model"])["files"]) == 59);
+}
+
+TEST_CASE("plan --html: one page that needs nothing else, with text for every picture") {
+  folder dir;
+  auto const page = dir / "plan.html";
+  spill(page, "before");
+  auto const r = plan(
+      {"--arch", "gpt-oss-20b", "--config", fsdp2(dir, "64"), "--world", "64", "--node-size", "8", "--html", page});
+  REQUIRE_MESSAGE(r.code == 0, r.err);
+  CHECK(dir.names() == std::vector<std::string>{"fsdp2.json", "plan.html"});  // no temporary file is left
+  auto const text = slurp(page);
+  CHECK(text.starts_with("<!DOCTYPE html>"));
+  CHECK(well_formed(text));
+  for (auto const* const not_there : {"<script", "http:", "https:", "@import", "url(h", "<img", "<link"})
+    CHECK_MESSAGE(text.find(not_there) == std::string::npos, not_there);
+  CHECK(text.find("prefers-color-scheme:dark") != std::string::npos);
+  CHECK(text.find("class=\"skip\" href=\"#summary\"") != std::string::npos);
+  auto const pictures = count_of(text, "<svg class=\"chart\"");
+  CHECK(pictures >= 6);  // memory, three kinds of units, wire, layouts twice
+  CHECK(count_of(text, "role=\"img\" aria-labelledby=") == pictures);
+  CHECK(count_of(text, "<desc id=") == pictures);
+  CHECK(count_of(text, "<figure tabindex=\"0\">") == pictures);
+  CHECK(text.find("url(#padding)") != std::string::npos);
+  for (auto const* const id : {"summary", "memory", "shards", "wire", "layouts", "deepspeed", "not-counted"}) {
+    CHECK(text.find("href=\"#" + std::string{id} + '"') != std::string::npos);
+    CHECK(text.find("<section id=\"" + std::string{id} + '"') != std::string::npos);
+  }
+}
+
+TEST_CASE("plan --html: names from files are text, never markup") {
+  folder dir;
+  files::create_directory(dir / "m");
+  std::string header = R"({"<b>&\"'\u001b":{"dtype":"F32","shape":[4,8],"data_offsets":[0,128]},)"
+                       R"("ids":{"dtype":"I64","shape":[2],"data_offsets":[128,144]}})";
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  std::string file(8, '\0');
+  file[0] = static_cast<char>(header.size());
+  spill(dir / "m/model.safetensors", file + header + std::string(144, '\0'));
+  auto const r = plan({"--model", dir / "m", "--config", configuration(dir, R"("stage": 3)"), "--world", "2", "--html",
+                       dir / "p.html"});
+  REQUIRE_MESSAGE(r.code == 0, r.err);
+  auto const text = slurp(dir / "p.html");
+  CHECK(text.find("<b>") == std::string::npos);
+  CHECK(text.find("&lt;b&gt;&amp;&quot;") != std::string::npos);
+  CHECK(well_formed(text));
+  CHECK(r.out.find("1 tensor of the file cannot become bf16") != std::string::npos);
+}
+
+TEST_CASE("plan: bad input and wrong usage have a sentence, and nothing on stdout") {
+  folder dir;
+  auto const config = configuration(dir, R"("stage": 3)");
+  auto const fails = [&](int code, std::string_view says, std::vector<std::string> words) {
+    auto const r = plan(words);
+    CHECK(r.code == code);
+    CHECK_MESSAGE(r.says(says), r.err);
+    CHECK(r.out.empty());
+  };
+  fails(2, "--config is required", {"--arch", "llama-3-8b", "--world", "8"});
+  fails(2, "--world is required", {"--arch", "llama-3-8b", "--config", config});
+  fails(2, "must be a whole number from 1", {"--arch", "llama-3-8b", "--config", config, "--world", "0"});
+  fails(2, "must be a whole number from 1",
+        {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--micro-batches", "0"});
+  fails(2, "must be one of llama-3-8b", {"--arch", "gpt-9", "--config", config, "--world", "8"});
+  fails(2, "one of --model and --arch", {"--config", config, "--world", "8"});
+  fails(2, "exclude each other", {"--arch", "llama", "--model", dir / "x", "--config", config, "--world", "8"});
+  fails(2, "--size needs --arch", {"--model", dir / "x", "--size", "2G", "--config", config, "--world", "8"});
+  fails(2, "whose shapes are fixed", {"--arch", "llama-3-8b", "--size", "2G", "--config", config, "--world", "8"});
+  fails(2, "is no size", {"--arch", "llama", "--size", "big", "--config", config, "--world", "8"});
+  fails(2, "--node-size 3 does not divide --world 8",
+        {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--node-size", "3"});
+  fails(2, "--node-size 16 does not divide --world 8",
+        {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--node-size", "16"});
+  fails(1, "there is no such file", {"--arch", "llama-3-8b", "--config", dir / "none.json", "--world", "8"});
+  fails(1, "holds neither model.safetensors nor", {"--model", dir / ".", "--config", config, "--world", "8"});
+  fails(1, "the configuration is refused", {"--arch", "llama-3-8b", "--config", fsdp2(dir, "8"), "--world", "7"});
+  fails(1, "No such file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", dir / "no/p.html"});
+  fails(1, "is no regular file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", dir / "."});
+  fails(1, "is no regular file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", "/dev/null"});
+  spill(dir / "broken.safetensors", "short");
+  fails(1, "header", {"--model", dir / "broken.safetensors", "--config", config, "--world", "8"});
+  files::create_directory(dir / "empty");
+  spill(dir / "empty/model.safetensors", std::string{"\x08\0\0\0\0\0\0\0{}      ", 16});
+  fails(1, "no parameters", {"--model", dir / "empty", "--config", config, "--world", "8"});
+  CHECK(dir.names() == std::vector<std::string>{"broken.safetensors", "ds.json", "empty", "fsdp2.json"});
+}

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+/// One model and configuration under every layout, and which of them to take.
+#pragma once
+
+#include "plan_model.hpp"
+#include "plan_settings.hpp"
+#include "report.hpp"
+
+#include <flatshard/estimate.hpp>
+#include <flatshard/layouts/fsdp1.hpp>
+#include <flatshard/layouts/fsdp2.hpp>
+#include <flatshard/layouts/megatron.hpp>
+#include <flatshard/layouts/native.hpp>
+#include <flatshard/layouts/owned.hpp>
+#include <flatshard/layouts/planned.hpp>
+#include <flatshard/layouts/ragged.hpp>
+#include <flatshard/layouts/zero12.hpp>
+#include <flatshard/layouts/zero3.hpp>
+#include <flatshard/require.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+namespace tool {
+
+/// A layout with what it makes of the model, or why it cannot.
+struct layout_row {
+  std::string name, what;
+  std::optional<flatshard::training_plan> plan{};
+  flatshard::step_estimate estimate{};
+  std::string refused{};
+  bool runs = true;       ///< `sharded_unit` runs it as it is
+  bool tradeoff = false;  ///< less on the wire for more memory: said, not recommended
+  std::uint64_t replicas = 1, shards = 1;
+  /// Device bytes of the fullest rank when most lives.
+  [[nodiscard]] std::uint64_t peak() const { return estimate.spaces[0].most.value; }
+};
+
+struct recommendation {
+  std::string layout;
+  std::vector<std::string> why, others;
+};
+
+namespace layout_rows {
+
+namespace fs = flatshard;
+
+template <class Policy, class... Others>
+fs::training_plan plan_of(plan_model const& m, training_choice const& c, std::uint64_t replicas, std::uint64_t shards,
+                          fs::plan_settings const& settings, Policy const& policy, Others const&... others) {
+  fs::training_plan plan{fs::mesh{replicas, shards}, c.types, settings};
+  if (settings.cut != fs::cut_states::parameters) {  // one flat group over all units
+    std::vector<fs::parameter> all;
+    for (auto const& part : m.parts) all.insert(all.end(), part.parameters.begin(), part.parameters.end());
+    auto traits = c.traits;
+    for (auto& t : traits) t.persistent = false;
+    plan.add({.name = "model", .parameters = all, .traits = traits, .types = c.tensor_types}, policy, others...);
+    return plan;
+  }
+  for (std::size_t u = 0, first = 0; u < m.parts.size();) {
+    auto const& part = m.parts[u];
+    auto keep = settings.keep.ranks != 0 ? settings.keep : c.keep[u];
+    keep.throughout = part.throughout;
+    if (keep.ranks != 0 && shards % keep.ranks != 0) keep.ranks = 0;
+    plan.add({.name = part.name,
+              .parameters = part.parameters,
+              .traits = std::span{c.traits}.subspan(first, part.parameters.size()),
+              .keep = keep,
+              .types = std::span{c.tensor_types}.subspan(first, part.parameters.size())},
+             policy, others...);
+    std::vector<std::string_view> alike;
+    auto const begin = u;
+    for (; u < m.parts.size() && (u == begin || (c.keep[u] == c.keep[begin] && m.parts[u].like(part))); ++u) {
+      if (u != begin) alike.push_back(m.parts[u].name);
+      first += m.parts[u].parameters.size();
+    }
+    plan.repeat(alike);
+  }
+  return plan;
+}
+
+/// How much more `n` is than `least`, as `3.1 %`.
+inline std::string more(std::uint64_t n, std::uint64_t least) {
+  if (n <= least || least == 0) return "0 %";
+  return fmt::format("{:.2g} %", 100 * static_cast<double>(n - least) / static_cast<double>(least));
+}
+
+}  // namespace layout_rows
+
+/// Every layout over the same ranks; hybrid and hpZ where nodes are known. The configuration's own comes first.
+[[nodiscard]] inline std::vector<layout_row> compare_layouts(plan_model const& m, training_choice const& c,
+                                                             std::uint64_t node_size) {
+  namespace fs = flatshard;
+  using layout_rows::plan_of;
+  auto whole = c.settings;
+  whole.parameters = fs::memory_space::device;
+  if (whole.cut == fs::cut_states::parameters) {
+    whole.cut = fs::cut_states::gradients;
+    whole.bucket = {500'000'000};  // DeepSpeed's default
+    whole.all_reduce = true;
+  }
+  auto cut = c.settings;
+  if (cut.cut != fs::cut_states::parameters) {
+    cut.cut = fs::cut_states::parameters;
+    cut.bucket = {};
+    cut.all_reduce = false;
+    cut.prefetch = 1;
+  }
+  std::vector<layout_row> rows;
+  auto const add = [&](layout_row row, auto build) {
+    try {
+      row.plan.emplace(build());
+      row.estimate = fs::estimate_of(*row.plan, node_size);
+    } catch (fs::broken_rule const& e) {
+      row.refused = e.what();
+      row.plan.reset();
+    }
+    rows.push_back(std::move(row));
+  };
+  auto const row = [&](std::string name, std::string what) {
+    return layout_row{.name = std::move(name), .what = std::move(what), .replicas = c.replicas, .shards = c.shards};
+  };
+  auto const r = c.replicas, w = c.shards, ranks = r * w;
+  std::size_t const es = fs::bits(c.types.compute) / 8;
+  if (c.layout == "whole")
+    add(row("whole", "nothing is cut: every rank holds the model"),
+        [&] { return plan_of(m, c, r, w, c.settings, fs::zero3{}); });
+  add(row("native", "one flat buffer a unit, aligned segments"),
+      [&] { return plan_of(m, c, r, w, cut, fs::native{}); });
+  add(row("zero3", "DeepSpeed stage 3: each tensor cut"), [&] { return plan_of(m, c, r, w, cut, fs::zero3{}); });
+  auto zero12 = row("zero12", whole.cut == fs::cut_states::optimizer ? "DeepSpeed stage 1: parameters, gradients whole"
+                                                                     : "DeepSpeed stage 2: parameters whole");
+  zero12.runs = c.layout == "zero12";
+  if (whole.cut != fs::cut_states::nothing) add(zero12, [&] { return plan_of(m, c, r, w, whole, fs::zero12{}); });
+  add(row("fsdp1", "PyTorch FSDP1: one flat parameter a unit"), [&] {
+    return plan_of(m, c, r, w, cut, fs::fsdp1{{}, true, es == 0 ? 2 : es});
+  });
+  add(row("fsdp2", "PyTorch FSDP2: each tensor cut by rows"), [&] { return plan_of(m, c, r, w, cut, fs::fsdp2{}); });
+  add(row("megatron", "Megatron-FSDP: whole rows packed; experts apart"), [&] {
+    return plan_of(m, c, r, w, cut, fs::megatron{}, fs::sharding_rule{".experts.", fs::megatron{}});
+  });
+  auto even = row("ragged", "veScale: each tensor cut in proportion, here evenly");
+  even.runs = false;
+  add(even, [&] { return plan_of(m, c, r, w, cut, fs::ragged{std::vector<std::size_t>(w, 1)}); });
+  add(row("owned", "each tensor whole on one rank"), [&] { return plan_of(m, c, r, w, cut, fs::owned{}); });
+  add(row("planned", "no row is cut; the shortest segment"),
+      [&] { return plan_of(m, c, r, w, cut, fs::planned{fs::block::rows()}); });
+  if (node_size > 1 && ranks > node_size && ranks % node_size == 0) {
+    if (r == 1) {
+      auto hybrid =
+          row("hsdp", fmt::format("native over {} ranks of a node, {} replicas", node_size, ranks / node_size));
+      hybrid.replicas = ranks / node_size;
+      hybrid.shards = node_size;
+      hybrid.tradeoff = true;
+      add(hybrid, [&] { return plan_of(m, c, ranks / node_size, node_size, cut, fs::native{}); });
+    }
+    if (w > node_size && w % node_size == 0) {
+      auto hpz = row("hpz", fmt::format("zero3 with a second copy over the {} ranks of a node", node_size));
+      hpz.tradeoff = true;
+      auto inner = cut;
+      inner.keep = {node_size, false};
+      inner.secondary = true;
+      add(hpz, [&] { return plan_of(m, c, r, w, inner, fs::zero3{}); });
+    }
+  }
+  auto const own = std::find_if(rows.begin(), rows.end(), [&](layout_row const& one) { return one.name == c.layout; });
+  if (own != rows.end()) std::rotate(rows.begin(), own, own + 1);
+  return rows;
+}
+
+/// The layout whose fullest rank needs the least device memory; of those within 2 % the one without a copy behind its
+/// gathers, then with aligned slots, then with the fewest bytes on the wire.
+[[nodiscard]] inline recommendation recommend(std::vector<layout_row> const& rows) {
+  auto const candidate = [](layout_row const& r) {
+    return r.plan && !r.tradeoff && r.runs && r.plan->settings().cut == flatshard::cut_states::parameters;
+  };
+  std::uint64_t least = UINT64_MAX;
+  for (auto const& r : rows)
+    if (candidate(r)) least = std::min(least, r.peak());
+  layout_row const* best = nullptr;
+  auto const near = [&](layout_row const& r) { return r.peak() - least <= least / 50; };
+  auto const rank = [](layout_row const& r) {
+    auto const& e = r.estimate;
+    return std::tuple{e.copies != 0, e.unaligned != 0 || e.slot_alignment.value < 256, e.wire.sum().value, r.peak()};
+  };
+  for (auto const& r : rows)
+    if (candidate(r) && near(r) && (best == nullptr || rank(r) < rank(*best))) best = &r;
+  recommendation out;
+  if (best == nullptr) {
+    out.why.emplace_back("no layout places this model over these ranks");
+    return out;
+  }
+  out.layout = best->name;
+  auto const& e = best->estimate;
+  out.why.push_back(best->peak() == least
+                        ? fmt::format("its fullest rank needs the least device memory, {}", human(best->peak()))
+                        : fmt::format("its fullest rank needs {}, {} more than the least", human(best->peak()),
+                                      layout_rows::more(best->peak(), least)));
+  out.why.emplace_back(e.copies == 0 ? "the gathered buffer is the tensors: no copy follows a gather"
+                                     : "its gathered segments are copied into whole tensors");
+  if (e.unaligned == 0)
+    out.why.push_back(fmt::format("every tensor begins at 16 bytes, every segment is a multiple of {} bytes",
+                                  e.slot_alignment.value));
+  for (auto const& r : rows) {
+    if (&r == best) continue;
+    if (!r.plan) {
+      out.others.push_back(fmt::format("{}: cannot place this model: {}", r.name, r.refused));
+      continue;
+    }
+    std::vector<std::string> parts;
+    auto const& o = r.estimate;
+    auto const difference = [](std::uint64_t here, std::uint64_t there, std::string_view of) {
+      return here == there  ? std::string{}
+             : here > there ? fmt::format("{} more {}", human(here - there), of)
+                            : fmt::format("{} less {}", human(there - here), of);
+    };
+    auto const say = [&](std::string text) {
+      if (!text.empty()) parts.push_back(std::move(text));
+    };
+    say(difference(r.peak(), best->peak(), "device memory"));
+    if (r.tradeoff) {
+      say(difference(o.wire.between.value, e.wire.between.value, "between nodes a step and rank"));
+    } else {
+      say(difference(o.wire.sum().value, e.wire.sum().value, "on the wire a step and rank"));
+    }
+    if (o.copies > e.copies) say(fmt::format("{} gathers a step are copied", grouped(o.copies)));
+    if (o.unaligned > e.unaligned) say(fmt::format("{} tensors begin off 16 bytes", grouped(o.unaligned)));
+    if (o.slot_alignment < e.slot_alignment)
+      say(fmt::format("segments are multiples of {} bytes only", o.slot_alignment.value));
+    if (o.empty_ranks > e.empty_ranks)
+      say(fmt::format("{} rank{} nothing", grouped(o.empty_ranks), o.empty_ranks == 1 ? " owns" : "s own"));
+    if (!r.runs && r.name == "ragged") say("units here do not run it");
+    out.others.push_back(
+        fmt::format("{}: {}", r.name, parts.empty() ? "no difference" : fmt::format("{}", fmt::join(parts, "; "))));
+  }
+  return out;
+}
+
+}  // namespace tool

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "plan.hpp"
+
+#include "architectures.hpp"
+#include "arguments.hpp"
+#include "configuration.hpp"
+#include "findings_text.hpp"
+#include "layout_comparison.hpp"
+#include "plan_findings.hpp"
+#include "plan_model.hpp"
+#include "plan_page.hpp"
+#include "plan_report.hpp"
+#include "plan_settings.hpp"
+#include "report.hpp"
+
+#include <flatshard/problem.hpp>
+
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+namespace tool {
+namespace {
+
+struct request {
+  std::string directory, architecture, size, page;
+  configuration_request configuration;
+  std::uint64_t world = 1, node_size = 0, micro_batches = 0;
+  bool as_json = false;
+};
+
+plan_findings find_out(request const& r) {
+  plan_findings f;
+  f.config_file = r.configuration.file == "-" ? "<stdin>" : r.configuration.file;
+  f.profile = r.configuration.profile;
+  f.world = r.world;
+  f.node_size = r.node_size;
+  auto wanted = r.configuration;
+  wanted.world = r.world;
+  if (!r.architecture.empty()) {
+    auto const shape = architecture(r.architecture, r.size.empty() ? 0 : *parse_size(r.size));
+    f.model = model_of_shape(r.architecture, shape);
+    wanted.model_text = config_text(shape);
+  } else {
+    f.model = model_of_checkpoint(r.directory);
+    for (auto const& p : f.model.checkpoint->warnings()) fmt::print(stderr, "{}\n", problem_text(p, stderr));
+    auto const& beside = f.model.checkpoint->directory();
+    std::error_code ignored;
+    if (std::filesystem::exists(beside / "config.json", ignored)) wanted.model = beside.string();
+  }
+  auto const resolved = resolve_configuration(wanted);
+  for (auto const& p : resolved.problems)
+    if (p.level != flatshard::severity::note) fmt::print(stderr, "{}\n", problem_text(p, stderr));
+  if (resolved.has_errors()) throw failure{"the configuration is refused; `flatshard explain` shows all of it"};
+  f.choice = choose_training(resolved, f.model, r.world, r.micro_batches);
+  f.rows = compare_layouts(f.model, f.choice, r.node_size);
+  if (!f.own().plan) throw failure{fmt::format("layout {} cannot place this model: {}", f.own().name, f.own().refused)};
+  f.advice = recommend(f.rows);
+  f.deepspeed = compare_with_deepspeed(f);
+  return f;
+}
+
+void plan(request const& r) {
+  if (r.directory.empty() == r.architecture.empty())
+    throw wrong_usage{r.directory.empty() ? "one of --model and --arch must say which model"
+                                          : "--model and --arch exclude each other"};
+  if (!r.size.empty() && r.architecture.empty()) throw wrong_usage{"--size needs --arch"};
+  if (r.node_size > r.world || (r.node_size != 0 && r.world % r.node_size != 0))
+    throw wrong_usage{fmt::format("--node-size {} does not divide --world {}", r.node_size, r.world)};
+  auto const f = find_out(r);
+  if (!r.page.empty()) write_page(r.page, f);
+  if (r.as_json) {
+    fmt::print("{}\n", plan_json(f).text(2));
+  } else {
+    print_plan(f);
+    if (!r.page.empty()) fmt::print("page written to {}\n", one_line(r.page));
+  }
+}
+
+}  // namespace
+
+void add_plan(CLI::App& app, int& code) {
+  auto const r = std::make_shared<request>();
+  auto* const command = app.add_subcommand(
+      "plan", "Say what a training step holds and moves on every rank, and compare the layouts for a model");
+  command->add_option("--model", r->directory, "Checkpoint: directory with safetensors files, or one of them")
+      ->type_name("DIR");
+  command
+      ->add_option("--arch", r->architecture, fmt::format("Instead: one of {}", fmt::join(architecture_names(), ", ")))
+      ->check(one_of(architecture_names()))
+      ->type_name("NAME");
+  command->add_option("--size", r->size, "Of llama, qwen2, qwen3: size of the bf16 checkpoint (default 2G)")
+      ->check(model_size())
+      ->type_name("SIZE");
+  command->add_option("--config", r->configuration.file, "Configuration that decides layout, precision and offloading")
+      ->required()
+      ->type_name("FILE");
+  command->add_option("--world", r->world, "Number of ranks")
+      ->required()
+      ->check(whole_number(1, largest_world))
+      ->type_name("N");
+  command->add_option("--node-size", r->node_size, "Ranks of a node, neighbours (default: all ranks on one)")
+      ->check(whole_number(1, largest_world))
+      ->type_name("G");
+  command
+      ->add_option("--micro-batches", r->micro_batches,
+                   "Micro-batches of a step (default: as the configuration says, else 1)")
+      ->check(whole_number(1, 1000000))
+      ->type_name("K");
+  add_configuration_options(*command, r->configuration);
+  command->add_flag("--json", r->as_json, "One JSON object on stdout (docs/tool.md has the schema)");
+  command->add_option("--html", r->page, "Write a page with pictures: shards, memory over the step, wire, layouts")
+      ->type_name("FILE");
+  command->callback([r, &code] {
+    plan(*r);
+    code = exit_fine;
+  });
+}
+
+}  // namespace tool

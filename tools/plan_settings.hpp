@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+/// From a resolved configuration to how a plan cuts and trains a model, with the reason for each choice.
+#pragma once
+
+#include "plan_model.hpp"
+#include "report.hpp"
+
+#include <flatshard/config/resolution.hpp>
+#include <flatshard/layouts/zero3.hpp>
+#include <flatshard/plan.hpp>
+#include <flatshard/segment_loader.hpp>
+
+#include <algorithm>
+#include <cctype>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+namespace tool {
+
+/// How the configuration trains the model.
+struct training_choice {
+  std::string layout = "native";  ///< `zero3`, `zero12`, `fsdp2`, `native`; `whole` where nothing is cut
+  std::uint64_t replicas = 1, shards = 1;
+  flatshard::precision types;
+  flatshard::plan_settings settings;
+  std::vector<flatshard::after_forward> keep;       ///< one a part of the model
+  std::vector<flatshard::parameter_traits> traits;  ///< one a tensor, in the order of the parts
+  std::vector<flatshard::precision> tensor_types;   ///< the same
+  std::vector<std::string> notes;
+};
+
+namespace training_choices {
+
+namespace fs = flatshard;
+
+inline fs::memory_space space_of(fs::offload_device d) {
+  return d == fs::offload_device::none  ? fs::memory_space::device
+         : d == fs::offload_device::cpu ? fs::memory_space::host
+                                        : fs::memory_space::nvme;
+}
+/// States a parameter of the optimizer of that name; Adam's where none is named.
+inline std::size_t states_of(fs::resolved_policies const& p, std::vector<std::string>& notes) {
+  if (!p.optimizer || p.optimizer->type.empty()) return 2;
+  auto type = p.optimizer->type;
+  std::transform(type.begin(), type.end(), type.begin(), [](unsigned char c) { return std::tolower(c); });
+  if (type.find("adam") != std::string::npos || type.find("lamb") != std::string::npos) return 2;
+  if (type.find("lion") != std::string::npos || type.find("adagrad") != std::string::npos ||
+      type.find("muon") != std::string::npos || type.find("sgd") != std::string::npos)
+    return 1;
+  notes.push_back("optimizer " + one_line(p.optimizer->type) +
+                  " is not known here: planned with two states, like Adam");
+  return 2;
+}
+inline std::optional<std::uint64_t> count_of(fs::value const& v) {
+  auto const n = v.integer();
+  return n && *n > 0 ? std::optional{static_cast<std::uint64_t>(*n)} : std::nullopt;
+}
+inline std::uint64_t micro_batches_of(fs::resolved_policies const& p) {
+  if (p.batch)
+    if (auto const n = count_of(p.batch->steps)) return *n;
+  if (p.front_end)
+    if (auto const n = count_of(p.front_end->num_micro_batch)) return *n;
+  return 1;
+}
+
+inline void choose_zero(fs::resolved_policies const& p, plan_model const& m, training_choice& c) {
+  auto const& zero = *p.zero;
+  c.settings.optimizer = space_of(zero.offload_optimizer);
+  if (p.sharding == fs::sharding_kind::zero3) {
+    c.settings.parameters = space_of(zero.offload_param);
+    c.settings.prefetch = zero.buckets_known && zero.prefetch_bucket_size == 0 ? 0 : 1;
+    if (!zero.buckets_known) {
+      c.notes.emplace_back(
+          "bucket sizes are \"auto\" and the hidden size is not known: planned without persistent "
+          "parameters");
+      return;
+    }
+    if (zero.prefetch_bucket_size > 0)
+      c.notes.push_back(fmt::format("prefetch: the next unit whole; DeepSpeed stops after {} elements",
+                                    grouped(static_cast<std::uint64_t>(zero.prefetch_bucket_size))));
+    auto const limit =
+        fs::elements{static_cast<std::size_t>(std::max<std::int64_t>(0, zero.param_persistence_threshold))};
+    std::vector<std::size_t> numels;
+    for (auto const& part : m.parts)
+      for (auto const& q : part.parameters) numels.push_back(q.dims.numel());
+    for (auto const t : fs::persistent_parameters(numels, limit, {SIZE_MAX})) c.traits[t].persistent = true;
+    return;
+  }
+  c.settings.cut = zero.stage >= 2   ? fs::cut_states::gradients
+                   : zero.stage == 1 ? fs::cut_states::optimizer
+                                     : fs::cut_states::nothing;
+  c.settings.all_reduce = true;
+  c.settings.bucket = {zero.buckets_known ? static_cast<std::size_t>(std::max<std::int64_t>(0, zero.reduce_bucket_size))
+                                          : std::size_t{500'000'000}};
+  if (!zero.buckets_known)
+    c.notes.emplace_back(
+        "reduce_bucket_size is \"auto\" and the hidden size is not known: planned with DeepSpeed's "
+        "500,000,000 elements");
+  if (zero.stage < 3 && zero.offload_param != fs::offload_device::none)
+    c.notes.push_back(
+        fmt::format("offload_param counts on stage 3 alone: parameters stay on the device on stage {}", zero.stage));
+}
+
+inline void choose_fsdp2(fs::fsdp2_policy const& f, plan_model const& m, training_choice& c, std::uint64_t world) {
+  auto const replicate = static_cast<std::uint64_t>(std::max<std::int64_t>(1, f.replicate));
+  auto const shard = static_cast<std::uint64_t>(std::max<std::int64_t>(1, f.shard));
+  if (replicate * shard != world)
+    throw failure{fmt::format("the configuration makes {} replicas of {} shards, --world says {} ranks", replicate,
+                              shard, world)};
+  c.replicas = replicate;
+  c.shards = shard;
+  c.settings.prefetch = 1;
+  c.settings.replicas_each = true;
+  if (f.offload_params) c.settings.parameters = c.settings.optimizer = fs::memory_space::host;
+  auto const& given = f.reshard_after_forward;
+  std::size_t setting = 0;
+  if (given.is_false()) setting = 1;
+  if (auto const k = given.integer())
+    setting = *k == f.shard ? 0 : static_cast<std::size_t>(std::max<std::int64_t>(1, *k));
+  for (auto& k : c.keep) k.ranks = setting;
+  // null: layers are resharded, the root is not
+  if (given.is(fs::value_kind::null) && m.parts.size() > 1) c.keep.back().ranks = 1;
+}
+
+}  // namespace training_choices
+
+/// What the configuration says about training `model`; `micro_batches` 0: as the configuration says.
+[[nodiscard]] inline training_choice choose_training(flatshard::resolution const& r, plan_model const& m,
+                                                     std::uint64_t world, std::uint64_t micro_batches) {
+  namespace fs = flatshard;
+  auto const& p = r.policies;
+  training_choice c;
+  c.types = p.dtypes;
+  c.shards = world;
+  c.traits.resize(m.tensors);
+  for (auto const& part : m.parts) c.keep.push_back({0, part.throughout});
+  c.settings.micro_batches = micro_batches != 0 ? micro_batches : training_choices::micro_batches_of(p);
+  c.settings.recompute = p.activation_checkpointing;
+  c.settings.states = training_choices::states_of(p, c.notes);
+  c.layout = name(p.sharding);
+  if (c.types.parameter_storage == fs::dtype::none) {  // as in the file: the optimizer then updates it
+    c.types = fs::fsdp2_fp32;
+    c.notes.emplace_back("the configuration names no dtype: planned with fp32");
+  }
+  if (p.sharding == fs::sharding_kind::none) {
+    c.layout = "whole";
+    c.settings.cut = fs::cut_states::nothing;
+  }
+  if (p.zero) training_choices::choose_zero(p, m, c);
+  if (p.fsdp2 && p.sharding == fs::sharding_kind::fsdp2) training_choices::choose_fsdp2(*p.fsdp2, m, c, world);
+  if (p.sharding == fs::sharding_kind::native) c.settings.prefetch = 1;
+  if (!m.known && m.parts.size() > 1)
+    c.notes.emplace_back(
+        "the order of modules is not known for this architecture: what is in no layer is planned as "
+        "one unit that stays gathered");
+  c.tensor_types.assign(m.tensors, c.types);
+  std::size_t odd = 0, t = 0;
+  for (auto const& part : m.parts)
+    for (std::size_t i = 0; i < part.parameters.size(); ++i, ++t) {
+      if (part.types.empty() || fs::loadable(part.types[i], c.types.parameter_storage)) continue;
+      ++odd;
+      auto const kept = part.types[i];
+      c.traits[t].frozen = c.traits[t].ignored = true;
+      c.tensor_types[t] = {kept, kept, kept, kept, kept, fs::dtype::none, kept};
+    }
+  if (odd != 0)
+    c.notes.push_back(fmt::format("{} tensor{} of the file cannot become {}: whole on every rank and not trained", odd,
+                                  odd == 1 ? "" : "s", name(c.types.parameter_storage)));
+  return c;
+}
+
+}  // namespace tool
