@@ -88,12 +88,12 @@ TEST_CASE("plan: the JSON has the documented keys and the numbers of the formula
   auto const config = fsdp2(dir, "8", R"(, "reshard_after_forward": true)");
   auto const d = plan_json({"--arch", "llama-3-8b", "--config", config, "--world", "8"});
   CHECK(keys_of(d.value_of_root()) ==
-        std::set<std::string>{"schema",         "model",          "config",           "profile",     "world",
-                              "node_size",      "replicas",       "shards",           "layout",      "micro_batches",
-                              "prefetch",       "recompute",      "optimizer_states", "precision",   "notes",
-                              "units",          "memory",         "shards_of_ranks",  "collectives", "wire",
-                              "copied_gathers", "small_gathers",  "transfers",        "timeline",    "deepspeed",
-                              "layouts",        "recommendation", "not_counted"});
+        std::set<std::string>{"schema",    "model",          "config",           "profile",          "world",
+                              "node_size", "replicas",       "shards",           "layout",           "micro_batches",
+                              "prefetch",  "recompute",      "optimizer_states", "precision",        "notes",
+                              "units",     "memory",         "shards_of_ranks",  "fast_path_misses", "collectives",
+                              "wire",      "copied_gathers", "small_gathers",    "transfers",        "timeline",
+                              "deepspeed", "layouts",        "recommendation",   "not_counted"});
   CHECK(number(*d["schema"]) == 1);
   CHECK(number((*d["model"])["parameters"]) == llama_elements);
   CHECK(number((*d["model"])["units"]) == 34);
@@ -102,6 +102,11 @@ TEST_CASE("plan: the JSON has the documented keys and the numbers of the formula
   // Source: docs/design.md, plan and estimate: 7/8 of two bf16 gathers and an fp32 reduction, and the norm's number
   CHECK(number((*d["wire"])["inside"]) == llama_elements * 7 + 14);
   CHECK(number((*d["wire"])["between"]) == 0);
+  // Of the large segments the embedding's 131,334,144 bytes are 16,032 times 8 KiB; the norm beside the head adds 1
+  // KiB.
+  REQUIRE(d["fast_path_misses"]->elements().size() == 1);
+  CHECK(d["fast_path_misses"]->elements()[0].is_text(
+      "1 segment of 64 MiB and more is no multiple of 8 KiB, as symmetric memory wants"));
   auto const& memory = *d["memory"];
   CHECK(number(memory["parameters"]["held"]["most"]) == llama_elements / 8 * 4);
   CHECK(number(memory["gradients"]["held"]["most"]) == llama_elements / 8 * 4);
@@ -294,6 +299,7 @@ TEST_CASE("plan --html: one page that needs nothing else, with text for every pi
   CHECK(count_of(text, "role=\"img\" aria-labelledby=") == pictures);
   CHECK(count_of(text, "<desc id=") == pictures);
   CHECK(count_of(text, "<figure tabindex=\"0\">") == pictures);
+  CHECK(text.find("begin off 16 bytes when gathered") != std::string::npos);  // 17 odd tensors a layer
   CHECK(text.find("url(#padding)") != std::string::npos);
   for (auto const* const id : {"summary", "memory", "shards", "wire", "layouts", "deepspeed", "not-counted"}) {
     CHECK(text.find("href=\"#" + std::string{id} + '"') != std::string::npos);

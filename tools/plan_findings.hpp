@@ -76,6 +76,29 @@ struct plan_findings {
                      peak.micro_batch + 1);
 }
 
+/// Which conditions of the vectorised copies and of NCCL's wide packs the layout does not keep; it works without them.
+/// Source: nccl@dbc86fd0:src/device/common_kernel.h:237-242, src/device/symmetric/all_gather.cuh:117-121.
+[[nodiscard]] inline std::vector<std::string> fast_path_misses(plan_findings const& f) {
+  auto const& e = f.own().estimate;
+  constexpr std::uint64_t segments_at = 256, large = std::uint64_t{64} << 20, large_at = 8192;
+  std::vector<std::string> all;
+  if (e.unaligned != 0)
+    all.push_back(
+        fmt::format("{} of {} tensors begin off 16 bytes when gathered", grouped(e.unaligned), grouped(e.tensors)));
+  if (e.slot_alignment.value < segments_at)
+    all.push_back(
+        fmt::format("segments are multiples of {} bytes, {} are wanted", e.slot_alignment.value, segments_at));
+  std::uint64_t ragged = 0;
+  for (auto const& b : f.own().plan->buffers()) {
+    auto const n = flatshard::size_of(b.segment, b.types.compute).value;
+    if (!b.traits.ignored && n >= large && n % large_at != 0) ++ragged;
+  }
+  if (ragged != 0)
+    all.push_back(fmt::format("{} segment{} of 64 MiB and more {} no multiple of 8 KiB, as symmetric memory wants",
+                              grouped(ragged), ragged == 1 ? "" : "s", ragged == 1 ? "is" : "are"));
+  return all;
+}
+
 /// DeepSpeed's formula beside ours, each difference with its reason; the lines add up to both totals.
 [[nodiscard]] inline deepspeed_comparison compare_with_deepspeed(plan_findings const& f) {
   namespace fs = flatshard;

@@ -293,6 +293,7 @@ class page {
         "their order, padding hatched.{}</p>\n",
         runs.size() > most ? fmt::format(" The first {} of {} different units.", most, runs.size()) : std::string{});
     for (std::size_t k = 0; k < std::min(runs.size(), most); ++k) shard_map_of(k, runs[k]);
+    for (auto const& miss : fast_path_misses(f_)) add("<p class=\"note\">Off the fast path: {}.</p>\n", safe(miss));
     open_table("Units and their buffers",
                {"Units", "#Alike", "#Tensors", "#Elements", "#Segment", "#Padding", "#Unaligned"});
     for (auto const& run : runs)

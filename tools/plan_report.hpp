@@ -108,8 +108,8 @@ inline void shards(plan_findings const& f) {
   fmt::print("  a rank owns {} to {} elements; {} own{} nothing; {} elements of padding in all\n",
              grouped(e.least_owned.value), grouped(e.most_owned.value), plural(e.empty_ranks, "rank"),
              e.empty_ranks == 1 ? "s" : "", grouped(e.padding.value));
-  fmt::print("  segments on the wire are multiples of {} bytes; {} of {} begin off 16 bytes when gathered\n",
-             e.slot_alignment.value, grouped(e.unaligned), plural(e.tensors, "tensor"));
+  fmt::print("  segments on the wire are multiples of {} bytes\n", e.slot_alignment.value);
+  for (auto const& miss : fast_path_misses(f)) fmt::print("  off the fast path: {}\n", miss);
 }
 
 inline void traffic(plan_findings const& f) {
@@ -331,6 +331,7 @@ inline void print_plan(plan_findings const& f) {
                                        {"most_elements", e.most_owned.value},
                                        {"slot_alignment", e.slot_alignment.value},
                                        {"unaligned_tensors", e.unaligned}}},
+      {"fast_path_misses", texts(fast_path_misses(f))},
       {"collectives", std::move(collectives)},
       {"wire", wire_json(e.wire)},
       {"copied_gathers", e.copies},
