@@ -605,6 +605,33 @@ TEST_CASE("the flight recorder keeps the last 64 calls in order") {
   });
 }
 
+TEST_CASE("calls carry the name of their unit, and ranks that work on two units disagree") {
+  std::array<std::string, 2> said;
+  thread_group{world{2}}.run([&](thread_communicator& c) {
+    c.label("layers.0.q_proj.weight");
+    c.barrier(s);
+    c.label(us(c) == 0 ? "layers.1.q_proj.weight" : "layers.2.q_proj.weight");
+    try {
+      c.barrier(s);
+    } catch (mismatch const& e) {
+      said[us(c)] = e.what();
+      if (e.field != "unit" ||
+          e.values != std::array<std::string, 2>{"layers.1.q_proj.weight", "layers.2.q_proj.weight"})
+        throw;
+    }
+    c.label({});
+    c.barrier(s);
+    auto const calls = c.recent_calls();
+    if (calls[0].unit.text() != "layers.0.q_proj.weight" || !calls[2].unit.text().empty())
+      throw std::runtime_error{"wrong unit"};
+  });
+  CHECK(has(said[1], " in barrier of the unit of layers.2.q_proj.weight (call 2)"));
+  CHECK(has(said[0], "\n  1 barrier 0 none -> none done layers.0.q_proj.weight\n  2 barrier 0 none -> none waiting "));
+  unit_label const tail{std::string(70, 'x') + ".weight"};
+  CHECK(tail.text().size() == 55);
+  CHECK(tail.text().ends_with("x.weight"));
+}
+
 TEST_CASE("more ranks than cores, random delays: 100 repeats, the same bits") {
   std::size_t const ranks = 2 * std::max(2u, std::thread::hardware_concurrency()) + 1, n = 257;
   std::vector<std::uint32_t> reference;
