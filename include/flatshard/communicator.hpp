@@ -28,6 +28,12 @@ using deadline = std::chrono::nanoseconds;
 /// What a communicator waits when nothing else was asked for.
 inline constexpr deadline default_deadline = std::chrono::seconds{60};
 
+/// What a borrowed communicator does when a deadline has passed. The exception is thrown either way.
+enum class timeout : std::uint8_t {
+  report,  ///< leaves the communicator as it is: its owner decides
+  abort    ///< aborts it, so that ranks inside it come back
+};
+
 /// The stream of backends whose calls return when the result is ready.
 struct inline_stream {
   friend constexpr bool operator==(inline_stream, inline_stream) = default;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// The CPU kernels on every instruction set of this machine: casts, copies, sums, pages.
-#include "../tier.hpp"
+#include "tier.hpp"
 
 #include <flatshard/dtype.hpp>
 #include <flatshard/kernels/cpu.hpp>
