@@ -40,6 +40,7 @@ struct call_notice {
   reduction how{};
   std::int32_t root = -1;
   unit_label unit{};
+  std::size_t sent = 0;  ///< what this rank sends in an exchange; for its records only
 };
 static_assert(std::is_trivially_copyable_v<call_notice>);
 

@@ -78,7 +78,7 @@ namespace kernels {
   require(receive.size() == ranks && send.size() == ranks, "an exchange names a count for each rank");
   require(total(receive) == out.size && total(send) == in.size, "the counts of an exchange must fill its buffers");
   require(!overlap(as_const(out), in), "the buffers of an exchange must not overlap");
-  return {.operation = collective::all_to_all_v, .out = out.type, .in = in.type};
+  return {.operation = collective::all_to_all_v, .out = out.type, .in = in.type, .sent = in.size};
 }
 [[nodiscard]] inline call_notice all_reduce_call(std::size_t values, reduction how) {
   return {.operation = collective::all_reduce, .out = dtype::f64, .in = dtype::f64, .count = values, .how = how};

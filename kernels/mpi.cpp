@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <new>
 #include <thread>
 #include <utility>
@@ -64,7 +65,8 @@ struct failure_note {
   static constexpr std::size_t most_ranks = 16;
   std::array<std::int32_t, most_ranks> lost{};
   std::uint32_t lost_count = 0;
-  std::array<char, 444> text{};
+  std::uint64_t asking = 0;  // not 0: no failure, the rank waits in that meeting
+  std::array<char, 424> text{};
 
   failure_note() = default;
   failure_note(std::vector<rank_id> const& who, std::string const& why) {
@@ -83,17 +85,31 @@ struct failure_note {
 struct alignas(64) window_head {
   std::atomic<std::uint64_t> step{0};  // how many meetings this rank has come to
   alignas(64) std::atomic<std::uint32_t> failed{0};
+  std::atomic<std::uint64_t> asking{0};  // the last meeting in which it lost patience
   failure_note note;
   std::array<call_notice, 2> notices;
 };
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 
+constexpr deadline grace = std::chrono::milliseconds{100};
 constexpr std::size_t granule = 256;
 std::size_t rounded(std::size_t n) { return (n + granule - 1) / granule * granule; }
 
 /// What all ranks must have given alike.
 struct setup_record {
   std::uint64_t version = 1, staging = 0, window = 0, node_ranks = 0;
+};
+
+/// Memory that MPI may still read and write after a deadline has passed: then it is never freed.
+struct wire_memory {
+  std::vector<std::byte> area, inbox;  // without a window: two halves; half an area of each message peer
+  std::vector<call_notice> notices;    // of message peers
+  call_notice own_notice;
+};
+struct setup_memory {
+  MPI_Comm duplicate = MPI_COMM_NULL;
+  setup_record own;
+  std::vector<setup_record> all;
 };
 
 }  // namespace
@@ -108,28 +124,31 @@ class mpi_group {
   mpi_group(MPI_Comm borrowed, mpi_ref_options const& o)
       : comm_{borrowed}, owner_{false}, on_timeout_{o.on_timeout}, tag_{o.tag}, half_{rounded(o.staging.value)} {
     place();
-    own_area_.resize(2 * half_);
-    area_ = own_area_.data();
+    wire_->area.resize(2 * half_);
+    area_ = wire_->area.data();
     split_peers({});
   }
   mpi_group(MPI_Comm from, mpi_options const& o) : owner_{true}, tag_{0}, half_{rounded(o.staging.value)} {
     require_running();
     require(o.staging.value > 0, "the staging area of a communicator must not be empty");
     require(o.node_ranks >= 0, "the number of ranks that share a window cannot be negative");
+    auto setup = std::make_unique<setup_memory>();
     MPI_Request request = MPI_REQUEST_NULL;
-    FLATSHARD_MPI(MPI_Comm_idup, from, &comm_, &request);
-    await_everyone(request, o.deadline);
+    FLATSHARD_MPI(MPI_Comm_idup, from, &setup->duplicate, &request);
+    await_everyone(request, o.deadline, setup);
+    comm_ = setup->duplicate;
     FLATSHARD_MPI(MPI_Comm_set_errhandler, comm_, MPI_ERRORS_RETURN);
     place();
-    compare_setups(o);
+    compare_setups(o, setup);
     if (o.shared_window)
       make_window(o);
     else
-      own_area_.resize(2 * half_), area_ = own_area_.data();
+      wire_->area.resize(2 * half_), area_ = wire_->area.data();
     split_peers(window_of_);
   }
   mpi_group(mpi_group const&) = delete;
   ~mpi_group() {
+    if (!requests_.empty()) static_cast<void>(wire_.release());
     if (closed_ || !owner_) return;
     int finalized = 0;
     MPI_Finalized(&finalized);
@@ -138,10 +157,6 @@ class mpi_group {
         fail({rank_at(self_)}, "rank " + std::to_string(self_) + " destroyed its communicator without closing it");
       } catch (...) {
       }
-    }
-    if (!requests_.empty()) {  // MPI may still write into these
-      new auto(std::move(own_area_));
-      new auto(std::move(inbox_));
     }
   }
 
@@ -169,12 +184,12 @@ class mpi_group {
   void call(call_notice notice, deadline limit, Work const& work) {
     require(!closed_, "a closed communicator makes no calls");
     notice.unit = calls_.unit();
-    calls_.begin(name(notice.operation), elements{notice.count}, notice.out, notice.in);
+    calls_.begin(name(notice.operation), elements{notice.count + notice.sent}, notice.out, notice.in);
     limit_ = limit;
     try {
       if (!failure_.empty()) fail_here();
       look_for_failures();
-      own_notice_ = notice;
+      wire_->own_notice = notice;
       announced_ = false;
       if (!message_peers_.empty()) announce();
       work();
@@ -203,7 +218,7 @@ class mpi_group {
       }
       drain(k, [&](std::size_t rank) -> std::byte const* {
         if (auto* const head = heads_[rank]) return data_of(head) + ((step_ - 1) % 2) * half_ + place(self_);
-        return inbox_.data() + slot_[rank] * half_;
+        return wire_->inbox.data() + slot_[rank] * half_;
       });
     }
   }
@@ -218,12 +233,7 @@ class mpi_group {
       head_->note = note;
       head_->failed.store(1, std::memory_order_release);
     }
-    for (auto const peer : message_peers_) {
-      auto* const copy = new failure_note{note};  // nobody waits for it: it stays
-      MPI_Request request = MPI_REQUEST_NULL;
-      if (MPI_Isend(copy, sizeof note, MPI_BYTE, static_cast<int>(peer), tag_ + 2, comm_, &request) == MPI_SUCCESS)
-        MPI_Request_free(&request);
-    }
+    tell(note);
   }
 
  private:
@@ -243,22 +253,25 @@ class mpi_group {
     heads_.resize(size_);
     slot_.resize(size_);
   }
-  static void await_everyone(MPI_Request& request, deadline limit) {
+  static void await_everyone(MPI_Request& request, deadline limit, std::unique_ptr<setup_memory>& setup) {
     patience wait{limit};
     for (int done = 0;;) {
       FLATSHARD_MPI(MPI_Test, &request, &done, MPI_STATUS_IGNORE);
       if (done != 0) return;
-      if (!wait.more())
-        raise(peer_lost{{}, "not every rank came to make the communicator before the deadline of " + spelled(limit)});
+      if (wait.more()) continue;
+      static_cast<void>(setup.release());
+      raise(peer_lost{{}, "not every rank came to make the communicator before the deadline of " + spelled(limit)});
     }
   }
-  void compare_setups(mpi_options const& o) {
-    setup_record const own{
+  void compare_setups(mpi_options const& o, std::unique_ptr<setup_memory>& setup) {
+    setup->own = {
         .staging = half_, .window = o.shared_window ? 1u : 0u, .node_ranks = static_cast<std::uint64_t>(o.node_ranks)};
-    std::vector<setup_record> all(size_);
+    setup->all.resize(size_);
     MPI_Request request = MPI_REQUEST_NULL;
-    FLATSHARD_MPI(MPI_Iallgather, &own, sizeof own, MPI_BYTE, all.data(), sizeof own, MPI_BYTE, comm_, &request);
-    await_everyone(request, o.deadline);
+    constexpr int size = sizeof(setup_record);
+    FLATSHARD_MPI(MPI_Iallgather, &setup->own, size, MPI_BYTE, setup->all.data(), size, MPI_BYTE, comm_, &request);
+    await_everyone(request, o.deadline, setup);
+    auto const& all = setup->all;
     auto const differ = [&](char const* field, std::uint64_t setup_record::*member) {
       for (std::size_t r = 1; r < size_; ++r)
         if (auto const a = all[0].*member, b = all[r].*member; a != b)
@@ -325,26 +338,26 @@ class mpi_group {
         message_peers_.push_back(r);
       }
     }
-    inbox_.resize(message_peers_.size() * half_);
-    notices_.resize(size_);
+    wire_->inbox.resize(message_peers_.size() * half_);
+    wire_->notices.resize(size_);
   }
 
   /// Every rank's notice is here and the same as this one's. Where all peers share the window, this is also the meeting
   /// of the first round.
   void announce() {
-    if (head_ != nullptr) head_->notices[step_ % 2] = own_notice_;
+    if (head_ != nullptr) head_->notices[step_ % 2] = wire_->own_notice;
     auto const parity = step_ % 2;
     for (auto const peer : message_peers_) {
-      receive(&notices_[peer], sizeof(call_notice), peer, tag_);
-      send(&own_notice_, sizeof(call_notice), peer, tag_);
+      receive(&wire_->notices[peer], sizeof(call_notice), peer, tag_);
+      send(&wire_->own_notice, sizeof(call_notice), peer, tag_);
     }
     meet();
     announced_ = true;
     compare_notices(
         size_,
         [&](std::size_t r) -> call_notice const& {
-          if (r == self_) return own_notice_;
-          return heads_[r] != nullptr ? heads_[r]->notices[parity] : notices_[r];
+          if (r == self_) return wire_->own_notice;
+          return heads_[r] != nullptr ? heads_[r]->notices[parity] : wire_->notices[r];
         },
         [&] { return " in " + calls_.current() + calls_.history(rank_at(self_)); });
     calls_.progress(call_record::state::working);
@@ -352,7 +365,8 @@ class mpi_group {
   template <class Bytes, class Place>
   void post(std::byte* half, Bytes const& bytes, Place const& place) {
     for (auto const peer : message_peers_) {
-      if (auto const n = bytes(peer, self_); n > 0) receive(inbox_.data() + slot_[peer] * half_, n, peer, tag_ + 1);
+      if (auto const n = bytes(peer, self_); n > 0)
+        receive(wire_->inbox.data() + slot_[peer] * half_, n, peer, tag_ + 1);
       if (auto const n = bytes(self_, peer); n > 0) send(half + place(peer), n, peer, tag_ + 1);
     }
   }
@@ -380,10 +394,28 @@ class mpi_group {
     ++step_;
     if (head_ != nullptr) head_->step.store(step_, std::memory_order_release);
     patience wait{limit_};
-    while (!everyone_came()) {
+    asked_ = false;
+    alive_.assign(message_peers_.empty() ? 0 : size_, false);
+    for (int turn = 0; !everyone_came();) {
       look_for_failures();
       if (wait.more()) continue;
-      auto const late = missing();
+      // Between messages a rank may be late only because it waits for another one. So whoever has waited long enough
+      // says that it lives, and whoever hears that says so too: a rank that does not is the lost one.
+      auto late = missing();
+      if (!message_peers_.empty()) {
+        if (turn++ == 0) {
+          ask();
+          wait = patience{grace};
+          continue;
+        }
+        auto silent = late;
+        std::erase_if(silent, [&](rank_id r) { return alive_[index(r)]; });
+        if (silent.empty() && turn == 2) {  // who knows better will say so
+          wait = patience{2 * grace};
+          continue;
+        }
+        if (!silent.empty()) late = silent;
+      }
       fail(late, list(late) + " did not arrive at " + calls_.current() + " before the deadline of " + spelled(limit_));
       if (!owner_ && on_timeout_ == timeout::abort) {
         std::fprintf(stderr, "flatshard: %s\n", failure_.c_str());
@@ -407,13 +439,37 @@ class mpi_group {
     for (auto const r : window_peers_)
       if (heads_[r]->failed.load(std::memory_order_acquire) != 0) fail_as(heads_[r]->note);
     if (message_peers_.empty()) return;
+    for (auto const r : window_peers_)
+      if (auto const step = heads_[r]->asking.load(std::memory_order_acquire); step != 0 && step + 1 >= step_) hear(r);
     int there = 0;
     MPI_Status status{};
     FLATSHARD_MPI(MPI_Iprobe, MPI_ANY_SOURCE, tag_ + 2, comm_, &there, &status);
     if (there == 0) return;
     failure_note note;
     FLATSHARD_MPI(MPI_Recv, &note, sizeof note, MPI_BYTE, status.MPI_SOURCE, tag_ + 2, comm_, MPI_STATUS_IGNORE);
-    fail_as(note);
+    if (note.asking == 0) fail_as(note);
+    if (note.asking + 1 >= step_) hear(static_cast<std::size_t>(status.MPI_SOURCE));
+  }
+  void hear(std::size_t rank) {
+    if (alive_.empty()) return;  // not in a meeting yet
+    alive_[rank] = true;
+    ask();
+  }
+  /// Says, once a meeting, that this rank waits.
+  void ask() {
+    if (std::exchange(asked_, true)) return;
+    if (head_ != nullptr) head_->asking.store(step_, std::memory_order_release);
+    failure_note note;
+    note.asking = step_;
+    tell(note);
+  }
+  void tell(failure_note const& note) {
+    for (auto const peer : message_peers_) {
+      auto* const copy = new failure_note{note};  // nobody waits for it: it stays
+      MPI_Request request = MPI_REQUEST_NULL;
+      if (MPI_Isend(copy, sizeof note, MPI_BYTE, static_cast<int>(peer), tag_ + 2, comm_, &request) == MPI_SUCCESS)
+        MPI_Request_free(&request);
+    }
   }
   [[noreturn]] void fail_as(failure_note const& note) {
     fail(note.ranks(), note.text.data());
@@ -441,17 +497,16 @@ class mpi_group {
   timeout on_timeout_ = timeout::report;
   int tag_;
   std::size_t half_, size_ = 0, self_ = 0;
-  std::vector<std::byte> own_area_, inbox_;
+  std::unique_ptr<wire_memory> wire_ = std::make_unique<wire_memory>();
   std::byte* area_ = nullptr;  // two halves
   window_head* head_ = nullptr;
   std::vector<window_head*> window_of_, heads_;  // by rank; null: not in this window
   std::vector<std::size_t> window_peers_, message_peers_, slot_;
   std::vector<MPI_Request> requests_;
   std::vector<std::size_t> request_peers_;
-  std::vector<call_notice> notices_;  // of message peers
-  call_notice own_notice_;
-  bool announced_ = false;
-  std::uint64_t step_ = 0;  // meetings so far
+  bool announced_ = false, asked_ = false;
+  std::vector<char> alive_;  // who said in this meeting that it waits
+  std::uint64_t step_ = 0;   // meetings so far
   deadline limit_{};
   std::string failure_;  // empty: none
   std::vector<rank_id> lost_;

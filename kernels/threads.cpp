@@ -85,7 +85,8 @@ class thread_meeting {
   std::span<thread_notice const> announce(std::size_t rank, thread_notice const& notice, deadline limit) {
     auto& own = record(rank);
     auto const parity = own.calls.made() % 2;  // a rank may be one call ahead of a reader, never two
-    own.calls.begin(name(notice.call.operation), elements{notice.call.count}, notice.call.out, notice.call.in);
+    own.calls.begin(name(notice.call.operation), elements{notice.call.count + notice.call.sent}, notice.call.out,
+                    notice.call.in);
     auto const all = std::span{notices_}.subspan(parity * size(), size());
     all[rank] = notice;
     all[rank].call.unit = own.calls.unit();

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of CMakeLists.txt: tests that mpirun starts.
+set(mpi_run ${CMAKE_COMMAND} -E env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 ${MPIEXEC_EXECUTABLE})
+execute_process(COMMAND ${MPIEXEC_EXECUTABLE} --version OUTPUT_VARIABLE mpi_version ERROR_QUIET)
+if(mpi_version MATCHES "Open MPI|OpenRTE")
+  list(APPEND mpi_run --oversubscribe)
+endif()
+foreach(program mpi_collectives_test mpi_faults_rank)
+  add_executable(${program} ${program}.cpp)
+  target_include_directories(${program} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  target_link_libraries(${program} PRIVATE flatshard::mpi flatshard_flags doctest::doctest)
+  target_compile_options(${program} PRIVATE -O1)
+  flatshard_test_wanted(${program} wanted)
+  set(unwanted ON)
+  if(wanted)
+    set(unwanted OFF)
+  endif()
+  set_target_properties(${program} PROPERTIES EXCLUDE_FROM_ALL ${unwanted})
+endforeach()
+foreach(ranks 2 3 4)
+  flatshard_command_test(mpi_collectives_${ranks}_test LABELS fast mpi TIMEOUT 120 PROPERTIES PROCESSORS 2
+    COMMAND ${mpi_run} ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:mpi_collectives_test>)
+endforeach()
+flatshard_command_test(mpi_faults_test LABELS slow mpi TIMEOUT 7200
+  COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/mpi_faults.sh $<TARGET_FILE:mpi_faults_rank> 20 ${mpi_run} ${MPIEXEC_NUMPROC_FLAG})
