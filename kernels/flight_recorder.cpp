@@ -27,6 +27,11 @@ void flight_recorder::progress(call_record::state s) noexcept {
   if (made_ > 0) recent_[(made_ - 1) % kept].progress = s;
 }
 
+void flight_recorder::settle() noexcept {
+  for (auto& c : recent_)
+    if (c.progress == call_record::state::working) c.progress = call_record::state::done;
+}
+
 std::vector<call_record> flight_recorder::calls() const {
   std::vector<call_record> out;
   for (auto i = made_ - std::min<std::uint64_t>(made_, kept); i < made_; ++i) out.push_back(recent_[i % kept]);

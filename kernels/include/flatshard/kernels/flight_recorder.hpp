@@ -49,6 +49,8 @@ class flight_recorder {
   void begin(std::string_view operation, elements count, dtype out, dtype in);
   /// How far the last call is.
   void progress(call_record::state) noexcept;
+  /// Everything that was enqueued is done.
+  void settle() noexcept;
   /// What the calls from now on work on.
   void label(std::string_view unit) { unit_ = unit_label{unit}; }
   [[nodiscard]] unit_label const& unit() const { return unit_; }
