@@ -65,8 +65,9 @@ struct failure_note {
   static constexpr std::size_t most_ranks = 16;
   std::array<std::int32_t, most_ranks> lost{};
   std::uint32_t lost_count = 0;
-  std::uint64_t asking = 0;  // not 0: no failure, the rank waits in that meeting
-  std::array<char, 424> text{};
+  std::uint64_t asking = 0;  // not 0: no failure, rank `from` waits in that meeting
+  std::uint64_t from = 0;
+  std::array<char, 416> text{};
 
   failure_note() = default;
   failure_note(std::vector<rank_id> const& who, std::string const& why) {
@@ -442,13 +443,13 @@ class mpi_group {
     for (auto const r : window_peers_)
       if (auto const step = heads_[r]->asking.load(std::memory_order_acquire); step != 0 && step + 1 >= step_) hear(r);
     int there = 0;
-    MPI_Status status{};
-    FLATSHARD_MPI(MPI_Iprobe, MPI_ANY_SOURCE, tag_ + 2, comm_, &there, &status);
+    MPI_Message message = MPI_MESSAGE_NULL;
+    FLATSHARD_MPI(MPI_Improbe, MPI_ANY_SOURCE, tag_ + 2, comm_, &there, &message, MPI_STATUS_IGNORE);
     if (there == 0) return;
     failure_note note;
-    FLATSHARD_MPI(MPI_Recv, &note, sizeof note, MPI_BYTE, status.MPI_SOURCE, tag_ + 2, comm_, MPI_STATUS_IGNORE);
+    FLATSHARD_MPI(MPI_Mrecv, &note, sizeof note, MPI_BYTE, &message, MPI_STATUS_IGNORE);
     if (note.asking == 0) fail_as(note);
-    if (note.asking + 1 >= step_) hear(static_cast<std::size_t>(status.MPI_SOURCE));
+    if (note.asking + 1 >= step_) hear(note.from);
   }
   void hear(std::size_t rank) {
     if (alive_.empty()) return;  // not in a meeting yet
@@ -461,6 +462,7 @@ class mpi_group {
     if (head_ != nullptr) head_->asking.store(step_, std::memory_order_release);
     failure_note note;
     note.asking = step_;
+    note.from = self_;
     tell(note);
   }
   void tell(failure_note const& note) {

@@ -39,7 +39,7 @@ class part_of_world {
   }
   [[nodiscard]] MPI_Comm comm() const { return comm_; }
   /// MPI still works on it when the case ends.
-  [[nodiscard]] MPI_Comm leave() { return std::exchange(comm_, MPI_COMM_NULL); }
+  MPI_Comm leave() { return std::exchange(comm_, MPI_COMM_NULL); }
 
  private:
   MPI_Comm comm_ = MPI_COMM_NULL;
@@ -56,7 +56,7 @@ struct mpi_ranks {
   }
   template <class F>
   static outcome run(std::size_t ranks, deadline limit, F const& f) {
-    part_of_world const part{ranks};
+    part_of_world part{ranks};
     if (part.comm() == MPI_COMM_NULL) return {};
     outcome out{{static_cast<std::size_t>(here().self), {}}};
     auto const call = [&](kernels::mpi_ref view) {
@@ -67,6 +67,7 @@ struct mpi_ranks {
       Kind::run(part.comm(), limit, call);
     } catch (std::exception const& e) {
       out[0].second = e.what();
+      part.leave();  // messages may still be on their way, and MPI may give its number to the next one
     }
     return out;
   }

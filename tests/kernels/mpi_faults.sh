@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Stops or kills one rank at a random moment. A stopped one is named by every other rank within the deadline + 1 s; a
 # killed one ends the job. Either way the job's status is not zero, and no process is left.
-# usage: mpi_faults.sh PROGRAM RUNS LAUNCHER...    (FLATSHARD_FAULT_RUNS overrides RUNS)
+# usage: mpi_faults.sh PROGRAM RUNS LAUNCHER...    (FLATSHARD_KILL_RUNS overrides RUNS)
 set -euo pipefail
-program=$1 runs=${FLATSHARD_FAULT_RUNS:-$2}
+program=$1 runs=${FLATSHARD_KILL_RUNS:-$2}
 shift 2
 failed=0
 left() { grep -lsz -- "[${1:0:1}]${1:1}" /proc/[0-9]*/cmdline 2>/dev/null | wc -l; }
