@@ -92,6 +92,7 @@ class nccl_group {
       FLATSHARD_CUDA(cudaMalloc, &memory, bytes_of_it);
       memory_ = {static_cast<std::byte*>(memory), bytes_of_it};
       FLATSHARD_CUDA(cudaStreamCreate, &own_stream_);
+      last_stream_ = own_stream_;
       ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
       config.blocking = 0;
       calls_.begin("the construction", {}, dtype::none, dtype::none);
@@ -107,6 +108,7 @@ class nccl_group {
   nccl_group(nccl_group const&) = delete;
   ~nccl_group() {
     if (owner_ && !closed_) give_up();
+    if (landing_busy_) static_cast<void>(new auto(std::move(landing_)));  // a copy may still arrive
   }
 
   [[nodiscard]] std::size_t size() const { return size_; }
@@ -124,6 +126,7 @@ class nccl_group {
     calls_.begin(name(notice.operation), elements{notice.count + notice.sent}, notice.out, notice.in);
     if (!failure_.empty()) fail_here();
     limit_ = limit;
+    last_stream_ = stream.stream;
     try {
       if (checked_every_ > 0) compare(notice, stream);
       work();
@@ -187,11 +190,15 @@ class nccl_group {
   void wait(stream_ref stream, deadline limit) {
     require(!closed_, "a closed communicator makes no calls");
     if (!failure_.empty()) fail_here();
+    last_stream_ = stream.stream;
     auto const until = end_of(limit);
     for (int turn = 0;; ++turn) {
       auto const stream_says = cudaStreamQuery(stream.stream);
       if (stream_says == cudaSuccess) break;
-      if (stream_says != cudaErrorNotReady) check(stream_says, "cudaStreamQuery");
+      if (stream_says != cudaErrorNotReady) {
+        failed("the stream of rank " + std::to_string(self_) + " has failed");
+        check(stream_says, "cudaStreamQuery");
+      }
       ncclResult_t state = ncclSuccess;
       auto const asked = ncclCommGetAsyncError(comm_, &state);
       if (asked != ncclSuccess) refuse(asked, "ncclCommGetAsyncError");
@@ -207,11 +214,17 @@ class nccl_group {
     wait(stream, limit_);  // copies of pageable memory wait for the stream, and would do so without a limit
     auto* const device_own = memory_.data();
     auto* const device_all = memory_.data() + rounded(word_bytes);
-    FLATSHARD_CUDA(cudaMemcpyAsync, device_own, own, size, cudaMemcpyHostToDevice, stream.stream);
+    landing_.resize((size_ + 1) * word_bytes);  // what a copy may still use after a deadline outlives the call
+    auto* const host_all = landing_.data() + word_bytes;
+    std::copy_n(own, size, landing_.data());
+    FLATSHARD_CUDA(cudaMemcpyAsync, device_own, landing_.data(), size, cudaMemcpyHostToDevice, stream.stream);
     enqueue(ncclAllGather(device_own, device_all, size, ncclUint8, comm_, stream.stream), "ncclAllGather");
     wait(stream, limit_);
-    FLATSHARD_CUDA(cudaMemcpyAsync, all, device_all, size * size_, cudaMemcpyDeviceToHost, stream.stream);
+    FLATSHARD_CUDA(cudaMemcpyAsync, host_all, device_all, size * size_, cudaMemcpyDeviceToHost, stream.stream);
+    landing_busy_ = true;
     wait(stream, limit_);
+    landing_busy_ = false;
+    std::copy_n(host_all, size * size_, all);
   }
   /// One byte of every rank, on the stream.
   void touch_all(stream_ref stream) {
@@ -250,7 +263,7 @@ class nccl_group {
     fail_here();
   }
   /// From now on every call fails. Aborts what may be aborted, in another thread, for NCCL may wait in there.
-  void failed(std::string const& text) {
+  void failed(std::string const& text, bool from_call = true) {
     if (!failure_.empty()) return;
     failure_ = text;
     if (comm_ == nullptr || on_timeout_ != timeout::abort) return;
@@ -268,11 +281,24 @@ class nccl_group {
     }}.detach();
     std::unique_lock lock{state->mutex};
     abandoned_ = !state->changed.wait_for(lock, std::chrono::milliseconds{900}, [&] { return state->done; });
+    if (!from_call) return;
+    if (drained())
+      landing_busy_ = false;
+    else
+      abandoned_ = true;
+  }
+  /// What was behind the aborted calls on the stream is through too.
+  [[nodiscard]] bool drained() const {
+    for (int turn = 0; turn < 200; ++turn) {
+      if (cudaStreamQuery(last_stream_) == cudaSuccess) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds{1});
+    }
+    return false;
   }
   [[noreturn]] void fail_here() { raise(peer_lost{{}, failure_ + calls_.history(rank_at(self_))}); }
   void give_up() noexcept {
     try {
-      failed("rank " + std::to_string(self_) + " destroyed its communicator without closing it");
+      failed("rank " + std::to_string(self_) + " destroyed its communicator without closing it", false);
     } catch (...) {
     }
     release();
@@ -341,8 +367,10 @@ class nccl_group {
   ncclComm_t comm_ = nullptr;
   bool owner_, closed_ = false, abandoned_ = false;
   timeout on_timeout_;
-  std::span<std::byte> memory_;  // device
-  cudaStream_t own_stream_ = nullptr;
+  std::span<std::byte> memory_;     // device
+  std::vector<std::byte> landing_;  // host; of gathers of host memory
+  bool landing_busy_ = false;
+  cudaStream_t own_stream_ = nullptr, last_stream_ = nullptr;
   std::size_t size_ = 0, self_ = 0;
   int checked_every_ = 0;
   std::uint64_t hash_ = 0xcbf29ce484222325u;
