@@ -521,7 +521,9 @@ TEST_CASE_TEMPLATE_DEFINE("a late rank fails every rank within the deadline, in 
       }
     });
     CHECK(std::chrono::steady_clock::now() - start < 10s);
-    for (auto const& [rank, text] : out) {
+    for (auto const& one : out) {
+      auto const rank = one.first;
+      auto const& text = one.second;
       CAPTURE(text);
       if (Backend::names_lost)
         CHECK(has(text, "rank " + std::to_string(culprit) +
@@ -548,7 +550,9 @@ TEST_CASE_TEMPLATE_DEFINE("a rank that throws, or aborts, fails the others by na
       r.comm.broadcast(part<float>(x, 0, 4), rank_at(0), r.stream);
       r.comm.wait(r.stream);
     });
-    for (auto const& [rank, text] : thrown) {
+    for (auto const& one : thrown) {
+      auto const rank = one.first;
+      auto const& text = one.second;
       CAPTURE(text);
       CHECK(has(text, rank == 1             ? "layer 3 has no weights"
                       : Backend::names_lost ? "rank 1 failed: layer 3 has no weights"
@@ -559,7 +563,9 @@ TEST_CASE_TEMPLATE_DEFINE("a rank that throws, or aborts, fails the others by na
       r.comm.barrier(r.stream);
       r.comm.wait(r.stream);
     });
-    for (auto const& [rank, text] : aborted) {
+    for (auto const& one : aborted) {
+      auto const rank = one.first;
+      auto const& text = one.second;
       CAPTURE(text);
       CHECK(
           (rank == 1 || has(text, Backend::names_lost ? "rank 1 aborted the group"

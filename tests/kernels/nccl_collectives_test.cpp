@@ -153,17 +153,19 @@ TEST_CASE_TEMPLATE_INVOKE(wide, owners);
 TEST_CASE("everything was given back, and nothing done that NCCL forbids") { check_books(); }
 
 TEST_CASE("unchecked calls that disagree end at the deadline, on every rank, with operation, number and rank") {
-  for (auto const& one : disagreements<device_rank>()) {
-    if (one.field != "count" || one.a == "0") continue;  // what NCCL itself sees
+  for (auto const& way : disagreements<device_rank>()) {
+    if (way.field != "count" || way.a == "0") continue;  // what NCCL itself sees
     auto const id = kernels::new_nccl_id();
     auto const out = on_threads(3, [&](std::size_t r) {
       stream_owner const stream;
       nccl_communicator owner{world{3}, rank_at(r), id, {.deadline = 300ms, .checked_every = 0}};
       device_rank rank{owner.with_deadline(300ms), stream.get()};
       rank.comm.label("layers.7");
-      one.call(rank, r == 2);
+      way.call(rank, r == 2);
     });
-    for (auto const& [r, text] : out) {
+    for (auto const& one : out) {
+      auto const r = one.first;
+      auto const& text = one.second;
       CAPTURE(text);
       CHECK(has(text,
                 "the stream was not done before the deadline of 300 ms in all_gather of the unit of layers.7 "
@@ -189,7 +191,8 @@ TEST_CASE("calls that are compared every few times: the hash of the last ones di
     c.wait(stream.get());
     c.barrier(stream.get());
   });
-  for (auto const& [r, text] : out) {
+  for (auto const& one : out) {
+    auto const& text = one.second;
     CAPTURE(text);
     CHECK(has(text, "ranks 0 and 1 disagree on the last 3 calls: "));
   }
