@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Rank threads: a meeting that can fail, and the collectives on top of it.
+#include "call_notice.hpp"
+#include "call_rules.hpp"
 #include "cpu_run.hpp"
 
 #include <flatshard/kernels/threads.hpp>
@@ -8,11 +10,8 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <bit>
 #include <chrono>
 #include <condition_variable>
-#include <cstdio>
-#include <cstring>
 #include <exception>
 #include <limits>
 #include <mutex>
@@ -26,39 +25,18 @@ namespace detail {
 
 using flatshard::detail::raise;
 
-std::string_view name(thread_call operation) {
-  constexpr std::array<std::string_view, 6> names{"all_gather",   "reduce_scatter", "broadcast",
-                                                  "all_to_all_v", "all_reduce",     "barrier"};
-  return names[static_cast<std::size_t>(operation)];
-}
-
-namespace {
-
-using clock = std::chrono::steady_clock;
-
-clock::time_point end_of(deadline limit) {
-  auto const now = clock::now();
-  return limit < clock::time_point::max() - now ? now + limit : clock::time_point::max();
-}
-
-std::string list(std::vector<rank_id> const& ranks) {
-  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
-  for (std::size_t i = 0; i < ranks.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(index(ranks[i]));
-  return text;
-}
-
-std::string spelled(deadline limit) {
-  auto const ms = std::chrono::duration_cast<std::chrono::milliseconds>(limit).count();
-  return ms % 1000 == 0 ? std::to_string(ms / 1000) + " s" : std::to_string(ms) + " ms";
-}
-
-}  // namespace
+/// The call of a rank, and where its data lie.
+struct thread_notice {
+  call_notice call;
+  void* target{};
+  void const* source{};
+  elements const* receive{};  ///< all_to_all_v: from each rank
+  elements const* send{};     ///< all_to_all_v: to each rank
+};
 
 /// What a rank's own thread writes; nobody else reads it while the rank runs.
 struct rank_record {
-  static constexpr std::size_t kept = 64;
-  std::uint64_t calls = 0;
-  std::array<call_record, kept> recent{};
+  flight_recorder calls;
   std::vector<void const*> pointers;  // sources of a sum, one a rank; empty before the first sum
   std::vector<double> values;
   // The counts of an exchange, for as long as others may compare them; the caller's are gone once it has thrown.
@@ -100,18 +78,19 @@ class thread_meeting {
     auto const round = round_.load(std::memory_order_relaxed);
     here_[rank] = true;
     if (++arrived_ == size()) return open_round();
-    wait_for_round(lock, round, clock::time_point::max(), false);
+    wait_for_round(lock, round, steady_time::max(), false);
   }
 
   /// Publishes this rank's call, meets the others, and compares; throws mismatch, the same on every rank.
-  std::span<call_notice const> announce(std::size_t rank, call_notice const& notice, deadline limit) {
+  std::span<thread_notice const> announce(std::size_t rank, thread_notice const& notice, deadline limit) {
     auto& own = record(rank);
-    auto const parity = own.calls++ % 2;  // a rank may be one call ahead of a reader, never two
-    own.recent[(own.calls - 1) % rank_record::kept] = {
-        own.calls, name(notice.operation), elements{notice.count}, notice.out, notice.in, call_record::state::waiting};
+    auto const parity = own.calls.made() % 2;  // a rank may be one call ahead of a reader, never two
+    own.calls.begin(name(notice.call.operation), elements{notice.call.count + notice.call.sent}, notice.call.out,
+                    notice.call.in);
     auto const all = std::span{notices_}.subspan(parity * size(), size());
     all[rank] = notice;
-    if (notice.operation == thread_call::all_to_all_v) {
+    all[rank].call.unit = own.calls.unit();
+    if (notice.call.operation == collective::all_to_all_v) {
       own.send[parity].assign(notice.send, notice.send + size());
       own.receive[parity].assign(notice.receive, notice.receive + size());
       all[rank].send = own.send[parity].data();
@@ -121,15 +100,15 @@ class thread_meeting {
       meet(rank, limit);
       compare(rank, all);
     } catch (...) {
-      progress(rank, call_record::state::failed);
+      own.calls.progress(call_record::state::failed);
       throw;
     }
-    progress(rank, call_record::state::working);
+    own.calls.progress(call_record::state::working);
     return all;
   }
   void complete(std::size_t rank) noexcept {
     finish(rank);
-    progress(rank, call_record::state::done);
+    record(rank).calls.progress(call_record::state::done);
   }
 
   /// Fails all ranks, now and in later calls; the first failure stays.
@@ -154,14 +133,6 @@ class thread_meeting {
   }
   [[nodiscard]] std::exception_ptr first_error() const { return first_error_; }
 
-  [[nodiscard]] std::vector<call_record> recent(std::size_t rank) const {
-    auto const& r = records_[rank];
-    std::vector<call_record> out;
-    for (auto i = r.calls - std::min<std::uint64_t>(r.calls, rank_record::kept); i < r.calls; ++i)
-      out.push_back(r.recent[i % rank_record::kept]);
-    return out;
-  }
-
  private:
   static std::size_t cores() { return std::max(1u, std::thread::hardware_concurrency()); }
 
@@ -171,7 +142,7 @@ class thread_meeting {
     round_.fetch_add(1, std::memory_order_release);
     changed_.notify_all();
   }
-  void wait_for_round(std::unique_lock<std::mutex>& lock, std::uint64_t round, clock::time_point until, bool may_fail) {
+  void wait_for_round(std::unique_lock<std::mutex>& lock, std::uint64_t round, steady_time until, bool may_fail) {
     auto const over = [&] { return round_.load(std::memory_order_acquire) != round; };
     if (spin_) {
       lock.unlock();
@@ -179,7 +150,7 @@ class thread_meeting {
       lock.lock();
     }
     auto const ready = [&] { return over() || (may_fail && !failure_.empty()); };
-    if (until == clock::time_point::max()) return changed_.wait(lock, ready);
+    if (until == steady_time::max()) return changed_.wait(lock, ready);
     changed_.wait_until(lock, until, ready);
   }
   static void pause() {
@@ -204,65 +175,18 @@ class thread_meeting {
     lock.unlock();
     raise(error);
   }
-  [[nodiscard]] std::string current(std::size_t rank) const {
-    auto const calls = recent(rank);
-    if (calls.empty()) return "a meeting";
-    return std::string{calls.back().operation} + " (call " + std::to_string(calls.back().sequence) + ")";
-  }
-  [[nodiscard]] std::string history(std::size_t rank) const {
-    constexpr std::array<std::string_view, 4> states{"waiting", "working", "done", "failed"};
-    std::string text = "\nlast calls of rank " + std::to_string(rank) + ":";
-    for (auto const& c : recent(rank)) {
-      text += "\n  " + std::to_string(c.sequence) + " " + std::string{c.operation} + " " +
-              std::to_string(c.count.value) + " ";
-      text += std::string{flatshard::name(c.in)} + " -> " + std::string{flatshard::name(c.out)} + " " +
-              std::string{states[static_cast<std::size_t>(c.progress)]};
-    }
-    return text;
-  }
-  void progress(std::size_t rank, call_record::state s) noexcept {
-    auto& own = records_[rank];
-    own.recent[(own.calls - 1) % rank_record::kept].progress = s;
-  }
+  [[nodiscard]] std::string current(std::size_t rank) const { return records_[rank].calls.current(); }
+  [[nodiscard]] std::string history(std::size_t rank) const { return records_[rank].calls.history(rank_at(rank)); }
 
-  void compare(std::size_t rank, std::span<call_notice const> all) const {
-    auto const differ = [&](std::size_t r, std::string const& field, std::string const& a, std::string const& b) {
-      if (a != b) raise(mismatch{field, {rank_at(0), rank_at(r)}, {a, b}, " in " + current(rank) + history(rank)});
-    };
-    auto const& a = all[0];
-    for (std::size_t r = 1; r < all.size(); ++r) {
-      auto const& b = all[r];
-      if (a.operation != b.operation)
-        differ(r, "operation", std::string{name(a.operation)}, std::string{name(b.operation)});
-      if (a.in != b.in)
-        differ(r, "input dtype", std::string{flatshard::name(a.in)}, std::string{flatshard::name(b.in)});
-      if (a.out != b.out)
-        differ(r, "output dtype", std::string{flatshard::name(a.out)}, std::string{flatshard::name(b.out)});
-      if (a.count != b.count) differ(r, "count", std::to_string(a.count), std::to_string(b.count));
-      if (a.options.order != b.options.order)
-        differ(r, "sum order", std::string{flatshard::name(a.options.order)},
-               std::string{flatshard::name(b.options.order)});
-      if (std::bit_cast<std::uint32_t>(a.options.scale) != std::bit_cast<std::uint32_t>(b.options.scale))
-        differ(r, "scale", hexadecimal(a.options.scale), hexadecimal(b.options.scale));
-      if (a.options.accumulate != b.options.accumulate)
-        differ(r, "accumulate", a.options.accumulate ? "true" : "false", b.options.accumulate ? "true" : "false");
-      if (a.how != b.how)
-        differ(r, "reduction", std::string{flatshard::name(a.how)}, std::string{flatshard::name(b.how)});
-      if (a.root != b.root) differ(r, "root", std::to_string(a.root), std::to_string(b.root));
-    }
-    if (a.operation != thread_call::all_to_all_v) return;
+  void compare(std::size_t rank, std::span<thread_notice const> all) const {
+    auto const context = [&] { return " in " + current(rank) + history(rank); };
+    compare_notices(
+        all.size(), [&](std::size_t r) -> call_notice const& { return all[r].call; }, context);
+    if (all[0].call.operation != collective::all_to_all_v) return;
     for (std::size_t s = 0; s < all.size(); ++s)
       for (std::size_t r = 0; r < all.size(); ++r)
         if (auto const sent = all[s].send[r].value, taken = all[r].receive[s].value; sent != taken)
-          raise(mismatch{"elements from rank " + std::to_string(s) + " to rank " + std::to_string(r),
-                         {rank_at(s), rank_at(r)},
-                         {std::to_string(sent), std::to_string(taken)},
-                         " in " + current(rank) + history(rank)});
-  }
-  static std::string hexadecimal(float x) {
-    std::array<char, 32> text{};
-    std::snprintf(text.data(), text.size(), "%a", static_cast<double>(x));
-    return text.data();
+          raise(unequal_counts(s, r, sent, taken, context()));
   }
 
   std::mutex mutex_;
@@ -273,7 +197,7 @@ class thread_meeting {
   std::string failure_;  // empty: none
   std::vector<rank_id> lost_;
   std::exception_ptr first_error_;
-  std::vector<call_notice> notices_;  // two sets, used in turn
+  std::vector<thread_notice> notices_;  // two sets, used in turn
   std::vector<rank_record> records_;
   bool spin_;
 };
@@ -282,54 +206,20 @@ class thread_meeting {
 
 namespace {
 
-using detail::call_notice;
-using detail::thread_call;
-
-std::byte* offset(void* p, std::size_t count, dtype t) { return static_cast<std::byte*>(p) + count * (bits(t) / 8); }
-std::byte const* offset(void const* p, std::size_t count, dtype t) {
-  return static_cast<std::byte const*>(p) + count * (bits(t) / 8);
-}
-
-bool overlap(void const* a, std::size_t a_bytes, void const* b, std::size_t b_bytes) {
-  auto const x = reinterpret_cast<std::uintptr_t>(a), y = reinterpret_cast<std::uintptr_t>(b);
-  return a_bytes > 0 && b_bytes > 0 && x < y + b_bytes && y < x + a_bytes;
-}
-
 /// From this size on a shard is cast once and copied, not cast by every rank: one more meeting, fewer bytes.
 constexpr std::size_t cast_once_from = std::size_t{1} << 20;
 
 reuse hint(std::size_t bytes) { return exceeds_caches(bytes) ? reuse::later : reuse::soon; }
 
-std::size_t total(std::span<elements const> counts) {
-  elements sum{};
-  for (auto const c : counts) sum += c;
-  return sum.value;
-}
-
-double combined(reduction how, double a, double b) {
-  if (how == reduction::sum) return a + b;
-  if (a != a || b != b) return std::numeric_limits<double>::quiet_NaN();
-  return how == reduction::min ? std::min(a, b) : std::max(a, b);
-}
-
 }  // namespace
 
 int thread_communicator::size() const { return static_cast<int>(meeting_->size()); }
 
-void thread_communicator::gather_memory(memory full, const_memory shard) {
+void thread_communicator::gather_memory(memory_ref full, const_memory_ref shard, inline_stream) {
   auto const ranks = meeting_->size(), self = index(self_), count = shard.size;
-  require(full.size == checked_mul(ranks, count), "an all-gather fills one slot a rank");
+  auto const call = gather_call(ranks, self, full, shard);
   auto const full_bytes = size_of(elements{full.size}, full.type).value;
-  require(!overlap(full.data, full_bytes, shard.data, size_of(elements{count}, shard.type).value) ||
-              (full.type == shard.type && shard.data == offset(full.data, self * count, full.type)),
-          "the shard of an all-gather may overlap its own slot only");
-  call_notice const own{.operation = thread_call::all_gather,
-                        .out = full.type,
-                        .in = shard.type,
-                        .count = count,
-                        .target = full.data,
-                        .source = shard.data};
-  auto const all = meeting_->announce(self, own, limit_);
+  auto const all = meeting_->announce(self, {.call = call, .target = full.data, .source = shard.data}, limit_);
   std::size_t pairs = 0;  // of ranks with one buffer; a verdict that all ranks reach alike
   for (std::size_t a = 0; a < ranks; ++a)
     for (std::size_t b = a + 1; b < ranks; ++b) pairs += all[a].target == all[b].target;
@@ -357,23 +247,13 @@ void thread_communicator::gather_memory(memory full, const_memory shard) {
   meeting_->complete(self);
 }
 
-void thread_communicator::reduce_memory(memory out, const_memory grads, reduce_options const& options) {
+void thread_communicator::reduce_memory(memory_ref out, const_memory_ref grads, reduce_options const& options,
+                                        inline_stream) {
   auto const ranks = meeting_->size(), self = index(self_), count = out.size;
-  require(grads.size == checked_mul(ranks, count), "a reduce-scatter takes one slice a rank");
-  require(!overlap(out.data, size_of(elements{count}, out.type).value, grads.data,
-                   size_of(elements{grads.size}, grads.type).value) ||
-              (out.type == grads.type && out.data == offset(grads.data, self * count, grads.type)),
-          "the result of a reduce-scatter may overlap its own slice only");
-  call_notice const own{.operation = thread_call::reduce_scatter,
-                        .out = out.type,
-                        .in = grads.type,
-                        .count = count,
-                        .options = options,
-                        .target = out.data,
-                        .source = grads.data};
+  auto const call = reduce_call(ranks, self, out, grads, options);
   auto& in = meeting_->record(self).pointers;
   in.resize(ranks);  // here, where it may still fail
-  auto const all = meeting_->announce(self, own, limit_);
+  auto const all = meeting_->announce(self, {.call = call, .target = out.data, .source = grads.data}, limit_);
   auto const work = [&]() noexcept {
     for (std::size_t k = 0; k < ranks; ++k) in[k] = offset(all[k].source, self * count, grads.type);
     run_sum(out.data, out.type, in.data(), ranks, grads.type, count, options, {});
@@ -382,17 +262,10 @@ void thread_communicator::reduce_memory(memory out, const_memory grads, reduce_o
   meeting_->complete(self);
 }
 
-void thread_communicator::spread_memory(memory buffer, rank_id root) {
+void thread_communicator::spread_memory(memory_ref buffer, rank_id root, inline_stream) {
   auto const self = index(self_);
-  require(index(root) < meeting_->size(), "the root of a broadcast must be a rank of the group");
-  call_notice const own{.operation = thread_call::broadcast,
-                        .out = buffer.type,
-                        .in = buffer.type,
-                        .count = buffer.size,
-                        .root = static_cast<std::int32_t>(root),
-                        .target = buffer.data,
-                        .source = buffer.data};
-  auto const all = meeting_->announce(self, own, limit_);
+  auto const call = spread_call(meeting_->size(), buffer, root);
+  auto const all = meeting_->announce(self, {.call = call, .target = buffer.data, .source = buffer.data}, limit_);
   auto const work = [&]() noexcept {
     auto const* const source = all[index(root)].source;
     if (source != buffer.data) run_cast(buffer.data, buffer.type, source, buffer.type, buffer.size, {});
@@ -401,22 +274,16 @@ void thread_communicator::spread_memory(memory buffer, rank_id root) {
   meeting_->complete(self);
 }
 
-void thread_communicator::exchange_memory(memory out, std::span<elements const> receive, const_memory in,
-                                          std::span<elements const> send) {
+void thread_communicator::exchange_memory(memory_ref out, std::span<elements const> receive, const_memory_ref in,
+                                          std::span<elements const> send, inline_stream) {
   auto const ranks = meeting_->size(), self = index(self_);
-  require(receive.size() == ranks && send.size() == ranks, "an exchange names a count for each rank");
-  require(total(receive) == out.size && total(send) == in.size, "the counts of an exchange must fill its buffers");
-  require(!overlap(out.data, size_of(elements{out.size}, out.type).value, in.data,
-                   size_of(elements{in.size}, in.type).value),
-          "the buffers of an exchange must not overlap");
-  call_notice const own{.operation = thread_call::all_to_all_v,
-                        .out = out.type,
-                        .in = in.type,
-                        .target = out.data,
-                        .source = in.data,
-                        .receive = receive.data(),
-                        .send = send.data()};
-  auto const all = meeting_->announce(self, own, limit_);
+  auto const all = meeting_->announce(self,
+                                      {.call = exchange_call(ranks, out, receive, in, send),
+                                       .target = out.data,
+                                       .source = in.data,
+                                       .receive = receive.data(),
+                                       .send = send.data()},
+                                      limit_);
   auto const work = [&]() noexcept {
     std::size_t to = 0;
     for (std::size_t k = 0; k < ranks; ++k) {
@@ -434,13 +301,8 @@ void thread_communicator::all_reduce(std::span<double> values, reduction how, in
   auto const self = index(self_);
   auto& result = meeting_->record(self).values;
   result.resize(values.size());
-  call_notice const own{.operation = thread_call::all_reduce,
-                        .out = dtype::f64,
-                        .in = dtype::f64,
-                        .count = values.size(),
-                        .how = how,
-                        .source = values.data()};
-  auto const all = meeting_->announce(self, own, limit_);
+  auto const all =
+      meeting_->announce(self, {.call = all_reduce_call(values.size(), how), .source = values.data()}, limit_);
   for (std::size_t i = 0; i < values.size(); ++i) {
     result[i] = static_cast<double const*>(all[0].source)[i];
     for (std::size_t k = 1; k < all.size(); ++k)
@@ -452,7 +314,7 @@ void thread_communicator::all_reduce(std::span<double> values, reduction how, in
 
 void thread_communicator::barrier(inline_stream) {
   auto const self = index(self_);
-  meeting_->announce(self, {.operation = thread_call::barrier}, limit_);
+  meeting_->announce(self, {.call = {.operation = collective::barrier}}, limit_);
   meeting_->complete(self);
 }
 
@@ -460,7 +322,11 @@ void thread_communicator::abort() {
   meeting_->fail(index(self_), "rank " + std::to_string(index(self_)) + " aborted the group");
 }
 
-std::vector<call_record> thread_communicator::recent_calls() const { return meeting_->recent(index(self_)); }
+std::vector<call_record> thread_communicator::recent_calls() const {
+  return meeting_->record(index(self_)).calls.calls();
+}
+
+void thread_communicator::label(std::string_view unit) { meeting_->record(index(self_)).calls.label(unit); }
 
 void thread_group::run(std::function<void(thread_communicator&)> const& rank_main) const {
   static_cast<void>(active_instruction_set());  // its complaint belongs here, not into a collective

@@ -40,9 +40,17 @@ struct recording_communicator {
   void broadcast(std::span<std::byte> buffer, rank_id root, inline_stream) {
     calls.push_back("broadcast " + std::to_string(buffer.size()) + " " + std::to_string(index(root)));
   }
-  void all_reduce(std::span<double>, reduction how, inline_stream) {
-    calls.push_back("all_reduce " + std::string{name(how)});
+  void all_to_all_v(std::span<std::byte> out, std::span<elements const> receive, std::span<std::byte const> in,
+                    std::span<elements const> send, inline_stream) {
+    std::string call = "all_to_all_v " + std::to_string(out.size()) + " " + std::to_string(in.size());
+    for (auto const counts : {receive, send})
+      for (auto const n : counts) call += " " + std::to_string(n.value);
+    calls.push_back(call);
   }
+  void all_reduce(std::span<double> values, reduction how, inline_stream) {
+    calls.push_back("all_reduce " + std::to_string(values.size()) + " " + std::string{name(how)});
+  }
+  [[nodiscard]] recording_communicator with_deadline(deadline) const { return *this; }
   void barrier(inline_stream) { calls.push_back("barrier"); }
   void wait(inline_stream) { calls.push_back("wait"); }
   void abort() { calls.push_back("abort"); }
@@ -58,6 +66,22 @@ struct no_barrier : recording_communicator {
  private:
   using recording_communicator::barrier;
 };
+struct no_exchange : recording_communicator {
+ private:
+  using recording_communicator::all_to_all_v;
+};
+struct no_deadline : recording_communicator {
+ private:
+  using recording_communicator::with_deadline;
+};
+struct no_gather : recording_communicator {
+ private:
+  using recording_communicator::all_gather;
+};
+struct no_reduce : recording_communicator {
+ private:
+  using recording_communicator::reduce_scatter;
+};
 struct no_stream : recording_communicator {
  private:
   using recording_communicator::stream_type;
@@ -67,6 +91,10 @@ static_assert(Communicator<recording_communicator>);
 static_assert(!Communicator<size_is_unsigned>);
 static_assert(!Communicator<self_is_int>);
 static_assert(!Communicator<no_barrier>);
+static_assert(!Communicator<no_exchange>);
+static_assert(!Communicator<no_deadline>);
+static_assert(!Communicator<no_gather>);
+static_assert(!Communicator<no_reduce>);
 static_assert(!Communicator<no_stream>);
 static_assert(default_deadline == std::chrono::minutes{1});
 static_assert(reduce_options{}.scale == 1.0f && !reduce_options{}.accumulate &&
@@ -118,11 +146,19 @@ TEST_CASE("memory with a dtype reaches the typed member") {
   reduce_scatter(c, buffer(dtype::f32, 2), buffer(dtype::f32, 4), {}, s);
   reduce_scatter(c, buffer(dtype::f16, 2), buffer(dtype::f16, 4), {}, s);
   broadcast(c, buffer(dtype::f8_e4m3, 5), rank_at(1), s);
+  std::vector<elements> const two{{2}, {0}}, three{{1}, {2}};
+  all_to_all_v(c, buffer(dtype::f32, 2), two, buffer(dtype::f32, 3), three, s);
+  all_reduce(c, buffer(dtype::f64, 3), reduction::max, s);
   CHECK(c.calls == std::vector<std::string>{"all_gather fp32 fp32 2", "all_gather bf16 bf16 2",
                                             "all_gather fp16 fp16 2", "all_gather bf16 fp32 2",
                                             "all_gather fp16 fp32 2", "all_gather none none 16",
                                             "reduce_scatter fp32 bf16 2 pairwise", "reduce_scatter fp32 fp32 2 by_rank",
-                                            "reduce_scatter fp16 fp16 2 by_rank", "broadcast 5 1"});
+                                            "reduce_scatter fp16 fp16 2 by_rank", "broadcast 5 1",
+                                            "all_to_all_v 8 12 8 0 4 8", "all_reduce 3 max"});
+  CHECK_THROWS_WITH_AS(all_to_all_v(c, buffer(dtype::f32, 2), two, buffer(dtype::i32, 3), three, s),
+                       "an exchange keeps the type of its elements", broken_rule);
+  CHECK_THROWS_WITH_AS(all_reduce(c, buffer(dtype::f32, 2), reduction::sum, s), "an all-reduce combines fp64 values",
+                       broken_rule);
   CHECK_THROWS_WITH_AS(all_gather(c, buffer(dtype::f32, 4), buffer(dtype::bf16, 2), s),
                        "an all-gather casts from fp32 to bf16 or fp16 only", broken_rule);
   CHECK_THROWS_WITH_AS(reduce_scatter(c, buffer(dtype::bf16, 2), buffer(dtype::f32, 4), {}, s),
@@ -131,6 +167,41 @@ TEST_CASE("memory with a dtype reaches the typed member") {
                        "a reduce-scatter sums bf16, fp16 or fp32", broken_rule);
   CHECK_THROWS_WITH_AS(all_gather(c, {memory.data() + 1, dtype::f32, {4}}, buffer(dtype::f32, 2), s),
                        "a buffer must be aligned for its element type", broken_rule);
+}
+
+TEST_CASE("agree takes the words of a backend that gathers them itself") {
+  struct with_words : recording_communicator {
+    [[nodiscard]] std::vector<std::uint64_t> gather_words(std::uint64_t own, inline_stream) const {
+      return {own, own, own + 1};
+    }
+  } c;
+  try {
+    agree(c, 4, "the configuration", inline_stream{});
+    FAIL("no mismatch");
+  } catch (mismatch const& e) {
+    CHECK(e.ranks == std::array{rank_at(0), rank_at(2)});
+    CHECK(e.values == std::array<std::string, 2>{"0000000000000004", "0000000000000005"});
+  }
+  CHECK(c.calls.empty());
+}
+
+TEST_CASE("fp32 gradients travel on a narrower wire, rounded as asked for") {
+  recording_communicator c;
+  inline_stream const s;
+  std::vector<float> const grads{1.0f, 0x1.01p0f, 0x1.02p0f, 0x1.03p0f};
+  std::vector<float> out(2);
+  std::vector<bf16> wire(4);
+  reduce_scatter(c, std::span{out}, std::span{grads}, std::span{wire}, {.order = sum_order::pairwise}, s);
+  CHECK(c.calls == std::vector<std::string>{"wait", "reduce_scatter fp32 bf16 2 pairwise"});
+  CHECK(wire == std::vector<bf16>{{0x3F80}, {0x3F80}, {0x3F81}, {0x3F82}});
+  auto const upwards = [](std::span<bf16> to, std::span<float const> from, inline_stream) {
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] = narrow<bf16>(from[i] + 0x1p-8f);
+  };
+  reduce_scatter(c, std::span{out}, std::span{grads}, std::span{wire}, {}, s, upwards);
+  CHECK(wire == std::vector<bf16>{{0x3F80}, {0x3F81}, {0x3F82}, {0x3F82}});
+  CHECK_THROWS_WITH_AS(
+      reduce_scatter(c, std::span{out}, std::span{grads}, std::span{wire}.first(3), reduce_options{}, s),
+      "the wire of a reduce-scatter holds as many elements as its gradients", broken_rule);
 }
 
 TEST_CASE("a lost peer carries its ranks and text") {

@@ -43,6 +43,7 @@ function(flatshard_test name)
     return()
   endif()
   add_executable(${name} ${name}.cpp ${arg_SOURCES})
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
   target_link_libraries(${name} PRIVATE flatshard_test_main flatshard::flatshard flatshard_flags doctest::doctest ${arg_LINK})
   if(NOT FLATSHARD_SANITIZE AND NOT slow IN_LIST arg_LABELS)
     target_compile_options(${name} PRIVATE -O1)  # a quarter less compile time

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include <CLI/Error.hpp>
 #include <CLI/Validators.hpp>
 #include <fmt/format.h>
 

@@ -92,6 +92,7 @@ install_packages() {
   fi
   apt "matrix products of the example trainer, optional" libdnnl-dev ocl-icd-opencl-dev ||
     say "goes on without oneDNN: the trainer multiplies with loops of its own"
+  apt "ranks as processes, optional" libopenmpi-dev openmpi-bin || say "goes on without MPI: flatshard::mpi is not built"
   apt "random cases of the layout laws, optional" librapidcheck-dev || say "goes on without rapidcheck: its tests are skipped"
   apt "benchmarks, optional" libbenchmark-dev || say "goes on without Google Benchmark: no benchmarks"
 }

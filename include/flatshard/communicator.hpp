@@ -28,6 +28,12 @@ using deadline = std::chrono::nanoseconds;
 /// What a communicator waits when nothing else was asked for.
 inline constexpr deadline default_deadline = std::chrono::seconds{60};
 
+/// What a borrowed communicator does when a deadline has passed. The exception is thrown either way.
+enum class timeout : std::uint8_t {
+  report,  ///< leaves the communicator as it is: its owner decides
+  abort    ///< aborts it, so that ranks inside it come back
+};
+
 /// The stream of backends whose calls return when the result is ready.
 struct inline_stream {
   friend constexpr bool operator==(inline_stream, inline_stream) = default;
@@ -103,14 +109,16 @@ struct mismatch : std::runtime_error {
 /// `reduce_scatter` in the wire type whose `out` is the own slice of `grads`; any other overlap is a broken rule.
 /// Backends with an `inline_stream` return when the result is ready, others enqueue; `wait` ends when everything
 /// enqueued is done. Every call that waits for a rank ends by the communicator's deadline, with `peer_lost`; ranks that
-/// disagree all get `mismatch`. One thread at a time uses a communicator. Besides these members a communicator has
-/// `with_deadline(d)`, a view with another deadline. Source: docs/kernels.md, collectives.
+/// disagree all get `mismatch`. One thread at a time uses a communicator. Memory is where the backend works: host
+/// memory with an `inline_stream`; `all_reduce` takes host memory everywhere. Optional members: `label(name)` names
+/// what the next calls work on, for error texts; `cast(out, in, stream)` and `gather_words(word, stream)` of backends
+/// whose memory the host cannot touch. Source: docs/kernels.md, collectives.
 template <class C>
 concept Communicator = requires(C& c, typename C::stream_type s, std::span<bf16> full, std::span<bf16 const> shard,
                                 std::span<f16> full16, std::span<f16 const> shard16, std::span<float> full32,
                                 std::span<float const> shard32, std::span<std::byte> raw,
                                 std::span<std::byte const> raw_shard, std::span<double> values, reduce_options o,
-                                reduction how, rank_id root) {
+                                reduction how, rank_id root, std::span<elements const> counts, deadline limit) {
   { c.size() } -> std::same_as<int>;
   { c.self() } -> std::same_as<rank_id>;
   c.all_gather(full, shard, s);  // full [size * shard], in rank order
@@ -124,11 +132,13 @@ concept Communicator = requires(C& c, typename C::stream_type s, std::span<bf16>
   c.reduce_scatter(full32, shard32, o, s);
   c.reduce_scatter(full, shard, o, s);  // the wire type out: the fp32 result, rounded once
   c.reduce_scatter(full16, shard16, o, s);
-  c.broadcast(raw, root, s);     // the bytes of `root` on every rank
-  c.all_reduce(values, how, s);  // in place; a few values: norms, flags
-  c.barrier(s);                  // every rank has arrived
-  c.wait(s);                     // everything enqueued so far is done, or an exception
-  c.abort();                     // peers fail with peer_lost; never blocks past the deadline
+  c.broadcast(raw, root, s);                          // the bytes of `root` on every rank
+  c.all_to_all_v(raw, counts, raw_shard, counts, s);  // out, from each rank, in, to each rank
+  c.all_reduce(values, how, s);                       // in place; a few values: norms, flags
+  c.barrier(s);                                       // every rank has arrived
+  c.wait(s);                                          // everything enqueued so far is done, or an exception
+  c.abort();                                          // peers fail with peer_lost; never blocks past the deadline
+  { c.with_deadline(limit).self() } -> std::same_as<rank_id>;  // a view of the same rank with another deadline
 };
 
 namespace detail {
@@ -156,27 +166,73 @@ template <class T>
 }
 [[nodiscard]] inline std::span<std::byte> raw(buffer_ref b) { return {b.data, size_of(b.count, b.type).value}; }
 
+/// One word of every rank, in rank order.
+template <Communicator C>
+[[nodiscard]] std::vector<std::uint64_t> gathered_words(C& comm, std::uint64_t own, typename C::stream_type stream) {
+  if constexpr (requires { comm.gather_words(own, stream); }) {
+    return comm.gather_words(own, stream);
+  } else {
+    constexpr std::size_t width = sizeof own;
+    std::array<std::byte, width> raw_own{};
+    for (std::size_t i = 0; i < width; ++i) raw_own[i] = static_cast<std::byte>(own >> (8 * i) & 0xFF);
+    std::vector<std::byte> all(width * static_cast<std::size_t>(comm.size()));
+    comm.all_gather(std::span<std::byte>{all}, std::span<std::byte const>{raw_own}, stream);
+    comm.wait(stream);
+    std::vector<std::uint64_t> words(all.size() / width);
+    for (std::size_t i = 0; i < all.size(); ++i)
+      words[i / width] |= std::to_integer<std::uint64_t>(all[i]) << (8 * (i % width));
+    return words;
+  }
+}
+
+template <CastElement Out, CastElement In>
+void cast_elements(std::span<Out> out, std::span<In const> in) {
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    if constexpr (std::same_as<Out, In>) {
+      out[i] = in[i];
+    } else {
+      out[i] = narrow<Out>(widen(in[i]));
+    }
+  }
+}
+/// The communicator's own cast where it has one, else the portable rule; the bits are the same.
+template <class C, CastElement Out, CastElement In>
+void cast_with(C& comm, std::span<Out> out, std::span<In const> in, typename C::stream_type stream) {
+  if constexpr (requires { comm.cast(out, in, stream); }) {
+    comm.cast(out, in, stream);
+  } else {
+    comm.wait(stream);  // what was enqueued may still use these buffers
+    cast_elements(out, in);
+  }
+}
+
+/// Gives the calls of a communicator a name while it lives, where the backend keeps one.
+template <class C>
+class labelled {
+ public:
+  labelled(C& comm, std::string_view unit) : comm_{comm} {
+    if constexpr (requires { comm.label(unit); }) comm.label(unit);
+  }
+  labelled(labelled const&) = delete;
+  ~labelled() {
+    if constexpr (requires { comm_.label(std::string_view{}); }) comm_.label(std::string_view{});
+  }
+
+ private:
+  C& comm_;
+};
+
 }  // namespace detail
 
 /// Makes sure that every rank holds the same `hash` (of a layout, a configuration, ...), named by `what` in the error.
 /// Throws `mismatch` with both values on every rank if not. Collective; waits for its result. Units: 8 bytes a rank.
 template <Communicator C>
 void agree(C& comm, std::uint64_t hash, std::string_view what, typename C::stream_type stream) {
-  constexpr std::size_t width = sizeof hash;
-  std::array<std::byte, width> own{};
-  for (std::size_t i = 0; i < width; ++i) own[i] = static_cast<std::byte>(hash >> (8 * i) & 0xFF);
-  std::vector<std::byte> all(width * static_cast<std::size_t>(comm.size()));
-  comm.all_gather(std::span<std::byte>{all}, std::span<std::byte const>{own}, stream);
-  comm.wait(stream);
-  auto const of = [&](std::size_t rank) {
-    std::uint64_t value = 0;
-    for (std::size_t i = 0; i < width; ++i) value |= std::to_integer<std::uint64_t>(all[rank * width + i]) << (8 * i);
-    return value;
-  };
-  for (std::size_t r = 1; r < all.size() / width; ++r)
-    if (of(r) != of(0))
+  auto const all = detail::gathered_words(comm, hash, stream);
+  for (std::size_t r = 1; r < all.size(); ++r)
+    if (all[r] != all[0])
       detail::raise(mismatch{
-          std::string{what}, {rank_at(0), rank_at(r)}, {detail::hexadecimal(of(0)), detail::hexadecimal(of(r))}});
+          std::string{what}, {rank_at(0), rank_at(r)}, {detail::hexadecimal(all[0]), detail::hexadecimal(all[r])}});
 }
 
 /// `all_gather` of memory whose type is known when run: equal types of any whole-byte width (others than bf16, fp16 and
@@ -202,6 +258,46 @@ void all_gather(C& comm, buffer_ref full, buffer_ref shard, typename C::stream_t
 template <Communicator C>
 void broadcast(C& comm, buffer_ref buffer, rank_id root, typename C::stream_type stream) {
   comm.broadcast(detail::raw(buffer), root, stream);
+}
+
+/// `all_to_all_v` of memory whose type is known when run; equal types of any whole-byte width. Counts: elements.
+template <Communicator C>
+void all_to_all_v(C& comm, buffer_ref out, std::span<elements const> receive, buffer_ref in,
+                  std::span<elements const> send, typename C::stream_type stream) {
+  require(out.type == in.type, "an exchange keeps the type of its elements");
+  auto const in_bytes = [&](std::span<elements const> counts) {
+    std::vector<elements> all;
+    for (auto const n : counts) all.push_back({size_of(n, in.type).value});
+    return all;
+  };
+  comm.all_to_all_v(detail::raw(out), in_bytes(receive), std::span<std::byte const>{detail::raw(in)}, in_bytes(send),
+                    stream);
+}
+
+/// `all_reduce` of memory whose type is known when run, which must be fp64.
+template <Communicator C>
+void all_reduce(C& comm, buffer_ref values, reduction how, typename C::stream_type stream) {
+  require(values.type == dtype::f64, "an all-reduce combines fp64 values");
+  comm.all_reduce(detail::typed<double>(values), how, stream);
+}
+
+/// `reduce_scatter` of fp32 gradients over a narrower wire: `round(wire, grads, stream)` fills `wire`, whose slices
+/// then travel. Without `round`: nearest even. Shapes: out [n], grads and wire [size * n]; they must not overlap.
+/// Complexity: one more pass over `grads`.
+template <Communicator C, CastElement Wire, class Round>
+requires(!std::same_as<Wire, float>) void reduce_scatter(C& comm, std::span<float> out, std::span<float const> grads,
+                                                         std::span<Wire> wire, reduce_options options,
+                                                         typename C::stream_type stream, Round const& round) {
+  require(wire.size() == grads.size(), "the wire of a reduce-scatter holds as many elements as its gradients");
+  round(wire, grads, stream);
+  comm.reduce_scatter(out, std::span<Wire const>{wire}, options, stream);
+}
+template <Communicator C, CastElement Wire>
+requires(!std::same_as<Wire, float>) void reduce_scatter(C& comm, std::span<float> out, std::span<float const> grads,
+                                                         std::span<Wire> wire, reduce_options options,
+                                                         typename C::stream_type stream) {
+  reduce_scatter(comm, out, grads, wire, options, stream,
+                 [&](auto to, auto from, auto s) { detail::cast_with(comm, to, from, s); });
 }
 
 /// `reduce_scatter` of memory whose type is known when run: bf16, fp16 or fp32 in; fp32 or the type of `grads` out.

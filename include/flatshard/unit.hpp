@@ -81,26 +81,6 @@ void for_each_run(Layout const& l, std::size_t es, Copy copy) {
   }
 }
 
-template <CastElement Out, CastElement In>
-void cast_elements(std::span<Out> out, std::span<In const> in) {
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    if constexpr (std::same_as<Out, In>) {
-      out[i] = in[i];
-    } else {
-      out[i] = narrow<Out>(widen(in[i]));
-    }
-  }
-}
-// The communicator's own cast where it has one, else the portable rule; the bits are the same.
-template <class C, CastElement Out, CastElement In>
-void cast_with(C& comm, std::span<Out> out, std::span<In const> in, typename C::stream_type stream) {
-  if constexpr (requires { comm.cast(out, in, stream); }) {
-    comm.cast(out, in, stream);
-  } else {
-    comm.wait(stream);  // what was enqueued may still use these buffers
-    cast_elements(out, in);
-  }
-}
 template <class F>
 void with_element(dtype t, F f) {
   require(t == dtype::f32 || t == dtype::bf16 || t == dtype::f16, "units hold fp32, bf16 or fp16");
@@ -230,6 +210,7 @@ class sharded_unit {
   template <Communicator C>
   void gather(C& comm, typename C::stream_type stream) {
     agree_once(comm, stream);
+    detail::labelled const named{comm, label()};
     if (live()) return;
     publish(comm, stream);
     auto const type = precision_(role::compute);
@@ -274,6 +255,7 @@ class sharded_unit {
   template <Communicator C>
   void reduce_scatter(C& comm, reduce_options const& options, typename C::stream_type stream) {
     agree_once(comm, stream);
+    detail::labelled const named{comm, label()};
     static_cast<void>(gradients());
     auto const type = precision_(role::reduce);
     arena_block packed;
@@ -318,6 +300,10 @@ class sharded_unit {
   void mark_agreed() { agreed_ = true; }
 
  private:
+  /// The unit in error texts: its first parameter.
+  [[nodiscard]] std::string_view label() const {
+    return layout_.size() == 0 ? std::string_view{} : layout_.parameter_at(0).name;
+  }
   buffer_ref take_shard(elements s, role r) {
     auto const type = precision_(r);
     auto const memory = shards_.emplace_back(*arena_, size_of(s, type)).memory();

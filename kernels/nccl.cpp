@@ -1,0 +1,643 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The collectives over NCCL: whole flat buffers, fp32 sums of our own, every wait bounded.
+#include "call_notice.hpp"
+#include "call_rules.hpp"
+
+#include <flatshard/kernels/nccl.hpp>
+#include <flatshard/require.hpp>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <fstream>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+namespace flatshard {
+inline namespace v0 {
+namespace kernels {
+namespace detail {
+
+using flatshard::detail::raise;
+
+namespace {
+
+std::string said(ncclResult_t code, char const* call) { return std::string{call} + ": " + ncclGetErrorString(code); }
+
+void check(cudaError_t code, char const* call) {
+  if (code != cudaSuccess) raise(cuda_error{code, std::string{call} + ": " + cudaGetErrorString(code)});
+}
+#define FLATSHARD_CUDA(call, ...) check(call(__VA_ARGS__), #call)
+
+std::size_t width(dtype t) { return bits(t) / 8; }
+std::size_t rounded(std::size_t n) { return (n + 255) / 256 * 256; }
+
+ncclDataType_t on_wire(dtype t) {
+  switch (t) {
+    case dtype::bf16: return ncclBfloat16;
+    case dtype::f16: return ncclFloat16;
+    case dtype::f32: return ncclFloat32;
+    default: return ncclUint8;
+  }
+}
+buffer_ref buffer(void const* p, dtype t, std::size_t n) {
+  return {const_cast<std::byte*>(static_cast<std::byte const*>(p)), t, {n}};
+}
+
+/// What ranks compare before the first collective.
+struct setup_record {
+  std::int32_t version = 1, compiled = NCCL_VERSION_CODE, running = 0, checked_every = 0;
+  std::uint64_t workspace = 0;
+};
+
+constexpr std::size_t most_values = 64;
+/// What one rank adds to a gather of host memory, at most.
+constexpr std::size_t word_bytes = most_values * sizeof(double);
+static_assert(sizeof(call_notice) <= word_bytes && sizeof(setup_record) <= word_bytes);
+
+int environment_says() {
+  auto const* const text = std::getenv("FLATSHARD_CHECKED_COLLECTIVES");
+  return text == nullptr ? 0 : std::max(0, std::atoi(text));
+}
+
+}  // namespace
+
+/// One rank's end of a group of NCCL.
+class nccl_group {
+ public:
+  nccl_group(ncclComm_t borrowed, nccl_ref_options const& o)
+      : comm_{borrowed}, owner_{false}, on_timeout_{o.on_timeout}, memory_{o.workspace} {
+    int size = 0, self = 0;
+    complete(ncclCommCount(comm_, &size), "ncclCommCount", o.deadline);
+    complete(ncclCommUserRank(comm_, &self), "ncclCommUserRank", o.deadline);
+    size_ = static_cast<std::size_t>(size);
+    self_ = static_cast<std::size_t>(self);
+    checked_every_ = o.checked_every < 0 ? environment_says() : o.checked_every;
+    require(memory_.size() >= nccl_workspace(world{size_}).value,
+            "the workspace of a borrowed communicator holds at least nccl_workspace(ranks) bytes");
+  }
+  nccl_group(std::size_t size, std::size_t self, ncclUniqueId const& id, nccl_options const& o)
+      : owner_{true}, on_timeout_{timeout::abort}, size_{size}, self_{self} {
+    require(self < size, "rank must be smaller than the world size");
+    checked_every_ = o.checked_every < 0 ? environment_says() : o.checked_every;
+    auto const bytes_of_it = rounded(nccl_workspace(world{size}).value + o.workspace.value);
+    try {
+      void* memory = nullptr;
+      FLATSHARD_CUDA(cudaMalloc, &memory, bytes_of_it);
+      memory_ = {static_cast<std::byte*>(memory), bytes_of_it};
+      FLATSHARD_CUDA(cudaStreamCreate, &own_stream_);
+      last_stream_ = own_stream_;
+      ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+      config.blocking = 0;
+      calls_.begin("the construction", {}, dtype::none, dtype::none);
+      auto const code = ncclCommInitRankConfig(&comm_, static_cast<int>(size), id, static_cast<int>(self), &config);
+      complete(code, "ncclCommInitRankConfig", o.deadline);
+      compare_setups(o);
+      calls_ = {};
+    } catch (...) {
+      give_up();
+      throw;
+    }
+  }
+  nccl_group(nccl_group const&) = delete;
+  ~nccl_group() {
+    if (owner_ && !closed_) give_up();
+    if (landing_busy_) static_cast<void>(new auto(std::move(landing_)));  // a copy may still arrive
+  }
+
+  [[nodiscard]] std::size_t size() const { return size_; }
+  [[nodiscard]] std::size_t self() const { return self_; }
+  [[nodiscard]] flight_recorder& calls() { return calls_; }
+  [[nodiscard]] ncclComm_t comm() const { return comm_; }
+  /// Device memory for one call's sums, behind what gathers of host memory use.
+  [[nodiscard]] std::span<std::byte> room() const { return memory_.subspan(nccl_workspace(world{size_}).value); }
+
+  /// Records a call, compares it where that is asked for, and enqueues it.
+  template <class Work>
+  void call(call_notice notice, stream_ref stream, deadline limit, Work const& work) {
+    require(!closed_, "a closed communicator makes no calls");
+    notice.unit = calls_.unit();
+    calls_.begin(name(notice.operation), elements{notice.count + notice.sent}, notice.out, notice.in);
+    if (!failure_.empty()) fail_here();
+    limit_ = limit;
+    last_stream_ = stream.stream;
+    try {
+      if (checked_every_ > 0) compare(notice, stream);
+      work();
+    } catch (...) {
+      calls_.progress(call_record::state::failed);
+      throw;
+    }
+    calls_.progress(call_record::state::working);
+  }
+  [[nodiscard]] bool checked() const { return checked_every_ > 0; }
+
+  /// A call outside a group: non-blocking communicators answer "in progress", and are asked until they are done.
+  void complete(ncclResult_t code, char const* call, deadline limit) {
+    auto const until = end_of(limit);
+    while (code == ncclInProgress) {
+      if (std::chrono::steady_clock::now() >= until) time_out(call, limit);
+      std::this_thread::sleep_for(std::chrono::microseconds{20});
+      ncclResult_t state = ncclSuccess;
+      if (auto const asked = ncclCommGetAsyncError(comm_, &state); asked != ncclSuccess)
+        refuse(asked, "ncclCommGetAsyncError");
+      code = state;
+    }
+    if (code != ncclSuccess) refuse(code, call);
+  }
+  void enqueue(ncclResult_t code, char const* call) { complete(code, call, limit_); }
+
+  /// Several sends and receives as one. Without `end` the communicator is failed: part of them may be on their way.
+  class group {
+   public:
+    explicit group(nccl_group& owner) : owner_{owner} { owner_.enqueue(ncclGroupStart(), "ncclGroupStart"); }
+    group(group const&) = delete;
+    ~group() {
+      if (!open_) return;
+      static_cast<void>(ncclGroupEnd());
+      owner_.failed(why_);
+    }
+    void end() {
+      open_ = false;
+      owner_.enqueue(ncclGroupEnd(), "ncclGroupEnd");
+    }
+    void send(void const* from, std::size_t n, dtype t, std::size_t to, stream_ref s) {
+      if (n > 0) now(ncclSend(from, n, on_wire(t), static_cast<int>(to), owner_.comm_, s.stream), "ncclSend");
+    }
+    void receive(void* to, std::size_t n, dtype t, std::size_t from, stream_ref s) {
+      if (n > 0) now(ncclRecv(to, n, on_wire(t), static_cast<int>(from), owner_.comm_, s.stream), "ncclRecv");
+    }
+
+   private:
+    /// The communicator is aborted when the group is closed, not inside it.
+    void now(ncclResult_t code, char const* call) {
+      if (code == ncclSuccess || code == ncclInProgress) return;
+      why_ = said(code, call) + owner_.where();
+      raise(nccl_error{code, why_ + owner_.calls_.history(rank_at(owner_.self_))});
+    }
+    nccl_group& owner_;
+    bool open_ = true;
+    std::string why_ = "a group of calls was left open" + owner_.where();
+  };
+
+  /// Bounded: the stream has passed, NCCL is well.
+  void wait(stream_ref stream, deadline limit) {
+    require(!closed_, "a closed communicator makes no calls");
+    if (!failure_.empty()) fail_here();
+    last_stream_ = stream.stream;
+    auto const until = end_of(limit);
+    for (int turn = 0;; ++turn) {
+      auto const stream_says = cudaStreamQuery(stream.stream);
+      if (stream_says == cudaSuccess) break;
+      if (stream_says != cudaErrorNotReady) {
+        failed("the stream of rank " + std::to_string(self_) + " has failed");
+        check(stream_says, "cudaStreamQuery");
+      }
+      ncclResult_t state = ncclSuccess;
+      auto const asked = ncclCommGetAsyncError(comm_, &state);
+      if (asked != ncclSuccess) refuse(asked, "ncclCommGetAsyncError");
+      if (state != ncclSuccess && state != ncclInProgress) refuse(state, "an asynchronous error");
+      if (std::chrono::steady_clock::now() >= until) time_out("the stream", limit);
+      if (turn > 100) std::this_thread::sleep_for(std::chrono::microseconds{20});
+    }
+    calls_.settle();
+  }
+
+  /// `bytes` of host memory of every rank, in rank order; waits for its result.
+  void gather_host(std::byte* all, std::byte const* own, std::size_t size, stream_ref stream) {
+    wait(stream, limit_);  // copies of pageable memory wait for the stream, and would do so without a limit
+    auto* const device_own = memory_.data();
+    auto* const device_all = memory_.data() + rounded(word_bytes);
+    landing_.resize((size_ + 1) * word_bytes);  // what a copy may still use after a deadline outlives the call
+    auto* const host_all = landing_.data() + word_bytes;
+    std::copy_n(own, size, landing_.data());
+    FLATSHARD_CUDA(cudaMemcpyAsync, device_own, landing_.data(), size, cudaMemcpyHostToDevice, stream.stream);
+    enqueue(ncclAllGather(device_own, device_all, size, ncclUint8, comm_, stream.stream), "ncclAllGather");
+    wait(stream, limit_);
+    FLATSHARD_CUDA(cudaMemcpyAsync, host_all, device_all, size * size_, cudaMemcpyDeviceToHost, stream.stream);
+    landing_busy_ = true;
+    wait(stream, limit_);
+    landing_busy_ = false;
+    std::copy_n(host_all, size * size_, all);
+  }
+  /// One byte of every rank, on the stream.
+  void touch_all(stream_ref stream) {
+    auto* const device_all = memory_.data() + rounded(word_bytes);
+    enqueue(ncclAllGather(memory_.data(), device_all, 1, ncclUint8, comm_, stream.stream), "ncclAllGather");
+  }
+  [[nodiscard]] std::string context() const { return " in " + calls_.current() + calls_.history(rank_at(self_)); }
+
+  void abort() { failed("rank " + std::to_string(self_) + " aborted its part of the group"); }
+  void close(deadline limit) {
+    require(!closed_, "a communicator is closed once");
+    if (!failure_.empty()) fail_here();
+    wait(own_stream_, limit);
+    complete(ncclCommFinalize(comm_), "ncclCommFinalize", limit);
+    auto* const comm = std::exchange(comm_, nullptr);
+    auto const code = ncclCommDestroy(comm);
+    if (code != ncclSuccess) static_cast<void>(ncclCommAbort(comm));
+    closed_ = true;
+    release();
+    if (code != ncclSuccess) raise(nccl_error{code, said(code, "ncclCommDestroy")});
+  }
+
+ private:
+  [[nodiscard]] std::string where() const { return " in " + calls_.current() + " of rank " + std::to_string(self_); }
+  /// An error of NCCL. All but a wrong argument end the communicator.
+  [[noreturn]] void refuse(ncclResult_t code, char const* call) {
+    auto const* const last = comm_ == nullptr ? nullptr : ncclGetLastError(comm_);
+    auto text = said(code, call) + where();
+    if (last != nullptr && *last != 0) text += " (" + std::string{last} + ")";
+    if (code != ncclInvalidArgument) failed(text);
+    raise(nccl_error{code, text + calls_.history(rank_at(self_))});
+  }
+  [[noreturn]] void time_out(char const* what, deadline limit) {
+    auto text = std::string{what} + " was not done before the deadline of " + spelled(limit) + where();
+    failed(text);
+    fail_here();
+  }
+  /// From now on every call fails. Aborts what may be aborted, in another thread, for NCCL may wait in there.
+  void failed(std::string const& text, bool from_call = true) {
+    if (!failure_.empty()) return;
+    failure_ = text;
+    if (comm_ == nullptr || on_timeout_ != timeout::abort) return;
+    struct progress {
+      std::mutex mutex;
+      std::condition_variable changed;
+      bool done = false;
+    };
+    auto const state = std::make_shared<progress>();
+    std::thread{[state, comm = std::exchange(comm_, nullptr)] {
+      static_cast<void>(ncclCommAbort(comm));
+      std::lock_guard const lock{state->mutex};
+      state->done = true;
+      state->changed.notify_all();
+    }}.detach();
+    std::unique_lock lock{state->mutex};
+    abandoned_ = !state->changed.wait_for(lock, std::chrono::milliseconds{900}, [&] { return state->done; });
+    if (!from_call) return;
+    if (drained())
+      landing_busy_ = false;
+    else
+      abandoned_ = true;
+  }
+  /// What was behind the aborted calls on the stream is through too.
+  [[nodiscard]] bool drained() const {
+    for (int turn = 0; turn < 200; ++turn) {
+      if (cudaStreamQuery(last_stream_) == cudaSuccess) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds{1});
+    }
+    return false;
+  }
+  [[noreturn]] void fail_here() { raise(peer_lost{{}, failure_ + calls_.history(rank_at(self_))}); }
+  void give_up() noexcept {
+    try {
+      failed("rank " + std::to_string(self_) + " destroyed its communicator without closing it", false);
+    } catch (...) {
+    }
+    release();
+  }
+  /// What an abort that did not end may still use is left alone.
+  void release() noexcept {
+    if (!owner_ || abandoned_) return;
+    if (own_stream_ != nullptr) static_cast<void>(cudaStreamDestroy(std::exchange(own_stream_, nullptr)));
+    if (!memory_.empty()) static_cast<void>(cudaFree(memory_.data()));
+    memory_ = {};
+  }
+
+  void compare_setups(nccl_options const& o) {
+    setup_record own{.checked_every = checked_every_, .workspace = o.workspace.value};
+    int running = 0;
+    complete(ncclGetVersion(&running), "ncclGetVersion", o.deadline);
+    own.running = running;
+    limit_ = o.deadline;
+    std::vector<setup_record> all(size_);
+    gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&own), sizeof own,
+                own_stream_);
+    auto const differ = [&](char const* field, auto setup_record::*member) {
+      for (std::size_t r = 1; r < size_; ++r)
+        if (auto const a = all[0].*member, b = all[r].*member; a != b)
+          raise(mismatch{field, {rank_at(0), rank_at(r)}, {std::to_string(a), std::to_string(b)}});
+    };
+    differ("version of the records", &setup_record::version);
+    differ("version of NCCL that it was compiled with", &setup_record::compiled);
+    differ("version of NCCL that is loaded", &setup_record::running);
+    differ("how often calls are compared", &setup_record::checked_every);
+    differ("bytes of the workspace", &setup_record::workspace);
+  }
+  /// Every call, as it is; or every so many, a hash of all so far.
+  void compare(call_notice const& notice, stream_ref stream) {
+    hash_ = fnv(hash_, notice);
+    if (checked_every_ == 1) {
+      std::vector<call_notice> all(size_);
+      gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&notice), sizeof notice,
+                  stream);
+      compare_notices(
+          size_, [&](std::size_t r) -> call_notice const& { return all[r]; }, [&] { return context(); });
+    } else if (calls_.made() % static_cast<std::uint64_t>(checked_every_) == 0) {
+      std::vector<std::uint64_t> all(size_);
+      gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&hash_), sizeof hash_,
+                  stream);
+      for (std::size_t r = 1; r < size_; ++r)
+        if (all[r] != all[0])
+          raise(mismatch{"the last " + std::to_string(checked_every_) + " calls",
+                         {rank_at(0), rank_at(r)},
+                         {flatshard::detail::hexadecimal(all[0]), flatshard::detail::hexadecimal(all[r])},
+                         context()});
+    }
+  }
+  static std::uint64_t fnv(std::uint64_t hash, call_notice const& n) {
+    auto const add = [&](std::uint64_t x) { hash = (hash ^ x) * 0x100000001b3u; };
+    add(static_cast<std::uint64_t>(n.operation));
+    add(static_cast<std::uint64_t>(n.out));
+    add(static_cast<std::uint64_t>(n.in));
+    add(n.count);
+    add(static_cast<std::uint64_t>(n.options.order));
+    add(static_cast<std::uint64_t>(n.root + 1));
+    for (auto const c : n.unit.text()) add(static_cast<unsigned char>(c));
+    return hash;
+  }
+
+  ncclComm_t comm_ = nullptr;
+  bool owner_, closed_ = false, abandoned_ = false;
+  timeout on_timeout_;
+  std::span<std::byte> memory_;     // device
+  std::vector<std::byte> landing_;  // host; of gathers of host memory
+  bool landing_busy_ = false;
+  cudaStream_t own_stream_ = nullptr, last_stream_ = nullptr;
+  std::size_t size_ = 0, self_ = 0;
+  int checked_every_ = 0;
+  std::uint64_t hash_ = 0xcbf29ce484222325u;
+  deadline limit_{};
+  std::string failure_;  // empty: none
+  flight_recorder calls_;
+};
+
+template <class Self>
+int nccl_collectives<Self>::size() const {
+  return static_cast<int>(group_->size());
+}
+template <class Self>
+rank_id nccl_collectives<Self>::self() const {
+  return rank_at(group_->self());
+}
+
+template <class Self>
+void nccl_collectives<Self>::gather_memory(memory_ref full, const_memory_ref shard, stream_ref s) {
+  auto& g = *group_;
+  auto const ranks = g.size(), self = g.self(), count = shard.size;
+  auto const notice = gather_call(ranks, self, full, shard);
+  auto* const own = offset(full.data, self * count, full.type);
+  g.call(notice, s, limit_, [&] {
+    if (count == 0) return;
+    if (ranks == 1) return kernels::cast(buffer(own, full.type, count), buffer(shard.data, shard.type, count), s);
+    if (width(full.type) <= width(shard.type)) {
+      void const* from = shard.data;
+      if (full.type != shard.type) {
+        kernels::cast(buffer(own, full.type, count), buffer(shard.data, shard.type, count), s);
+        from = own;
+      }
+      return g.enqueue(ncclAllGather(from, full.data, count, on_wire(full.type), g.comm(), s.stream), "ncclAllGather");
+    }
+    auto const room = g.room();  // wider: gathered narrow, in parts that the workspace holds
+    auto const step = room.size() / ranks / width(shard.type) / 128 * 128;
+    require(step > 0, "the workspace of a widening all-gather holds at least 128 elements a rank");
+    for (std::size_t at = 0; at < count; at += step) {
+      auto const n = std::min(step, count - at);
+      g.enqueue(
+          ncclAllGather(offset(shard.data, at, shard.type), room.data(), n, on_wire(shard.type), g.comm(), s.stream),
+          "ncclAllGather");
+      for (std::size_t r = 0; r < ranks; ++r)
+        kernels::cast(buffer(offset(full.data, r * count + at, full.type), full.type, n),
+                      buffer(offset(room.data(), r * n, shard.type), shard.type, n), s);
+    }
+  });
+}
+
+template <class Self>
+void nccl_collectives<Self>::reduce_memory(memory_ref out, const_memory_ref grads, reduce_options const& options,
+                                           stream_ref s) {
+  auto& g = *group_;
+  auto const ranks = g.size(), self = g.self(), count = out.size;
+  auto const notice = reduce_call(ranks, self, out, grads, options);
+  auto const sum = [&](std::span<float> to, void const* slots, std::size_t n, reduce_options const& o) {
+    switch (grads.type) {
+      case dtype::bf16: return kernels::sum(to, std::span{static_cast<bf16 const*>(slots), n}, o, s);
+      case dtype::f16: return kernels::sum(to, std::span{static_cast<f16 const*>(slots), n}, o, s);
+      default: return kernels::sum(to, std::span{static_cast<float const*>(slots), n}, o, s);
+    }
+  };
+  g.call(notice, s, limit_, [&] {
+    if (count == 0) return;
+    auto* const result = static_cast<float*>(out.data);
+    if (options.order == sum_order::any && grads.type == dtype::f32 && !options.accumulate && ranks > 1) {
+      g.enqueue(ncclReduceScatter(grads.data, out.data, count, ncclFloat32, ncclSum, g.comm(), s.stream),
+                "ncclReduceScatter");
+      if (options.scale != 1.0f) sum({result, count}, result, count, {.scale = options.scale});
+      return;
+    }
+    auto ours = options;
+    if (ours.order == sum_order::any) ours.order = sum_order::by_rank;
+    bool const narrow = out.type != dtype::f32;
+    if (ranks == 1 && !narrow) return sum({result, count}, grads.data, count, ours);
+    // The slices of all ranks for this one, and where the result is narrow its fp32 sums, in parts.
+    auto const room = g.room();
+    auto const step = room.size() / (ranks * width(grads.type) + (narrow ? 4 : 0)) / 128 * 128;
+    require(step > 0, "the workspace of a reduce-scatter holds at least 128 elements a rank");
+    for (std::size_t at = 0; at < count; at += step) {
+      auto const n = std::min(step, count - at);
+      auto* const wide = reinterpret_cast<float*>(room.data());
+      auto* const slots = room.data() + (narrow ? rounded(n * 4) : 0);
+      if (n == count) {
+        g.enqueue(ncclAlltoAll(grads.data, slots, n, on_wire(grads.type), g.comm(), s.stream), "ncclAlltoAll");
+      } else {
+        nccl_group::group all{g};
+        for (std::size_t r = 0; r < ranks; ++r) {
+          all.send(offset(grads.data, r * count + at, grads.type), n, grads.type, r, s);
+          all.receive(offset(slots, r * n, grads.type), n, grads.type, r, s);
+        }
+        all.end();
+      }
+      if (!narrow) {
+        sum({result + at, n}, slots, ranks * n, ours);
+      } else {
+        auto const here = buffer(offset(out.data, at, out.type), out.type, n), sums = buffer(wide, dtype::f32, n);
+        if (ours.accumulate) kernels::cast(sums, here, s);
+        sum({wide, n}, slots, ranks * n, ours);
+        kernels::cast(here, sums, s);
+      }
+    }
+  });
+}
+
+template <class Self>
+void nccl_collectives<Self>::spread_memory(memory_ref buffer_of, rank_id root, stream_ref s) {
+  auto& g = *group_;
+  auto const notice = spread_call(g.size(), buffer_of, root);
+  auto const n = size_of(elements{buffer_of.size}, buffer_of.type).value;
+  g.call(notice, s, limit_, [&] {
+    if (n == 0 || g.size() == 1) return;
+    g.enqueue(
+        ncclBroadcast(buffer_of.data, buffer_of.data, n, ncclUint8, static_cast<int>(index(root)), g.comm(), s.stream),
+        "ncclBroadcast");
+  });
+}
+
+template <class Self>
+void nccl_collectives<Self>::exchange_memory(memory_ref out, std::span<elements const> receive, const_memory_ref in,
+                                             std::span<elements const> send, stream_ref s) {
+  auto& g = *group_;
+  auto const ranks = g.size(), self = g.self();
+  auto const notice = exchange_call(ranks, out, receive, in, send);
+  g.call(notice, s, limit_, [&] {
+    if (g.checked()) {  // whom each rank sends to, then whom it takes from, one peer at a time
+      std::vector<std::array<std::uint64_t, 2>> all(ranks), counts(ranks * ranks);
+      for (std::size_t peer = 0; peer < ranks; ++peer) {
+        std::array<std::uint64_t, 2> const own{send[peer].value, receive[peer].value};
+        g.gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&own), sizeof own,
+                      s);
+        for (std::size_t r = 0; r < ranks; ++r) counts[r * ranks + peer] = all[r];
+      }
+      for (std::size_t from = 0; from < ranks; ++from)
+        for (std::size_t to = 0; to < ranks; ++to)
+          if (auto const sent = counts[from * ranks + to][0], taken = counts[to * ranks + from][1]; sent != taken)
+            raise(unequal_counts(from, to, sent, taken, g.context()));
+    }
+    nccl_group::group all{g};
+    std::size_t from = 0, to = 0;
+    for (std::size_t r = 0; r < ranks; ++r) {
+      all.send(offset(in.data, from, in.type), send[r].value, in.type, r, s);
+      all.receive(offset(out.data, to, out.type), receive[r].value, out.type, r, s);
+      from += send[r].value;
+      to += receive[r].value;
+    }
+    all.end();
+  });
+  static_cast<void>(self);
+}
+
+template <class Self>
+void nccl_collectives<Self>::cast_memory(buffer_ref out, buffer_ref in, stream_ref s) {
+  kernels::cast(out, in, s);
+}
+
+template <class Self>
+void nccl_collectives<Self>::all_reduce(std::span<double> values, reduction how, stream_ref s) {
+  auto& g = *group_;
+  require(values.size() <= most_values, "an all-reduce over NCCL combines at most 64 values");
+  g.call(all_reduce_call(values.size(), how), s, limit_, [&] {
+    if (values.empty()) return;
+    std::vector<double> all(values.size() * g.size());
+    g.gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(values.data()),
+                  values.size_bytes(), s);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      values[i] = all[i];
+      for (std::size_t r = 1; r < g.size(); ++r) values[i] = combined(how, values[i], all[r * values.size() + i]);
+    }
+  });
+}
+
+template <class Self>
+std::vector<std::uint64_t> nccl_collectives<Self>::gather_words(std::uint64_t own, stream_ref s) {
+  auto& g = *group_;
+  std::vector<std::uint64_t> all(g.size());
+  g.call({.operation = collective::agree, .count = 1}, s, limit_, [&] {
+    g.gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&own), sizeof own, s);
+  });
+  return all;
+}
+
+template <class Self>
+void nccl_collectives<Self>::barrier(stream_ref s) {
+  auto& g = *group_;
+  g.call({.operation = collective::barrier}, s, limit_, [&] { g.touch_all(s); });
+}
+template <class Self>
+void nccl_collectives<Self>::wait(stream_ref s) {
+  group_->wait(s, limit_);
+}
+template <class Self>
+void nccl_collectives<Self>::abort() {
+  group_->abort();
+}
+template <class Self>
+void nccl_collectives<Self>::label(std::string_view unit) {
+  group_->calls().label(unit);
+}
+template <class Self>
+std::vector<call_record> nccl_collectives<Self>::recent_calls() const {
+  return group_->calls().calls();
+}
+
+template class nccl_collectives<nccl_ref>;
+template class nccl_collectives<nccl_communicator>;
+
+}  // namespace detail
+
+bytes nccl_workspace(world<> ranks) { return {(ranks.value() + 1) * detail::rounded(detail::word_bytes)}; }
+
+ncclUniqueId new_nccl_id() {
+  ncclUniqueId id{};
+  if (auto const code = ncclGetUniqueId(&id); code != ncclSuccess)
+    flatshard::detail::raise(nccl_error{code, detail::said(code, "ncclGetUniqueId")});
+  return id;
+}
+
+ncclUniqueId exchange_nccl_id(std::string const& path, world<> ranks, rank_id self, deadline limit) {
+  struct content {
+    std::array<char, 8> magic{'f', 's', 'n', 'c', 'c', 'l', '1', 0};
+    std::uint64_t ranks = 0;
+    ncclUniqueId id{};
+  } here;
+  here.ranks = ranks.value();
+  if (index(self) == 0) {
+    here.id = new_nccl_id();
+    auto const unfinished = path + ".unfinished";
+    {
+      std::ofstream file{unfinished, std::ios::binary};
+      file.write(reinterpret_cast<char const*>(&here), sizeof here);
+      if (!file.flush())
+        flatshard::detail::raise(std::runtime_error{unfinished + ": the id of the group was not written"});
+    }
+    if (std::rename(unfinished.c_str(), path.c_str()) != 0)
+      flatshard::detail::raise(std::runtime_error{path + ": the file of the id could not be put in place"});
+    return here.id;
+  }
+  for (auto const until = end_of(limit);;) {
+    content found;
+    if (std::ifstream file{path, std::ios::binary}; file.read(reinterpret_cast<char*>(&found), sizeof found)) {
+      if (found.magic != here.magic)
+        flatshard::detail::raise(std::runtime_error{path + ": holds something else than the id of a group"});
+      if (found.ranks != here.ranks)
+        flatshard::detail::raise(mismatch{"the world size",
+                                          {rank_at(0), self},
+                                          {std::to_string(found.ranks), std::to_string(here.ranks)},
+                                          " in " + path});
+      return found.id;
+    }
+    if (std::chrono::steady_clock::now() >= until)
+      flatshard::detail::raise(peer_lost{
+          {rank_at(0)},
+          "rank 0 did not write the id of the group to " + path + " before the deadline of " + spelled(limit)});
+    std::this_thread::sleep_for(std::chrono::milliseconds{2});
+  }
+}
+
+nccl_ref::nccl_ref(ncclComm_t borrowed, nccl_ref_options options)
+    : nccl_collectives{std::make_shared<detail::nccl_group>(borrowed, options), options.deadline} {}
+
+nccl_communicator::nccl_communicator(world<> ranks, rank_id self, ncclUniqueId const& id, nccl_options options)
+    : nccl_collectives{std::make_shared<detail::nccl_group>(ranks.value(), index(self), id, options),
+                       options.deadline} {}
+nccl_communicator::~nccl_communicator() = default;
+void nccl_communicator::close() { group_->close(limit_); }
+
+}  // namespace kernels
+}  // namespace v0
+}  // namespace flatshard

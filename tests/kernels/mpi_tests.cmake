@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of CMakeLists.txt: tests that mpirun starts. Open MPI wants to be told that it may run as root, and more ranks
+# than cores; what it keeps at the end is not our leak.
+set(mpi_run ${CMAKE_COMMAND} -E env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+  ASAN_OPTIONS=detect_leaks=0 ${MPIEXEC_EXECUTABLE})
+execute_process(COMMAND ${MPIEXEC_EXECUTABLE} --version OUTPUT_VARIABLE mpi_version ERROR_QUIET)
+if(mpi_version MATCHES "Open MPI|OpenRTE")
+  list(APPEND mpi_run --oversubscribe)
+endif()
+foreach(program mpi_collectives_test mpi_faults_rank)
+  add_executable(${program} ${program}.cpp)
+  target_include_directories(${program} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  target_link_libraries(${program} PRIVATE flatshard::mpi flatshard_flags doctest::doctest)
+  target_compile_options(${program} PRIVATE -O1)
+  flatshard_test_wanted(${program} wanted)
+  set(unwanted ON)
+  if(wanted)
+    set(unwanted OFF)
+  endif()
+  set_target_properties(${program} PROPERTIES EXCLUDE_FROM_ALL ${unwanted})
+endforeach()
+# Four processes run the suite on worlds of one to four; fewer run what depends on all of them.
+foreach(ranks 2 3 4)
+  set(cases "")
+  if(ranks LESS 4)
+    set(cases "--test-case=*nodes_of_two*,*a window*,*without close*,*construction*")
+  endif()
+  flatshard_command_test(mpi_collectives_${ranks}_test LABELS fast mpi TIMEOUT 180
+    COMMAND ${mpi_run} ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:mpi_collectives_test> ${cases} PROPERTIES PROCESSORS 2)
+endforeach()
+flatshard_command_test(mpi_faults_test LABELS slow mpi TIMEOUT 7200
+  COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/mpi_faults.sh $<TARGET_FILE:mpi_faults_rank> 20 ${mpi_run} ${MPIEXEC_NUMPROC_FLAG})
+if(TARGET flatshard_perf)
+  flatshard_command_test(perf_mpi_test LABELS fast mpi
+    COMMAND ${mpi_run} ${MPIEXEC_NUMPROC_FLAG} 3 $<TARGET_FILE:flatshard_perf> --backend mpi -b 64K -e 128K -n 3
+    PROPERTIES PASS_REGULAR_EXPRESSION "mpi, 3 ranks.*all_gather.*reduce_scatter.*values : 0 OK")
+endif()

@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The suite of the collectives over the NCCL backend, which is linked with the stand-in library: emulated, no GPU.
+#include "kernels/collective_suite.hpp"
+#include "nccl_on_host/nccl_on_host.hpp"
+#include "tier.hpp"
+
+#include <flatshard/kernels/nccl.hpp>
+#include <flatshard/kernels/threads.hpp>
+
+#include <atomic>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+
+#include <sys/mman.h>
+
+namespace {
+
+using namespace suite;
+using kernels::nccl_communicator;
+using kernels::nccl_ref;
+
+template <class T>
+class device_memory {
+ public:
+  explicit device_memory(std::size_t n) : n_{n} {
+    void* p = nullptr;
+    if (cudaMalloc(&p, n * sizeof(T)) != cudaSuccess) throw std::bad_alloc{};
+    p_ = static_cast<T*>(p);
+  }
+  device_memory(device_memory&& other) noexcept : p_{std::exchange(other.p_, nullptr)}, n_{other.n_} {}
+  ~device_memory() { static_cast<void>(cudaFree(p_)); }
+  [[nodiscard]] T* data() const { return p_; }
+  [[nodiscard]] std::size_t size() const { return n_; }
+
+ private:
+  T* p_ = nullptr;
+  std::size_t n_;
+};
+struct device_rank {
+  nccl_ref comm;
+  kernels::stream_ref stream;
+  template <class T>
+  [[nodiscard]] device_memory<T> put(std::vector<T> const& values) const {
+    device_memory<T> m{values.size()};
+    std::copy(values.begin(), values.end(), m.data());
+    return m;
+  }
+  template <class T>
+  [[nodiscard]] std::vector<T> get(device_memory<T> const& m) const {
+    return {m.data(), m.data() + m.size()};
+  }
+  void expose(std::span<std::byte> memory) const { nccl_on_host::expose(memory.data(), memory.size()); }
+};
+
+class stream_owner {
+ public:
+  stream_owner() { REQUIRE(cudaStreamCreate(&stream_) == cudaSuccess); }
+  stream_owner(stream_owner const&) = delete;
+  ~stream_owner() { static_cast<void>(cudaStreamDestroy(stream_)); }
+  [[nodiscard]] kernels::stream_ref get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+/// f(rank) in a thread each; what they threw.
+template <class F>
+outcome on_threads(std::size_t ranks, F const& f) {
+  outcome out(ranks);
+  std::vector<std::jthread> threads;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    out[r].first = r;
+    threads.emplace_back([&, r] {
+      try {
+        f(r);
+      } catch (std::exception const& e) {
+        out[r].second = e.what();
+      }
+    });
+  }
+  threads.clear();
+  return out;
+}
+
+struct owners {
+  static constexpr bool names_lost = false;
+  static constexpr int repeats = 10;
+  static std::vector<std::size_t> worlds() { return {1, 2, 3, 4}; }
+  template <class F>
+  static outcome run(std::size_t ranks, deadline limit, F const& f) {
+    auto const id = kernels::new_nccl_id();
+    return on_threads(ranks, [&](std::size_t r) {
+      stream_owner const stream;
+      nccl_communicator owner{world{ranks}, rank_at(r), id, {.deadline = 20s, .workspace = {8192}, .checked_every = 1}};
+      device_rank rank{owner.with_deadline(limit), stream.get()};
+      f(rank);
+      owner.close();
+    });
+  }
+};
+/// Someone else's communicators, blocking, never compared.
+struct borrowers {
+  static constexpr bool names_lost = false;
+  static constexpr int repeats = 5;
+  static std::vector<std::size_t> worlds() { return {2, 3}; }
+  template <class F>
+  static outcome run(std::size_t ranks, deadline limit, F const& f) {
+    auto const id = kernels::new_nccl_id();
+    return on_threads(ranks, [&](std::size_t r) {
+      stream_owner const stream;
+      device_memory<std::byte> const workspace{kernels::nccl_workspace(world{ranks}).value + (1 << 16)};
+      ncclComm_t theirs = nullptr;
+      REQUIRE(ncclCommInitRankConfig(&theirs, static_cast<int>(ranks), id, static_cast<int>(r), nullptr) ==
+              ncclSuccess);
+      try {
+        device_rank rank{nccl_ref{theirs, {.deadline = limit, .workspace = {workspace.data(), workspace.size()}}},
+                         stream.get()};
+        f(rank);
+      } catch (...) {
+        static_cast<void>(ncclCommAbort(theirs));  // its owner's decision
+        throw;
+      }
+      static_cast<void>(ncclCommFinalize(theirs));
+      static_cast<void>(ncclCommDestroy(theirs));
+    });
+  }
+};
+
+/// Everything was given back, and nothing done that NCCL forbids.
+void check_books() {
+  auto const left = nccl_on_host::what_lives();
+  CHECK(left.communicators == 0);
+  CHECK(left.streams == 0);
+  CHECK(left.allocations == 0);
+  for (auto const& text : nccl_on_host::breaches()) FAIL_CHECK(text);
+}
+
+}  // namespace
+
+FLATSHARD_COLLECTIVE_SUITE(owners);
+TEST_CASE_TEMPLATE_INVOKE(gathers, borrowers);
+TEST_CASE_TEMPLATE_INVOKE(reduces, borrowers);
+TEST_CASE_TEMPLATE_INVOKE(orders, borrowers);
+TEST_CASE_TEMPLATE_INVOKE(others, borrowers);
+TEST_CASE_TEMPLATE_INVOKE(delays, borrowers);
+TEST_CASE_TEMPLATE_INVOKE(late, borrowers);
+TEST_CASE_TEMPLATE_INVOKE(rules, borrowers);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST_CASE_TEMPLATE_INVOKE(wide, owners);
+#endif
+
+TEST_CASE("everything was given back, and nothing done that NCCL forbids") { check_books(); }
+
+TEST_CASE("unchecked calls that disagree end at the deadline, on every rank, with operation, number and rank") {
+  for (auto const& way : disagreements<device_rank>()) {
+    if (way.field != "count" || way.a == "0") continue;  // what NCCL itself sees
+    auto const id = kernels::new_nccl_id();
+    auto const out = on_threads(3, [&](std::size_t r) {
+      stream_owner const stream;
+      nccl_communicator owner{world{3}, rank_at(r), id, {.deadline = 300ms, .checked_every = 0}};
+      device_rank rank{owner.with_deadline(300ms), stream.get()};
+      rank.comm.label("layers.7");
+      way.call(rank, r == 2);
+    });
+    for (auto const& one : out) {
+      auto const r = one.first;
+      auto const& text = one.second;
+      CAPTURE(text);
+      CHECK(has(text,
+                "the stream was not done before the deadline of 300 ms in all_gather of the unit of layers.7 "
+                "(call 1) of rank " +
+                    std::to_string(r)));
+      CHECK(has(text, "\nlast calls of rank " + std::to_string(r) + ":\n  1 all_gather "));
+    }
+  }
+  check_books();
+}
+
+TEST_CASE("calls that are compared every few times: the hash of the last ones differs on every rank") {
+  auto const id = kernels::new_nccl_id();
+  auto const out = on_threads(2, [&](std::size_t r) {
+    stream_owner const stream;
+    nccl_communicator c{world{2}, rank_at(r), id, {.deadline = 20s, .checked_every = 3}};
+    device_memory<std::byte> const wide{8};
+    c.barrier(stream.get());
+    if (r == 0)  // the same bytes on the wire under another name
+      c.broadcast(std::span{wide.data(), 8}, rank_at(0), stream.get());
+    else
+      c.broadcast(std::span{reinterpret_cast<float*>(wide.data()), 2}, rank_at(0), stream.get());
+    c.wait(stream.get());
+    c.barrier(stream.get());
+  });
+  for (auto const& one : out) {
+    auto const& text = one.second;
+    CAPTURE(text);
+    CHECK(has(text, "ranks 0 and 1 disagree on the last 3 calls: "));
+  }
+  check_books();
+}
+
+TEST_CASE("an asynchronous error ends every call, with the text of NCCL; a report leaves the communicator alone") {
+  for (bool const owned : {true, false}) {
+    auto const id = kernels::new_nccl_id();
+    auto const out = on_threads(2, [&](std::size_t r) {
+      stream_owner const stream;
+      auto const use = [&](auto& c) {
+        c.barrier(stream.get());
+        c.wait(stream.get());
+        if (r == 1) nccl_on_host::inject(nccl_on_host::last_made(), 1, ncclRemoteError);
+        c.barrier(stream.get());
+        c.wait(stream.get());
+      };
+      if (owned) {
+        nccl_communicator c{world{2}, rank_at(r), id, {.deadline = 400ms, .checked_every = 0}};
+        return use(c);
+      }
+      device_memory<std::byte> const workspace{kernels::nccl_workspace(world{2}).value};
+      ncclComm_t theirs = nullptr;
+      REQUIRE(ncclCommInitRankConfig(&theirs, 2, id, static_cast<int>(r), nullptr) == ncclSuccess);
+      nccl_ref c{theirs, {.deadline = 400ms, .workspace = {workspace.data(), workspace.size()}}};
+      std::string text;
+      try {
+        use(c);
+      } catch (std::exception const& e) {
+        text = e.what();
+      }
+      CHECK_THROWS_AS(c.barrier(stream.get()), peer_lost);  // failed, and not aborted: this still works
+      int count = 0;
+      CHECK(ncclCommCount(theirs, &count) == ncclSuccess);
+      static_cast<void>(ncclCommAbort(theirs));
+      throw std::runtime_error{text};
+    });
+    CHECK(has(out[0].second, "the stream was not done before the deadline of 400 ms in barrier (call 2) of rank 0"));
+    CHECK(has(out[1].second,
+              ": remote process exited in barrier (call 2) of rank 1 (the stand-in "
+              "said so)\nlast calls of rank 1:\n  1 barrier 0 none -> none done"));
+  }
+  check_books();
+}
+
+TEST_CASE("a borrowed communicator is aborted where its owner asked for that") {
+  auto const id = kernels::new_nccl_id();
+  auto const out = on_threads(2, [&](std::size_t r) {
+    stream_owner const stream;
+    device_memory<std::byte> const workspace{kernels::nccl_workspace(world{2}).value};
+    ncclComm_t theirs = nullptr;
+    REQUIRE(ncclCommInitRankConfig(&theirs, 2, id, static_cast<int>(r), nullptr) == ncclSuccess);
+    nccl_ref c{theirs,
+               {.deadline = 200ms, .on_timeout = timeout::abort, .workspace = {workspace.data(), workspace.size()}}};
+    if (r == 0) c.barrier(stream.get());
+    c.with_deadline(300ms).wait(stream.get());
+    if (r == 1) {
+      std::this_thread::sleep_for(500ms);
+      c.abort();
+    }
+  });
+  CHECK(has(out[0].second, "before the deadline of 300 ms in barrier (call 1) of rank 0"));
+  CHECK(out[1].second.empty());
+  check_books();
+}
+
+TEST_CASE("set-up: a missing rank, another world, other options, a small workspace") {
+  auto const id = kernels::new_nccl_id();
+  auto const alone = on_threads(1, [&](std::size_t) {
+    nccl_communicator const c{world{2}, rank_at(0), id, {.deadline = 200ms}};
+  });
+  CHECK(has(alone[0].second, "ncclCommInitRankConfig was not done before the deadline of 200 ms in the construction"));
+  auto const other_world = kernels::new_nccl_id();
+  auto const worlds = on_threads(2, [&](std::size_t r) {
+    nccl_communicator const c{world{2 + r}, rank_at(r), other_world, {.deadline = 200ms}};
+  });
+  for (auto const& [r, text] : worlds) CHECK(has(text, "before the deadline of 200 ms in the construction"));
+  for (int field = 0; field < 2; ++field) {
+    auto const other = kernels::new_nccl_id();
+    auto const options = on_threads(3, [&](std::size_t r) {
+      kernels::nccl_options o{.deadline = 20s, .workspace = {4096}, .checked_every = 0};
+      if (r == 2 && field == 0) o.workspace = {8192};
+      if (r == 2 && field == 1) o.checked_every = 5;
+      nccl_communicator const c{world{3}, rank_at(r), other, o};
+    });
+    for (auto const& [r, text] : options)
+      CHECK(has(text, field == 0 ? "ranks 0 and 2 disagree on bytes of the workspace: 4096 against 8192"
+                                 : "ranks 0 and 2 disagree on how often calls are compared: 0 against 5"));
+  }
+  CHECK_THROWS_WITH_AS((nccl_communicator{world{2}, rank_at(2), id}), "rank must be smaller than the world size",
+                       broken_rule);
+  ncclComm_t theirs = nullptr;
+  REQUIRE(ncclCommInitRankConfig(&theirs, 1, kernels::new_nccl_id(), 0, nullptr) == ncclSuccess);
+  CHECK_THROWS_WITH_AS(nccl_ref{theirs},
+                       "the workspace of a borrowed communicator holds at least nccl_workspace(ranks) bytes",
+                       broken_rule);
+  static_cast<void>(ncclCommAbort(theirs));
+  nccl_communicator one{world{1}, rank_at(0), kernels::new_nccl_id()};
+  stream_owner const stream;
+  std::vector<double> many(65);
+  CHECK_THROWS_WITH_AS(one.all_reduce(many, reduction::sum, stream.get()),
+                       "an all-reduce over NCCL combines at most 64 values", broken_rule);
+  one.close();
+  CHECK_THROWS_WITH_AS(one.close(), "a communicator is closed once", broken_rule);
+  CHECK_THROWS_WITH_AS(one.barrier(stream.get()), "a closed communicator makes no calls", broken_rule);
+}
+
+TEST_CASE("the id of a group travels over another communicator, or through a file") {
+  std::array<ncclUniqueId, 3> ids{};
+  kernels::thread_group{world{3}}.run(
+      [&](kernels::thread_communicator& c) { ids[index(c.self())] = kernels::exchange_nccl_id(c); });
+  CHECK(std::memcmp(&ids[0], &ids[1], sizeof ids[0]) == 0);
+  CHECK(std::memcmp(&ids[0], &ids[2], sizeof ids[0]) == 0);
+
+  auto const path =
+      (std::filesystem::temp_directory_path() / ("flatshard_nccl_id_" + std::to_string(getpid()))).string();
+  auto const out = on_threads(3, [&](std::size_t r) {
+    if (r == 0) std::this_thread::sleep_for(20ms);
+    ids[r] = kernels::exchange_nccl_id(path, world{3}, rank_at(r), 20s);
+  });
+  CHECK(quiet(out));
+  CHECK(std::memcmp(&ids[0], &ids[1], sizeof ids[0]) == 0);
+  CHECK(std::memcmp(&ids[0], &ids[2], sizeof ids[0]) == 0);
+  CHECK_THROWS_WITH_AS(static_cast<void>(kernels::exchange_nccl_id(path, world{4}, rank_at(3), 1s)),
+                       doctest::Contains("ranks 0 and 3 disagree on the world size: 3 against 4"), mismatch);
+  {
+    std::ofstream file{path};
+    file << std::string(200, 'x');
+  }
+  CHECK_THROWS_WITH(static_cast<void>(kernels::exchange_nccl_id(path, world{3}, rank_at(1), 1s)),
+                    doctest::Contains("holds something else than the id of a group"));
+  std::filesystem::remove(path);
+  CHECK_THROWS_WITH_AS(static_cast<void>(kernels::exchange_nccl_id(path, world{3}, rank_at(1), 50ms)),
+                       doctest::Contains("rank 0 did not write the id of the group to "), peer_lost);
+  CHECK_THROWS_WITH(static_cast<void>(kernels::exchange_nccl_id("/nowhere/at/all", world{3}, rank_at(0), 50ms)),
+                    doctest::Contains("the id of the group was not written"));
+}
+
+TEST_CASE("each function of the runtime and of NCCL fails: an error on that rank, and everything given back") {
+  auto const all_calls = [](nccl_communicator& c, kernels::stream_ref s) {
+    device_memory<float> const wide{600}, shard{300};
+    device_memory<bf16> const narrow{600}, half{300};
+    std::vector<elements> const counts{{100}, {200}}, mirrored{{100}, {100}}, back{{200}, {200}};
+    auto const self = index(c.self());
+    std::span const full{wide.data(), 600}, part{shard.data(), 300};
+    std::span const full16{narrow.data(), 600}, part16{half.data(), 300};
+    c.all_gather(full, std::span<float const>{part}, s);
+    c.all_gather(full16, std::span<float const>{part}, s);
+    c.all_gather(full, std::span<bf16 const>{part16}, s);
+    c.reduce_scatter(part, std::span<bf16 const>{full16}, {}, s);
+    c.reduce_scatter(part16, std::span<bf16 const>{full16}, {.accumulate = true}, s);
+    c.reduce_scatter(part.first(3), std::span<float const>{full.first(6)}, {}, s);
+    c.reduce_scatter(part, std::span<float const>{full}, {.scale = 0.5f, .order = sum_order::any}, s);
+    c.broadcast(full, rank_at(0), s);
+    auto const& receive = self == 0 ? mirrored : back;
+    auto const taken = receive[0] + receive[1];
+    c.all_to_all_v(full.first(taken.value), receive, std::span<float const>{part}, counts, s);
+    std::vector<double> values(2);
+    c.all_reduce(values, reduction::max, s);
+    c.cast(full16, std::span<float const>{full}, s);
+    agree(c, 42, "layout hash", s);
+    c.barrier(s);
+    c.wait(s);
+    c.close();
+  };
+  std::size_t failures = 0;
+  for (std::string const function :
+       {"", "cudaMalloc", "cudaMemcpyAsync", "cudaStreamQuery", "cudaLaunchHostFunc", "ncclGetVersion",
+        "ncclCommInitRankConfig", "ncclCommFinalize", "ncclCommDestroy", "ncclCommGetAsyncError", "ncclGroupStart",
+        "ncclGroupEnd", "ncclAllGather", "ncclReduceScatter", "ncclAlltoAll", "ncclBroadcast", "ncclSend", "ncclRecv"})
+    for (std::size_t const n : {1u, 4u}) {
+      if (function.empty() && n > 1) continue;
+      CAPTURE(function);
+      auto const id = kernels::new_nccl_id();
+      bool failed = false;
+      auto const out = on_threads(2, [&](std::size_t r) {
+        stream_owner const stream;
+        if (r == 1) nccl_on_host::fail_call(function, n);
+        try {
+          nccl_communicator c{
+              world{2}, rank_at(r), id, {.deadline = function.empty() ? 20s : deadline{80ms}, .workspace = {2560}}};
+          all_calls(c, stream.get());
+        } catch (...) {
+          if (r == 1) failed = nccl_on_host::fail_call({}, 0);
+          throw;
+        }
+        if (r == 1) failed = nccl_on_host::fail_call({}, 0);
+      });
+      CHECK(out[1].second.empty() == !failed);
+      CAPTURE(out[1].second);
+      if (failed)
+        CHECK((has(out[1].second, function) || has(out[1].second, "a kernel: launch failure") ||
+               has(out[1].second, "unhandled cuda error") || has(out[1].second, "bad_alloc")));
+      failures += failed;
+      check_books();
+    }
+  CHECK(failures >= 20);
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Of the CUDA runtime, what the NCCL backend and its stand-in use: streams are queues with a thread each, device
+/// memory is the host's, registered, poisoned and fenced. Test only.
+#pragma once
+
+#include <cstddef>
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorNotReady = 600,
+  cudaErrorLaunchFailure = 719
+};
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
+typedef struct CUstream_st* cudaStream_t;
+typedef void (*cudaHostFn_t)(void* data);
+
+char const* cudaGetErrorString(cudaError_t);
+cudaError_t cudaMalloc(void** p, std::size_t size);
+cudaError_t cudaFree(void* p);
+cudaError_t cudaMemcpyAsync(void* to, void const* from, std::size_t size, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaStreamCreate(cudaStream_t* stream);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamQuery(cudaStream_t stream);
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data);

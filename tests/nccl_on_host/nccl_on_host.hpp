@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What tests ask of the stand-in: faults to inject, and what the backend did wrong.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include <nccl.h>
+
+namespace nccl_on_host {
+
+/// Communicators, streams and allocations that were not given back.
+struct live {
+  int communicators = 0, streams = 0, allocations = 0;
+};
+live what_lives();
+/// What NCCL only documents and this library enforces: breaches so far, and forgets them.
+std::vector<std::string> breaches();
+
+/// The n-th call of that function that this thread makes from now on fails. Gives whether the one asked for before did.
+bool fail_call(std::string function, std::size_t n);
+/// From its n-th collective on (from 1) this communicator hangs and reports `error`.
+void inject(ncclComm_t comm, std::size_t n, ncclResult_t error);
+/// The next communicator that this thread makes; null again afterwards.
+ncclComm_t last_made();
+/// Host memory that counts as device memory.
+void expose(void const* start, std::size_t size);
+
+}  // namespace nccl_on_host

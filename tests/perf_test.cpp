@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The program flatshard-perf: its table, its file, and wrong command lines.
+#include "tool_run.hpp"
+
+#include <flatshard/json.hpp>
+
+#include <algorithm>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+namespace {
+
+using tool_test::run;
+
+/// The words of the lines that are no comments.
+std::vector<std::vector<std::string>> rows(std::string const& out) {
+  std::vector<std::vector<std::string>> all;
+  std::istringstream lines{out};
+  for (std::string line; std::getline(lines, line);) {
+    if (line.empty() || line[0] == '#') continue;
+    std::istringstream words{line};
+    auto& row = all.emplace_back();
+    for (std::string word; words >> word;) row.push_back(word);
+  }
+  return all;
+}
+bool has(std::string const& text, std::string const& part) { return text.find(part) != std::string::npos; }
+double number(std::string const& text) { return std::stod(text); }
+
+}  // namespace
+
+TEST_CASE("the table has a row a size, exact values, and the two bandwidths of each way") {
+  auto const done = run({"-b", "64K", "-e", "256K", "-n", "3", "-w", "1", "--ranks", "3", "-d", "float"});
+  REQUIRE(done.code == 0);
+  CHECK(done.err.empty());
+  CHECK(has(done.out, "threads, 3 ranks, 3 iterations after 1, median of the slowest rank\n"));
+  CHECK(has(done.out, "out-of-place"));
+  CHECK(has(done.out, "# Out of bounds values : 0 OK\n# Avg bus bandwidth    : "));
+  auto const all = rows(done.out);
+  REQUIRE(all.size() == 6);  // 64K, 128K, 256K of two collectives
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    auto const& r = all[i];
+    REQUIRE(r.size() == 14);
+    auto const asked = std::size_t{65536} << i % 3, count = asked / 4 / 3 / 4 * 4;  // a part is whole 16 bytes
+    CHECK(r[0] == std::to_string(count * 3 * 4));
+    CHECK(r[1] == std::to_string(count));
+    CHECK(r[2] == (i < 3 ? "all_gather" : "reduce_scatter"));
+    CHECK(r[3] == "float");
+    CHECK(r[4] == (i < 3 ? "none" : "sum"));
+    CHECK(r[5] == "-1");
+    for (auto const at : {6u, 10u}) {
+      CHECK(number(r[at]) > 0);
+      CHECK(number(r[at + 1]) == doctest::Approx(number(r[0]) / number(r[at]) * 1e-3).epsilon(0.02).scale(1));
+      CHECK(number(r[at + 2]) == doctest::Approx(number(r[at + 1]) * 2 / 3).epsilon(0.02).scale(1));
+      CHECK(r[at + 3] == "0");
+    }
+  }
+}
+
+TEST_CASE("every type, order and collective is exact; steps of bytes; unaligned buffers; unchecked runs") {
+  for (std::string const type : {"bfloat16", "half", "float"})
+    for (std::string const order : {"by_rank", "pairwise", "any"}) {
+      auto const done = run({"reduce_scatter",
+                             "all_gather",
+                             "-b",
+                             "6000",
+                             "-e",
+                             "6000",
+                             "-d",
+                             type,
+                             "--order",
+                             order,
+                             "-n",
+                             "1",
+                             "-w",
+                             "0",
+                             "-u",
+                             "3",
+                             "-T",
+                             "30",
+                             "-o",
+                             "sum"});
+      CHECK(done.code == 0);
+      CHECK(has(done.out, ": 0 OK"));
+    }
+  auto const others = run({"broadcast", "all_to_all", "all_gather", "-d", "uint8", "-b", "1000", "-e", "3000", "-i",
+                           "1000", "-n", "1", "-w", "0", "-c", "0", "--ranks", "1"});
+  REQUIRE(others.code == 0);
+  CHECK(has(others.out, "1 rank, 1 iterations after 0, median of the slowest rank, unchecked\n"));
+  CHECK(has(others.out, ": 0 UNCHECKED"));
+  auto const all = rows(others.out);
+  REQUIRE(all.size() == 9);
+  CHECK(all[0][0] == "992");
+  CHECK(all[1][0] == "2000");
+  CHECK(all[2][0] == "2992");
+  CHECK(all[0][5] == "0");     // the root
+  CHECK(all[0][6] == "N/A");   // a broadcast is in place
+  CHECK(all[3][10] == "N/A");  // an exchange is not
+  CHECK(all[6][9] == "N/A");   // nothing was checked
+}
+
+TEST_CASE("the file holds every measurement and what it was made on") {
+  tool_test::folder const f;
+  auto const done = run({"-b", "64K", "-e", "64K", "-n", "5", "-w", "0", "-J", f / "out.json"});
+  REQUIRE(done.code == 0);
+  auto const text = tool_test::slurp(f / "out.json");
+  auto const file = flatshard::parse_json(text);
+  REQUIRE(file.has_value());
+  for (auto const* const key : {"\"schema\": 1", "\"backend\": \"threads\"", "\"ranks\": 2", "\"samples\": 5",
+                                "\"median_seconds\": ", "\"p99_seconds\": ", "\"busbw\": ", "\"wrong\": 0", "\"cpu\": ",
+                                "\"load_average\": ", "\"date\": \"20", "\"compiler\": ", "\"in_place\": true"})
+    CHECK(has(text, key));
+  auto const bad = run({"-b", "64K", "-e", "64K", "-n", "1", "-J", f / "no/such/folder"});
+  CHECK(bad.code == 1);
+  CHECK(has(bad.err, "cannot be written"));
+}
+
+TEST_CASE("a wrong command line ends with 2, one line that says what is allowed, and no table") {
+  struct wrong {
+    std::vector<std::string> line;
+    std::string text;
+  };
+  for (auto const& one : std::vector<wrong>{
+           {{"-b", "many"}, "--minbytes: must be a size such as 64K, 32M or 1G, found 'many'"},
+           {{"-b", "0"}, "must be a size such as 64K, 32M or 1G, found '0'"},
+           {{"-b", "2M", "-e", "1M"}, "the largest size (1048576) must not be below the smallest (2097152)"},
+           {{"-f", "1"}, "--stepfactor: must be a whole number from 2 to 1048576, found '1'"},
+           {{"-f", "2", "-i", "1K"}, "excludes"},
+           {{"-n", "0"}, "--iters: must be a whole number from 1 to 1048576, found '0'"},
+           {{"-w", "-1"}, "--warmup_iters: must be a whole number"},
+           {{"-c", "2"}, "--check: must be a whole number from 0 to 1, found '2'"},
+           {{"-d", "int8"}, "--datatype: must be one of bfloat16, half, float, uint8, found 'int8'"},
+           {{"-o", "avg"}, "--op: must be one of sum, found 'avg'"},
+           {{"-T", "0"}, "--timeout: must be a whole number from 1 to 1000000, found '0'"},
+           {{"-d", "uint8"}, "uint8 is not summed: name another type, or collectives without reduce_scatter"},
+           {{"--ranks", "0"}, "--ranks: must be a whole number from 1 to 1024, found '0'"},
+           {{"--backend", "gloo"}, "--backend: must be one of threads"},
+           {{"all_reduce"}, "must be one of all_gather, reduce_scatter, broadcast, all_to_all, found 'all_reduce'"},
+           {{"--order", "ring"}, "--order: must be one of by_rank, pairwise, any, found 'ring'"},
+           {{"--speed"}, "--speed"}}) {
+    auto const done = run(one.line);
+    CAPTURE(done.err);
+    CHECK(done.code == 2);
+    CHECK(done.says(one.text));
+    CHECK(done.out.empty());
+  }
+  CHECK(has(run({"--help"}).out, "-b,--minbytes"));
+  CHECK(has(run({"--version"}).out, "flatshard-perf 0."));
+}
