@@ -77,6 +77,7 @@ std::size_t last_level_cache() {
 }
 
 constexpr std::size_t fetch_from = std::size_t{1} << 20;       // bytes from which inputs come from memory
+constexpr std::size_t element_limit = std::size_t{1} << 59;    // the random bits count so far
 constexpr std::size_t thread_share = std::size_t{256} * 1024;  // elements that are worth a thread
 
 unsigned treatment(work_options const& o, std::size_t out_bytes, std::size_t in_bytes) {
@@ -169,6 +170,17 @@ void run_cast(void* out, dtype to, void const* in, dtype from, std::size_t n, wo
             [&](std::size_t first, std::size_t count) { loop(at(out, first, to), at(in, first, from), count, how); });
 }
 
+void run_stochastic_cast(void* out, float const* in, std::size_t n, random_stream const& random, element_origin first,
+                         work_options const& options) {
+  if (n == 0) return;
+  require(checked_add(first.element, n) <= element_limit, "an element of a random stream has an index below 2^59");
+  auto const loop = table(options.at_most).f32_to_bf16_stochastic;
+  auto const how = treatment(options, size_of(elements{n}, dtype::bf16).value, size_of(elements{n}, dtype::f32).value);
+  share_out(n, options.threads, [&](std::size_t begin, std::size_t count) {
+    loop(at(out, begin, dtype::bf16), in + begin, count, {random, {first.tensor, first.element + begin}}, how);
+  });
+}
+
 void run_sum(void* out, dtype to, void const* const* in, std::size_t ranks, dtype wire, std::size_t n,
              reduce_options const& options, work_options const& work) {
   if (n == 0) return;
@@ -215,6 +227,12 @@ void cast(std::span<float> out, std::span<bf16 const> in, work_options o) { chec
 void cast(std::span<float> out, std::span<f16 const> in, work_options o) { checked_cast(out, in, o); }
 void cast(std::span<f16> out, std::span<bf16 const> in, work_options o) { checked_cast(out, in, o); }
 void cast(std::span<bf16> out, std::span<f16 const> in, work_options o) { checked_cast(out, in, o); }
+
+void cast(std::span<bf16> out, std::span<float const> in, random_stream const& random, element_origin first,
+          work_options o) {
+  require(out.size() == in.size(), "a cast writes as many elements as it reads");
+  run_stochastic_cast(out.data(), in.data(), in.size(), random, first, o);
+}
 
 void cast(buffer_ref out, buffer_ref in, work_options o) {
   require(out.count == in.count, "a cast writes as many elements as it reads");

@@ -13,6 +13,9 @@ namespace kernels {
 
 /// out [n] of `to` from in [n] of `from`; equal types, and any others of whole bytes, are copied.
 void run_cast(void* out, dtype to, void const* in, dtype from, std::size_t n, work_options const&);
+/// bf16 out [n] from fp32 in [n], stochastically rounded; `first` is the place of the first element.
+void run_stochastic_cast(void* out, float const* in, std::size_t n, random_stream const& random, element_origin first,
+                         work_options const&);
 /// out [n] of `to` from in [ranks][n] of `wire`; `to` is fp32 or `wire`. Allocates nothing for one thread and up to 256
 /// ranks.
 void run_sum(void* out, dtype to, void const* const* in, std::size_t ranks, dtype wire, std::size_t n,

@@ -4,6 +4,7 @@
 
 #include <flatshard/communicator.hpp>
 #include <flatshard/dtype.hpp>
+#include <flatshard/kernels/element.hpp>
 #include <flatshard/kernels/threads.hpp>
 #include <flatshard/quantity.hpp>
 
@@ -53,7 +54,13 @@ void cast(std::span<float> out, std::span<bf16 const> in, work_options = {});
 void cast(std::span<float> out, std::span<f16 const> in, work_options = {});
 void cast(std::span<f16> out, std::span<bf16 const> in, work_options = {});  // through fp32, which is exact
 void cast(std::span<bf16> out, std::span<f16 const> in, work_options = {});
-/// The same on memory whose types are known when run; equal types are copied.
+/// Rounds stochastically: up or down, by 16 random bits of (seed, step, purpose, tensor, element), so the result is
+/// right on average and the same for any sharding, number of threads and backend. `first` is the place of in[0] in its
+/// whole tensor; all of `in` lies in it. A finite value stays finite; infinities stay; every NaN becomes 0x7FFF.
+/// Source: docs/kernels.md, stochastic rounding.
+void cast(std::span<bf16> out, std::span<float const> in, random_stream const& random, element_origin first,
+          work_options = {});
+/// The casts to the nearest on memory whose types are known when run; equal types are copied.
 void cast(buffer_ref out, buffer_ref in, work_options = {});
 /// Copies bytes. Shapes: out [n], in [n]; they must not overlap.
 void copy_bytes(std::span<std::byte> out, std::span<std::byte const> in, work_options = {});
