@@ -299,6 +299,22 @@ double square_sum(float const* in, std::size_t n) {
   return part[0];
 }
 
+/// Element i into partial sum i mod 2048 (tiles.hpp); gives how many are infinite or NaN.
+std::uint64_t add_squares(double* part, float const* in, std::size_t n) {
+  constexpr std::size_t parts = 2048;
+  std::uint64_t not_finite = 0;
+  for (std::size_t i = 0; i < n; i += parts) {
+    auto const count = n - i < parts ? n - i : parts;
+    std::uint32_t found = 0;
+    for (std::size_t k = 0; k < count; ++k) {
+      part[k] += static_cast<double>(in[i + k]) * static_cast<double>(in[i + k]);
+      found += (__builtin_bit_cast(std::uint32_t, in[i + k]) & 0x7F800000u) == 0x7F800000u;
+    }
+    not_finite += found;
+  }
+  return not_finite;
+}
+
 template <class L>
 constexpr kernel_table table_of() {
   return {cast_all<L, in_f32, in_bf16>,
@@ -312,7 +328,8 @@ constexpr kernel_table table_of() {
           sum_all<L, in_bf16>,
           sum_all<L, in_f16>,
           sum_all<L, in_f32>,
-          square_sum};
+          square_sum,
+          add_squares};
 }
 
 }  // namespace

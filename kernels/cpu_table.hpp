@@ -42,6 +42,8 @@ struct kernel_table {
   stochastic_loop f32_to_bf16_stochastic;
   sum_loop sum_bf16, sum_f16, sum_f32;
   double (*sum_of_squares)(float const* in, std::size_t n);
+  /// Adds the square of in[i] to part[i % 2048]; gives how many values are infinite or NaN.
+  std::uint64_t (*add_squares)(double* part, float const* in, std::size_t n);
 };
 
 extern kernel_table const generic_kernels;
