@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Tables of tiles over every policy: each element once, at the layout's own place; CPU pack and unpack over them.
-#include "../tier.hpp"
+#include "tier.hpp"
 #include "random_layouts.hpp"
 
 #include <flatshard/kernels/cpu.hpp>

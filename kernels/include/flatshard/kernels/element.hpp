@@ -89,9 +89,10 @@ FLATSHARD_DEVICE_CALLABLE static constexpr std::uint16_t bf16_stochastic(std::ui
 /// Four words of 32 random bits: the 16 bits of eight elements.
 struct random_block {
   std::uint32_t word[4];
-  /// Bits of element `lane`, 0 to 7.
+  /// Bits of element `i`, 0 to 7; without an index into memory, so that devices keep the words in registers.
   [[nodiscard]] FLATSHARD_DEVICE_CALLABLE constexpr std::uint16_t lane(unsigned i) const {
-    return static_cast<std::uint16_t>(word[i >> 1] >> (16 * (i & 1u)));
+    std::uint32_t const w = (i & 4u) != 0 ? ((i & 2u) != 0 ? word[3] : word[2]) : ((i & 2u) != 0 ? word[1] : word[0]);
+    return static_cast<std::uint16_t>(w >> (16 * (i & 1u)));
   }
 };
 
