@@ -213,6 +213,13 @@ void fail_call(std::size_t n, cudaError_t code) {
   the_device().failing = n;
   the_device().failure = code;
 }
+void catch_faults() {
+  struct sigaction action {};
+  action.sa_handler = on_fault;
+  action.sa_flags = SA_ONSTACK;
+  sigaction(SIGSEGV, &action, nullptr);
+  sigaction(SIGBUS, &action, nullptr);
+}
 std::size_t calls() {
   std::lock_guard const lock{the_device().mutex};
   return the_device().calls;
@@ -229,15 +236,6 @@ std::string violations() {
 
 cudaError_t allocate(void** p, std::size_t size) {
   if (auto const failed = counted(); failed != cudaSuccess) return failed;
-#if !defined(__SANITIZE_ADDRESS__)
-  static bool const handled = [] {
-    struct sigaction action {};
-    action.sa_handler = on_fault;
-    action.sa_flags = SA_ONSTACK;
-    return sigaction(SIGSEGV, &action, nullptr) == 0 && sigaction(SIGBUS, &action, nullptr) == 0;
-  }();
-  static_cast<void>(handled);
-#endif
   {
     std::lock_guard const lock{the_device().mutex};
     ++the_device().allocations;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include <cuda_runtime.h>
@@ -21,6 +22,8 @@ std::size_t allocations();
 std::size_t live_bytes();
 /// Runs a kernel of the test's own.
 cudaError_t run(dim3 grid, unsigned threads, std::size_t shared, cudaStream_t stream, std::function<void()> thread);
+/// A memory fault ends the program with exit status 86 and a line that says which thread of which block it was.
+void catch_faults();
 /// What kernels did wrong since the last call, or nothing: kernel threads that left a barrier, writes past an
 /// allocation, ... Each also fails its stream with cudaErrorLaunchFailure.
 std::string violations();

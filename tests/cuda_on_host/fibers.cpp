@@ -36,14 +36,25 @@ grid_runner::fiber* grid_runner::take_fiber() {
   f->stack = mmap(nullptr, stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (f->stack == MAP_FAILED) throw std::bad_alloc{};
   f->runner = this;
-  getcontext(&f->context);
-  f->context.uc_stack.ss_sp = f->stack;
-  f->context.uc_stack.ss_size = stack_size;
-  f->context.uc_link = nullptr;
+  getcontext(&f->at.context);
+  f->at.context.uc_stack.ss_sp = f->stack;
+  f->at.context.uc_stack.ss_size = stack_size;
+  f->at.context.uc_link = nullptr;
   auto const address = reinterpret_cast<std::uintptr_t>(f.get());
-  makecontext(&f->context, reinterpret_cast<void (*)()>(&fiber_main), 2, static_cast<unsigned>(address >> 32),
+  makecontext(&f->at.context, reinterpret_cast<void (*)()>(&fiber_main), 2, static_cast<unsigned>(address >> 32),
               static_cast<unsigned>(address));
   return f.get();
+}
+
+void grid_runner::switch_over(place& from, place& to) {
+#if defined(__SANITIZE_ADDRESS__)
+  swapcontext(&from.context, &to.context);  // the sanitizer takes a jump for the end of a stack
+#else
+  if (_setjmp(from.jump) != 0) return;
+  from.started = true;
+  if (to.started) _longjmp(to.jump, 1);
+  setcontext(&to.context);
+#endif
 }
 
 /// A fiber runs one thread after the other.
@@ -67,7 +78,7 @@ void grid_runner::leave() {
   void* fake = nullptr;
   __sanitizer_start_switch_fiber(&fake, scheduler_stack_, scheduler_stack_size_);
 #endif
-  swapcontext(&from->context, &scheduler_);
+  switch_over(from->at, scheduler_);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(fake, &scheduler_stack_, &scheduler_stack_size_);
 #endif
@@ -82,7 +93,7 @@ grid_runner::step grid_runner::resume(thread_state& t) {
   void* fake = nullptr;
   __sanitizer_start_switch_fiber(&fake, t.on->stack, stack_size);
 #endif
-  swapcontext(&scheduler_, &t.on->context);
+  switch_over(scheduler_, t.on->at);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif

@@ -2,6 +2,7 @@
 /// The threads of a grid as fibers of one worker: run in a shuffled order, one at a time, until they wait or end.
 #pragma once
 
+#include <csetjmp>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -58,14 +59,21 @@ class grid_runner {
     std::size_t alive{};
     std::vector<std::uint64_t> memory;
   };
+  /// Where something stopped. Entered as a context, left and entered again by a jump, which asks no kernel.
+  struct place {
+    ucontext_t context{};
+    jmp_buf jump{};
+    bool started = false;
+  };
   struct fiber {
-    ucontext_t context;
+    place at;
     void* stack{};
     grid_runner* runner{};
   };
   enum class step { ended, waits, goes_on };
 
   static void fiber_main(unsigned high, unsigned low);
+  static void switch_over(place& from, place& to);
   fiber* take_fiber();
   step resume(thread_state& t);
   void leave();
@@ -76,7 +84,7 @@ class grid_runner {
   std::mt19937_64 random_;
   std::vector<std::unique_ptr<fiber>> fibers_;
   std::vector<fiber*> idle_;
-  ucontext_t scheduler_{};
+  place scheduler_;
   grid_job const* job_{};
   thread_state* running_{};
   step last_ = step::ended;

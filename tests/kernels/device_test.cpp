@@ -101,6 +101,7 @@ struct uploaded_tensors {
       pointers.push_back(memory.emplace_back(values, stream).data());
     }
     device = upload(pointers, tensors.empty() ? dtype::f32 : tensors[0].type, table.span(), stream);
+    stream.wait();
   }
 };
 struct uploaded_tiles {
@@ -299,7 +300,7 @@ TEST_CASE("scaled and accumulated results, squares and counts are the CPU's, bit
                wrong_result<f16>(l, table, o, random, stream);
     }
   std::vector<parameter> const unit{{"a", {50'001}}, {"b", {3}}, {"c", {2, 8192}}};
-  auto const l = written_down(layout{native{}, unit, world{2}});
+  auto const l = native_of(unit, 2);
   wrong += wrong_result<bf16>(l, make_tiles(l.runs), {.scale = 0.5f, .accumulate = true}, random, stream);
   CHECK(wrong == 0);
 }
@@ -339,7 +340,7 @@ TEST_CASE("the order of a sum is kept, and scale and accumulate are two rounding
 TEST_CASE("what does not fit is a broken rule, and nothing is enqueued") {
   test_stream const stream;
   std::vector<parameter> const unit{{"a", {16}}, {"b", {8}}};
-  auto const l = written_down(layout{native{}, unit, world{1}});
+  auto const l = native_of(unit, 1);
   auto const table = make_tiles(l.runs);
   uploaded_tiles const tiles{table, stream};
   std::vector<float> a(16), b(8);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Tables of tiles over every policy: each element once, at the layout's own place; CPU pack and unpack over them.
-#include "tier.hpp"
 #include "random_layouts.hpp"
+#include "tier.hpp"
 
 #include <flatshard/kernels/cpu.hpp>
 #include <flatshard/kernels/tiles.hpp>
+#include <flatshard/layouts/native.hpp>
 
 #include <algorithm>
 #include <array>
@@ -202,9 +203,9 @@ TEST_CASE("a unit of some million elements over threads") {
   std::vector<parameter> const unit{{"a", {1024, 1024}}, {"b", {333, 1001}}, {"c", {1024}}, {"d", {700, 700}}};
   std::mt19937 random{3};
   for (int const threads : {1, 2, 5}) {
-    auto const l = written_down(layout{native{}, unit, world{4}});
+    auto const l = native_of(unit, 4);
     CHECK(wrong_pack<bf16, float>(l, make_tiles(l.runs), {.threads = threads}, random) == 0);
-    auto const slots = written_down(layout{fsdp2{}, unit, world{3}});
+    auto const slots = fsdp2_of(unit, 3);
     CHECK(wrong_pack<float, bf16>(slots, make_tiles(slots.runs), {.threads = threads}, random) == 0);
   }
 }
@@ -297,13 +298,13 @@ TEST_CASE("scaled, accumulated, counted: two roundings, squares in the documente
       check_result<f16>(l, table, o, random);
     }
   std::vector<parameter> const unit{{"a", {50'001}}, {"b", {3}}, {"c", {8192}}};
-  auto const l = written_down(layout{native{}, unit, world{2}});
+  auto const l = native_of(unit, 2);
   check_result<bf16>(l, make_tiles(l.runs), {.scale = 0.5f, .accumulate = true}, random);
 }
 
 TEST_CASE("buffers that do not fit a table are broken rules") {
   std::vector<parameter> const unit{{"a", {16}}, {"b", {8}}};
-  auto const l = written_down(layout{native{}, unit, world{1}});
+  auto const l = native_of(unit, 1);
   auto const table = make_tiles(l.runs);
   std::vector<float> a(16), b(8), small(7), flat(l.gathered);
   std::vector<bf16> narrow_flat(l.gathered), narrow_b(8);
