@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(block_threads) cast_kernel(Operation op, std::
 
 /// Tensors to flat, a tile a block.
 template <class Flat, class Tensor>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, 3)
     pack_kernel(typename Flat::storage* flat, std::byte* const* tensors, tile_list tiles) {
   for (std::uint32_t i = blockIdx.x; i < tiles.count; i += gridDim.x) {
     tile_place const t = tiles[i];
