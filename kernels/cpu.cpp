@@ -54,19 +54,6 @@ instruction_set choose() {
   throw std::runtime_error{"FLATSHARD_CPU=" + std::string{wish} + " is none of generic, avx2, avx512"};
 }
 
-kernel_table const& table(instruction_set at_most) {
-#if defined(__x86_64__)
-  switch (std::min(at_most, active_instruction_set())) {
-    case instruction_set::avx512: return avx512_kernels;
-    case instruction_set::avx2: return avx2_kernels;
-    case instruction_set::generic: break;
-  }
-#else
-  static_cast<void>(at_most);
-#endif
-  return generic_kernels;
-}
-
 std::size_t last_level_cache() {
   static std::size_t const size = [] {
     for (int const level : {_SC_LEVEL4_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE})
@@ -77,35 +64,18 @@ std::size_t last_level_cache() {
 }
 
 constexpr std::size_t fetch_from = std::size_t{1} << 20;       // bytes from which inputs come from memory
+constexpr std::size_t element_limit = std::size_t{1} << 59;    // the random bits count so far
 constexpr std::size_t thread_share = std::size_t{256} * 1024;  // elements that are worth a thread
-
-unsigned treatment(work_options const& o, std::size_t out_bytes, std::size_t in_bytes) {
-  bool const past_caches = o.output == reuse::later || (o.output == reuse::automatic && exceeds_caches(out_bytes));
-  return (past_caches ? streaming : 0u) | (out_bytes + in_bytes >= fetch_from ? prefetching : 0u);
-}
 
 /// Calls work(first, count) for shares of n elements that begin on multiples of 4096, the last share on this thread.
 template <class Work>
 void share_out(std::size_t n, int threads, Work const& work) {
-  auto const parts = std::clamp<std::size_t>(n / thread_share, 1, static_cast<std::size_t>(std::max(threads, 1)));
+  auto const parts = worthy_threads(n, {.threads = threads});
   auto const share = round_up(ceil_div(n, parts), 4096);
   std::vector<std::jthread> others;
   std::size_t first = 0;
   for (; first + share < n; first += share) others.emplace_back([&work, first, share] { work(first, share); });
   work(first, n - first);
-}
-
-cast_loop loop_of(kernel_table const& t, dtype to, dtype from) {
-  auto const pair = [](dtype a, dtype b) { return static_cast<unsigned>(a) << 8 | static_cast<unsigned>(b); };
-  switch (pair(to, from)) {
-    case pair(dtype::bf16, dtype::f32): return t.f32_to_bf16;
-    case pair(dtype::f16, dtype::f32): return t.f32_to_f16;
-    case pair(dtype::f32, dtype::bf16): return t.bf16_to_f32;
-    case pair(dtype::f32, dtype::f16): return t.f16_to_f32;
-    case pair(dtype::f16, dtype::bf16): return t.bf16_to_f16;
-    case pair(dtype::bf16, dtype::f16): return t.f16_to_bf16;
-    default: return nullptr;
-  }
 }
 
 std::byte* at(void* p, std::size_t i, dtype t) { return static_cast<std::byte*>(p) + i * (bits(t) / 8); }
@@ -151,6 +121,41 @@ instruction_set active_instruction_set() {
 
 bool supported(instruction_set s) { return s <= detect(); }
 
+kernel_table const& table(instruction_set at_most) {
+#if defined(__x86_64__)
+  switch (std::min(at_most, active_instruction_set())) {
+    case instruction_set::avx512: return avx512_kernels;
+    case instruction_set::avx2: return avx2_kernels;
+    case instruction_set::generic: break;
+  }
+#else
+  static_cast<void>(at_most);
+#endif
+  return generic_kernels;
+}
+
+unsigned treatment(work_options const& o, std::size_t out_bytes, std::size_t in_bytes) {
+  bool const past_caches = o.output == reuse::later || (o.output == reuse::automatic && exceeds_caches(out_bytes));
+  return (past_caches ? streaming : 0u) | (out_bytes + in_bytes >= fetch_from ? prefetching : 0u);
+}
+
+cast_loop loop_of(kernel_table const& t, dtype to, dtype from) {
+  auto const pair = [](dtype a, dtype b) { return static_cast<unsigned>(a) << 8 | static_cast<unsigned>(b); };
+  switch (pair(to, from)) {
+    case pair(dtype::bf16, dtype::f32): return t.f32_to_bf16;
+    case pair(dtype::f16, dtype::f32): return t.f32_to_f16;
+    case pair(dtype::f32, dtype::bf16): return t.bf16_to_f32;
+    case pair(dtype::f32, dtype::f16): return t.f16_to_f32;
+    case pair(dtype::f16, dtype::bf16): return t.bf16_to_f16;
+    case pair(dtype::bf16, dtype::f16): return t.f16_to_bf16;
+    default: return nullptr;
+  }
+}
+
+std::size_t worthy_threads(std::size_t n, work_options const& o) {
+  return std::clamp<std::size_t>(n / thread_share, 1, static_cast<std::size_t>(std::max(o.threads, 1)));
+}
+
 bool exceeds_caches(std::size_t bytes) { return bytes > last_level_cache() / 2; }
 
 void run_cast(void* out, dtype to, void const* in, dtype from, std::size_t n, work_options const& options) {
@@ -167,6 +172,17 @@ void run_cast(void* out, dtype to, void const* in, dtype from, std::size_t n, wo
   require(loop != nullptr, "a cast is between fp32, bf16 and fp16");
   share_out(n, options.threads,
             [&](std::size_t first, std::size_t count) { loop(at(out, first, to), at(in, first, from), count, how); });
+}
+
+void run_stochastic_cast(void* out, float const* in, std::size_t n, random_stream const& random, element_origin first,
+                         work_options const& options) {
+  if (n == 0) return;
+  require(checked_add(first.element, n) <= element_limit, "an element of a random stream has an index below 2^59");
+  auto const loop = table(options.at_most).f32_to_bf16_stochastic;
+  auto const how = treatment(options, size_of(elements{n}, dtype::bf16).value, size_of(elements{n}, dtype::f32).value);
+  share_out(n, options.threads, [&](std::size_t begin, std::size_t count) {
+    loop(at(out, begin, dtype::bf16), in + begin, count, {random, {first.tensor, first.element + begin}}, how);
+  });
 }
 
 void run_sum(void* out, dtype to, void const* const* in, std::size_t ranks, dtype wire, std::size_t n,
@@ -215,6 +231,12 @@ void cast(std::span<float> out, std::span<bf16 const> in, work_options o) { chec
 void cast(std::span<float> out, std::span<f16 const> in, work_options o) { checked_cast(out, in, o); }
 void cast(std::span<f16> out, std::span<bf16 const> in, work_options o) { checked_cast(out, in, o); }
 void cast(std::span<bf16> out, std::span<f16 const> in, work_options o) { checked_cast(out, in, o); }
+
+void cast(std::span<bf16> out, std::span<float const> in, random_stream const& random, element_origin first,
+          work_options o) {
+  require(out.size() == in.size(), "a cast writes as many elements as it reads");
+  run_stochastic_cast(out.data(), in.data(), in.size(), random, first, o);
+}
 
 void cast(buffer_ref out, buffer_ref in, work_options o) {
   require(out.count == in.count, "a cast writes as many elements as it reads");

@@ -43,7 +43,45 @@ struct eight_lanes {
     _mm256_stream_si256(reinterpret_cast<__m256i*>(out + 32), b);
   }
 
+  /// Eight counters, in the order that `store_blocks` needs: lane 4 h + k counts block h + 2 k.
+  using words = __m256i;
+  static words counters(std::uint32_t first) {
+    return _mm256_add_epi32(all_words(first), _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+  }
+  static words all_words(std::uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+  static words exclusive_or(words a, words b, words c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
+  static words multiply_wide(words a, std::uint32_t m, words& high) {
+    auto const even = _mm256_mul_epu32(a, all_words(m));
+    auto const odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), all_words(m));
+    high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+    return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+  }
+  /// The four words of each block behind each other, block after block.
+  static void store_blocks(std::uint16_t* r, words const* c) {
+    auto const a = _mm256_unpacklo_epi32(c[0], c[1]), b = _mm256_unpacklo_epi32(c[2], c[3]);
+    auto const d = _mm256_unpackhi_epi32(c[0], c[1]), e = _mm256_unpackhi_epi32(c[2], c[3]);
+    auto* const p = reinterpret_cast<__m256i*>(r);
+    _mm256_storeu_si256(p, _mm256_unpacklo_epi64(a, b));
+    _mm256_storeu_si256(p + 1, _mm256_unpackhi_epi64(a, b));
+    _mm256_storeu_si256(p + 2, _mm256_unpacklo_epi64(d, e));
+    _mm256_storeu_si256(p + 3, _mm256_unpackhi_epi64(d, e));
+  }
+  static void store_stochastic(std::uint16_t* p, vector a, vector b, std::uint16_t const* r, bool past_caches) {
+    auto const packed = _mm256_packus_epi32(stochastic_words(a.v, r), stochastic_words(b.v, r + width));
+    store_words(p, _mm256_permute4x64_epi64(packed, 0xD8), past_caches);
+  }
+
  private:
+  static __m256i stochastic_words(__m256 x, std::uint16_t const* r) {  // in the low half of each lane
+    auto const b = _mm256_castps_si256(x), a = _mm256_and_si256(b, _mm256_set1_epi32(0x7FFFFFFF));
+    auto const bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<__m128i const*>(r)));
+    auto const sum = _mm256_min_epu32(_mm256_srli_epi32(_mm256_add_epi32(a, bits), 16), _mm256_set1_epi32(0x7F7F));
+    auto const infinite = _mm256_cmpeq_epi32(a, _mm256_set1_epi32(0x7F800000));
+    auto const m = _mm256_blendv_epi8(sum, _mm256_set1_epi32(0x7F80), infinite);
+    auto const sign = _mm256_and_si256(_mm256_srli_epi32(b, 16), _mm256_set1_epi32(0x8000));
+    auto const nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(_mm256_or_si256(m, sign), _mm256_set1_epi32(0x7FFF), nan);
+  }
   static __m256i bf16_words(__m256 x) {  // in the low half of each lane
     auto const b = _mm256_castps_si256(x);
     auto const odd = _mm256_and_si256(_mm256_srli_epi32(b, 16), _mm256_set1_epi32(1));

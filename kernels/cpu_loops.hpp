@@ -3,7 +3,8 @@
 #pragma once
 
 #include "cpu_table.hpp"
-#include "element.hpp"
+
+#include <flatshard/kernels/element.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -106,6 +107,71 @@ void cast_all(void* out_memory, void const* in_memory, std::size_t n, unsigned h
     if (past_caches) L::fence();
   }
   for (; i < n; ++i) one(i);
+}
+
+/// The random bits of elements 8 * block to 8 * (block + blocks) - 1 of a tensor, into r.
+template <class L>
+void random_run(std::uint16_t* r, random_origin const& from, std::uint64_t block, std::size_t blocks) {
+  std::size_t k = 0;
+  if constexpr (L::width > 1) {
+    for (; k + L::width <= blocks; k += L::width) {
+      auto const first = block + k;
+      if (static_cast<std::uint32_t>(first) > 0xFFFFFFFFu - L::width) break;  // the carry is for the plain loop
+      auto const counter = element::random_counter(from.stream, from.first.tensor, first);
+      auto words = L::counters(counter.word[0]);
+      typename L::words c[4] = {words, L::all_words(counter.word[1]), L::all_words(counter.word[2]),
+                                L::all_words(counter.word[3])};
+      auto key0 = static_cast<std::uint32_t>(from.stream.seed),
+           key1 = static_cast<std::uint32_t>(from.stream.seed >> 32);
+      for (int round = 0; round < 10; ++round, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u) {
+        typename L::words high0, high1;
+        auto const low0 = L::multiply_wide(c[0], 0xD2511F53u, high0);
+        auto const low1 = L::multiply_wide(c[2], 0xCD9E8D57u, high1);
+        c[0] = L::exclusive_or(high1, c[1], L::all_words(key0));
+        c[2] = L::exclusive_or(high0, c[3], L::all_words(key1));
+        c[1] = low1;
+        c[3] = low0;
+      }
+      L::store_blocks(r + 8 * k, c);
+    }
+  }
+  for (; k < blocks; ++k) {
+    auto const bits = element::random_bits(from.stream, from.first.tensor, block + k);
+    for (unsigned i = 0; i < 8; ++i) r[8 * k + i] = bits.lane(i);
+  }
+}
+
+template <class L>
+void stochastic_all(void* out_memory, float const* in, std::size_t n, random_origin const& from, unsigned how) {
+  constexpr std::size_t chunk = 1024;
+  auto* const out = static_cast<std::uint16_t*>(out_memory);
+  alignas(64) std::uint16_t random[chunk + 16];
+  for (std::size_t done = 0; done < n;) {
+    bool const past_caches = L::width > 1 && (how & streaming) != 0;
+    auto const head = past_caches ? head_of(out + done, n - done) : 0;
+    auto const count = head > 0 ? head : n - done < chunk ? n - done : chunk;  // the first one ends on a line
+    auto const element = from.first.element + done;
+    auto const shift = static_cast<std::size_t>(element & 7u);
+    random_run<L>(random, from, element >> 3, (shift + count + 7) / 8);
+    std::size_t i = 0;
+    if constexpr (L::width > 1) {
+      constexpr std::size_t step = 32;
+      if (head == 0) {
+        for (; i + step <= count; i += step) {
+          auto const k = done + i;
+          if (how & prefetching) fetch<L>(in, k, step, n);
+          for (std::size_t j = 0; j < step; j += 2 * L::width)
+            L::store_stochastic(out + k + j, L::load(in + k + j), L::load(in + k + j + L::width),
+                                random + shift + i + j, past_caches);
+        }
+      }
+    }
+    for (; i < count; ++i)
+      out[done + i] = element::bf16_stochastic(__builtin_bit_cast(std::uint32_t, in[done + i]), random[shift + i]);
+    done += count;
+  }
+  if constexpr (L::width > 1)
+    if (how & streaming) L::fence();
 }
 
 template <class L>
@@ -233,6 +299,22 @@ double square_sum(float const* in, std::size_t n) {
   return part[0];
 }
 
+/// Element i into partial sum i mod 2048 (tiles.hpp); gives how many are infinite or NaN.
+std::uint64_t add_squares(double* part, float const* in, std::size_t n) {
+  constexpr std::size_t parts = 2048;
+  std::uint64_t not_finite = 0;
+  for (std::size_t i = 0; i < n; i += parts) {
+    auto const count = n - i < parts ? n - i : parts;
+    std::uint32_t found = 0;
+    for (std::size_t k = 0; k < count; ++k) {
+      part[k] += static_cast<double>(in[i + k]) * static_cast<double>(in[i + k]);
+      found += (__builtin_bit_cast(std::uint32_t, in[i + k]) & 0x7F800000u) == 0x7F800000u;
+    }
+    not_finite += found;
+  }
+  return not_finite;
+}
+
 template <class L>
 constexpr kernel_table table_of() {
   return {cast_all<L, in_f32, in_bf16>,
@@ -242,10 +324,12 @@ constexpr kernel_table table_of() {
           cast_all<L, in_bf16, in_f16>,
           cast_all<L, in_f16, in_bf16>,
           copy_all<L>,
+          stochastic_all<L>,
           sum_all<L, in_bf16>,
           sum_all<L, in_f16>,
           sum_all<L, in_f32>,
-          square_sum};
+          square_sum,
+          add_squares};
 }
 
 }  // namespace

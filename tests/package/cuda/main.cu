@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A client's .cu: the layout on the host, its numbers as scalars in a kernel.
+// A client's .cu: the layout on the host, its numbers as scalars in a kernel; and an optimizer step that skips padding
+// and writes the bf16 copy with the library's bits.
 #include <flatshard/flatshard.hpp>
+#include <flatshard/kernels/device.cuh>
 
 using namespace flatshard;
 constexpr auto layer = parameters({{"wq", {4096, 4096}}, {"norm", {4096}}});
@@ -12,8 +14,22 @@ __global__ void scale_norm(float* gathered, unsigned long long first, unsigned l
   auto const i = blockIdx.x * static_cast<unsigned long long>(blockDim.x) + threadIdx.x;
   if (i < count) gathered[first + i] *= 2.0f;
 }
+
+__global__ void step(float* master, unsigned short* weights, float const* grad, kernels::device_map map,
+                     unsigned long long n, float rate, kernels::random_stream random) {
+  auto const i = blockIdx.x * static_cast<unsigned long long>(blockDim.x) + threadIdx.x;
+  if (i >= n) return;
+  auto const here = map.at(i);
+  if (here.padding) return;
+  master[i] -= rate * grad[i];
+  weights[i] = kernels::stochastic_bf16(master[i], random, {here.tensor, here.element});
+}
 }  // namespace
 
 void scale(float* gathered, cudaStream_t stream) {
   scale_norm<<<16, 256, 0, stream>>>(gathered, norm_weight.gathered.value, norm_weight.numel.value);
+}
+void update(float* master, unsigned short* weights, float const* grad, kernels::device_map map, unsigned long long n,
+            cudaStream_t stream) {
+  step<<<static_cast<unsigned>((n + 255) / 256), 256, 0, stream>>>(master, weights, grad, map, n, 1e-3f, {.seed = 1});
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Casts, copies and sums on the CPU, memory on large pages, and (threads.hpp) ranks as threads of one process.
+/// Casts, copies, packs and sums on the CPU, memory on large pages, and (threads.hpp) ranks as threads of one process.
 #pragma once
 
 #include <flatshard/communicator.hpp>
 #include <flatshard/dtype.hpp>
+#include <flatshard/kernels/element.hpp>
 #include <flatshard/kernels/threads.hpp>
+#include <flatshard/kernels/tiles.hpp>
 #include <flatshard/quantity.hpp>
 
 #include <cstddef>
@@ -53,7 +55,13 @@ void cast(std::span<float> out, std::span<bf16 const> in, work_options = {});
 void cast(std::span<float> out, std::span<f16 const> in, work_options = {});
 void cast(std::span<f16> out, std::span<bf16 const> in, work_options = {});  // through fp32, which is exact
 void cast(std::span<bf16> out, std::span<f16 const> in, work_options = {});
-/// The same on memory whose types are known when run; equal types are copied.
+/// Rounds stochastically: up or down, by 16 random bits of (seed, step, purpose, tensor, element), so the result is
+/// right on average and the same for any sharding, number of threads and backend. `first` is the place of in[0] in its
+/// whole tensor; all of `in` lies in it. A finite value stays finite; infinities stay; every NaN becomes 0x7FFF.
+/// Source: docs/kernels.md, stochastic rounding.
+void cast(std::span<bf16> out, std::span<float const> in, random_stream const& random, element_origin first,
+          work_options = {});
+/// The casts to the nearest on memory whose types are known when run; equal types are copied.
 void cast(buffer_ref out, buffer_ref in, work_options = {});
 /// Copies bytes. Shapes: out [n], in [n]; they must not overlap.
 void copy_bytes(std::span<std::byte> out, std::span<std::byte const> in, work_options = {});
@@ -72,6 +80,23 @@ void sum(std::span<f16> out, std::span<std::span<f16 const> const> in, reduce_op
 /// The sum of squares, in fp64: element i goes into partial sum i mod 16, and a tree adds these; the same bits on every
 /// instruction set. Complexity: O(n).
 [[nodiscard]] double sum_of_squares(std::span<float const> in, work_options = {});
+
+/// Tensors into a flat buffer, tile by tile, cast on the way as `cast` does; padding of the table becomes 0, what the
+/// table does not name stays. Tensors stand at their numbers and hold fp32, bf16 or fp16, as the flat buffer does. The
+/// buffers must not overlap. Complexity: O(elements of the table).
+void pack(buffer_ref flat, std::span<buffer_ref const> tensors, tile_table const&, work_options = {});
+/// The same with stochastic rounding, fp32 to bf16; tensor t of the table is number `first_tensor` + t of the model.
+void pack(std::span<bf16> flat, std::span<buffer_ref const> tensors, tile_table const&, random_stream const& random,
+          std::uint32_t first_tensor, work_options = {});
+/// Tensors into a flat fp32 buffer, scaled and perhaps added to what it holds, each step rounded; gives the sum of
+/// squares of the result and the number of its values that are infinite or NaN, padding left out. The same bits for any
+/// instruction set and number of threads. Allocates 16 bytes a tile.
+value_totals pack(std::span<float> flat, std::span<buffer_ref const> tensors, tile_table const&, pack_options const&,
+                  work_options = {});
+/// A flat buffer into tensors; padding is not read.
+void unpack(std::span<buffer_ref const> tensors, buffer_ref flat, tile_table const&, work_options = {});
+/// What the totals of all tiles of a table add up to, in the order of tiles.hpp.
+[[nodiscard]] value_totals total(std::span<value_totals const> of_tiles);
 
 /// The pages that a buffer asks for.
 enum class page_size : std::uint8_t {

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Casts, pack and unpack, and their totals, on a stream.
+#include "check.hpp"
+#include "device_launch.hpp"
+#include "device_packs.hpp"
+
+#include <flatshard/kernels/cuda.hpp>
+#include <flatshard/require.hpp>
+
+#include <algorithm>
+
+namespace flatshard {
+inline namespace v0 {
+namespace kernels {
+namespace {
+
+template <class Operation>
+__global__ void __launch_bounds__(block_threads) cast_kernel(Operation op, std::uint64_t n) {
+  walk(op, n, blockIdx.x * std::uint64_t{block_threads} + threadIdx.x, gridDim.x * std::uint64_t{block_threads});
+}
+
+/// Tensors to flat, a tile a block.
+template <class Flat, class Tensor>
+__global__ void __launch_bounds__(block_threads, 3)
+    pack_kernel(typename Flat::storage* flat, std::byte* const* tensors, tile_list tiles) {
+  for (std::uint32_t i = blockIdx.x; i < tiles.count; i += gridDim.x) {
+    tile_place const t = tiles[i];
+    if (t.tensor == no_tensor) {
+      clear_operation<Flat> op{flat + t.target};
+      walk(op, t.length, threadIdx.x, block_threads);
+    } else {
+      auto const* const in = reinterpret_cast<typename Tensor::storage const*>(tensors[t.tensor]);
+      cast_operation<Flat, Tensor> op{flat + t.target, in + t.source};
+      walk(op, t.length, threadIdx.x, block_threads);
+    }
+  }
+}
+__global__ void __launch_bounds__(block_threads)
+    stochastic_pack_kernel(std::uint16_t* flat, std::byte* const* tensors, tile_list tiles, random_stream random,
+                           std::uint32_t first_tensor) {
+  for (std::uint32_t i = blockIdx.x; i < tiles.count; i += gridDim.x) {
+    tile_place const t = tiles[i];
+    if (t.tensor == no_tensor) {
+      clear_operation<as_bf16> op{flat + t.target};
+      walk(op, t.length, threadIdx.x, block_threads);
+    } else {
+      auto const* const in = reinterpret_cast<float const*>(tensors[t.tensor]);
+      stochastic_operation op{flat + t.target, in + t.source, random, {first_tensor + t.tensor, t.source}};
+      walk(op, t.length, threadIdx.x, block_threads);
+    }
+  }
+}
+template <class Tensor, class Flat>
+__global__ void __launch_bounds__(block_threads)
+    unpack_kernel(std::byte* const* tensors, typename Flat::storage const* flat, tile_list tiles) {
+  for (std::uint32_t i = blockIdx.x; i < tiles.count; i += gridDim.x) {
+    tile_place const t = tiles[i];
+    if (t.tensor == no_tensor) continue;
+    auto* const out = reinterpret_cast<typename Tensor::storage*>(tensors[t.tensor]);
+    cast_operation<Tensor, Flat> op{out + t.source, flat + t.target};
+    walk(op, t.length, threadIdx.x, block_threads);
+  }
+}
+
+/// One tile of an fp32 result. No head: element i of a tile belongs to pack i / 8, whatever its address.
+template <class In>
+struct result_operation {
+  float* out;
+  typename In::storage const* in;
+  result_rule rule;
+  thread_totals totals;
+  __device__ walk_plan plan(std::uint64_t) const { return {0, on_words(out) && on_words(in)}; }
+  __device__ eight get(std::uint64_t i) const { return In::load(in + i, true); }
+  __device__ void put(std::uint64_t i, eight const& v) {
+    eight const result = rule(v, out + i);
+    as_f32::store(out + i, result);
+#pragma unroll
+    for (unsigned k = 0; k < 8; ++k) totals.add(result.x[k], k);
+  }
+  __device__ void one(std::uint64_t i, unsigned k) {
+    out[i] = rule(In::load_one(in + i), rule.accumulate ? out[i] : 0.0f);
+    totals.add(out[i], k);
+  }
+};
+template <class Tensor>
+__global__ void __launch_bounds__(block_threads)
+    result_kernel(float* flat, std::byte* const* tensors, tile_list tiles, value_totals* totals, result_rule rule) {
+  for (std::uint32_t i = blockIdx.x; i < tiles.count; i += gridDim.x) {
+    tile_place const t = tiles[i];
+    if (t.tensor == no_tensor) {
+      clear_operation<as_f32> op{flat + t.target};
+      walk(op, t.length, threadIdx.x, block_threads);
+      write_totals(totals + i, 0.0, 0);
+    } else {
+      auto const* const in = reinterpret_cast<typename Tensor::storage const*>(tensors[t.tensor]);
+      result_operation<Tensor> op{flat + t.target, in + t.source, rule, {}};
+      walk(op, t.length, threadIdx.x, block_threads);
+      write_totals(totals + i, op.totals);
+    }
+  }
+}
+__global__ void __launch_bounds__(block_threads)
+    total_kernel(value_totals* out, value_totals const* of_tiles, std::uint32_t count) {
+  value_totals mine;
+  for (std::uint32_t i = threadIdx.x; i < count; i += block_threads) {
+    mine.squares += of_tiles[i].squares;
+    mine.not_finite += of_tiles[i].not_finite;
+  }
+  write_totals(out, mine.squares, mine.not_finite);
+}
+
+template <class Operation>
+void launch_cast(Operation const& op, std::size_t n, stream_ref stream) {
+  if (n == 0) return;
+  launch("cast", cast_kernel<Operation>,
+         {dim3{blocks_for(ceil_div(n, 16 * std::size_t{block_threads}))}, block_threads}, stream, op, std::uint64_t{n});
+}
+template <class Out, class In, class To, class From>
+void cast_as(std::span<To> out, std::span<From const> in, stream_ref stream) {
+  require(out.size() == in.size(), "a cast writes as many elements as it reads");
+  launch_cast(cast_operation<Out, In>{reinterpret_cast<typename Out::storage*>(out.data()),
+                                      reinterpret_cast<typename In::storage const*>(in.data())},
+              in.size(), stream);
+}
+
+launch_shape tile_shape(device_tiles const& tiles, std::size_t shared = 0) {
+  return {dim3{blocks_for(tiles.count)}, block_threads, shared};
+}
+void check_tiles(elements flat, tensor_pointers const& tensors, device_tiles const& tiles) {
+  require(tiles.flat_size <= flat, "the flat buffer must hold every tile of the table");
+  require(tiles.tensors <= tensors.count, "a table of tiles needs every tensor that it names");
+}
+
+}  // namespace
+
+void cast(std::span<bf16> out, std::span<float const> in, stream_ref s) { cast_as<as_bf16, as_f32>(out, in, s); }
+void cast(std::span<f16> out, std::span<float const> in, stream_ref s) { cast_as<as_f16, as_f32>(out, in, s); }
+void cast(std::span<float> out, std::span<bf16 const> in, stream_ref s) { cast_as<as_f32, as_bf16>(out, in, s); }
+void cast(std::span<float> out, std::span<f16 const> in, stream_ref s) { cast_as<as_f32, as_f16>(out, in, s); }
+void cast(std::span<f16> out, std::span<bf16 const> in, stream_ref s) { cast_as<as_f16, as_bf16>(out, in, s); }
+void cast(std::span<bf16> out, std::span<f16 const> in, stream_ref s) { cast_as<as_bf16, as_f16>(out, in, s); }
+
+void cast(std::span<bf16> out, std::span<float const> in, random_stream const& random, element_origin first,
+          stream_ref stream) {
+  require(out.size() == in.size(), "a cast writes as many elements as it reads");
+  require(checked_add(first.element, in.size()) <= std::size_t{1} << 59,
+          "an element of a random stream has an index below 2^59");
+  launch_cast(stochastic_operation{reinterpret_cast<std::uint16_t*>(out.data()), in.data(), random, first}, in.size(),
+              stream);
+}
+
+void cast(buffer_ref out, buffer_ref in, stream_ref stream) {
+  require(out.count == in.count, "a cast writes as many elements as it reads");
+  with_formats(out, in, [&]<class Out, class In>(Out, In) {
+    launch_cast(cast_operation<Out, In>{storage_of<Out>(out), storage_of<In>(in)}, in.count.value, stream);
+  });
+}
+
+bytes workspace_size(tile_table const& table) {
+  auto const tile_bytes = table.packed() ? sizeof(tile) : sizeof(wide_tile);
+  return {checked_mul(table.size(), tile_bytes + sizeof(value_totals))};
+}
+
+device_tiles upload(tile_table const& table, std::span<std::byte> workspace, stream_ref stream) {
+  require(workspace.size() >= workspace_size(table).value, "a table of tiles needs the workspace that it asks for");
+  require(reinterpret_cast<std::uintptr_t>(workspace.data()) % 16 == 0, "a workspace must be aligned to 16 bytes");
+  require(table.size() <= 0xFFFFFFFFu, "a table on a device has fewer than 2^32 tiles");
+  auto const raw = table.packed() ? std::as_bytes(table.tiles()) : std::as_bytes(table.wide_tiles());
+  if (!raw.empty())
+    check(cudaMemcpyAsync(workspace.data(), raw.data(), raw.size(), cudaMemcpyHostToDevice, stream.stream),
+          "cudaMemcpyAsync of a table of tiles");
+  return {workspace.data(),
+          reinterpret_cast<value_totals*>(workspace.data() + raw.size()),
+          static_cast<std::uint32_t>(table.size()),
+          table.packed(),
+          table.flat_size(),
+          table.tensor_sizes().size()};
+}
+
+tensor_pointers upload(std::span<std::byte* const> pointers, dtype type, std::span<std::byte> workspace,
+                       stream_ref stream) {
+  require(workspace.size() >= pointers.size_bytes(), "pointers of tensors need 8 bytes each");
+  require(reinterpret_cast<std::uintptr_t>(workspace.data()) % 16 == 0, "a workspace must be aligned to 16 bytes");
+  if (!pointers.empty())
+    check(cudaMemcpyAsync(workspace.data(), pointers.data(), pointers.size_bytes(), cudaMemcpyHostToDevice,
+                          stream.stream),
+          "cudaMemcpyAsync of the pointers of tensors");
+  return {reinterpret_cast<std::byte* const*>(workspace.data()), pointers.size(), type};
+}
+
+void pack(buffer_ref flat, tensor_pointers in, device_tiles const& tiles, stream_ref stream) {
+  check_tiles(flat.count, in, tiles);
+  if (tiles.count == 0) return;
+  with_formats(flat, {nullptr, in.type, {}}, [&]<class Flat, class Tensor>(Flat, Tensor) {
+    launch("pack", pack_kernel<Flat, Tensor>, tile_shape(tiles), stream, storage_of<Flat>(flat), in.base,
+           list_of(tiles));
+  });
+}
+
+void pack(std::span<bf16> flat, tensor_pointers in, device_tiles const& tiles, random_stream const& random,
+          std::uint32_t first_tensor, stream_ref stream) {
+  check_tiles({flat.size()}, in, tiles);
+  require(in.type == dtype::f32, "stochastic rounding takes fp32 to bf16");
+  if (tiles.count == 0) return;
+  launch("pack", stochastic_pack_kernel, tile_shape(tiles), stream, reinterpret_cast<std::uint16_t*>(flat.data()),
+         in.base, list_of(tiles), random, first_tensor);
+}
+
+void unpack(tensor_pointers out, buffer_ref flat, device_tiles const& tiles, stream_ref stream) {
+  check_tiles(flat.count, out, tiles);
+  if (tiles.count == 0) return;
+  with_formats({nullptr, out.type, {}}, flat, [&]<class Tensor, class Flat>(Tensor, Flat) {
+    launch("unpack", unpack_kernel<Tensor, Flat>, tile_shape(tiles), stream, out.base,
+           static_cast<typename Flat::storage const*>(storage_of<Flat>(flat)), list_of(tiles));
+  });
+}
+
+void pack(std::span<float> flat, tensor_pointers in, device_tiles const& tiles, pack_options const& result,
+          stream_ref stream) {
+  check_tiles({flat.size()}, in, tiles);
+  if (tiles.count == 0) return;
+  with_format({nullptr, in.type, {}}, [&]<class Tensor>(Tensor) {
+    launch("pack", result_kernel<Tensor>, tile_shape(tiles, totals_memory), stream, flat.data(), in.base,
+           list_of(tiles), tiles.totals, result_rule{result.scale, result.accumulate});
+  });
+}
+
+void total(value_totals* out, device_tiles const& tiles, stream_ref stream) {
+  launch("total", total_kernel, {dim3{1}, block_threads, totals_memory}, stream, out,
+         static_cast<value_totals const*>(tiles.totals), tiles.count);
+}
+
+}  // namespace kernels
+}  // namespace v0
+}  // namespace flatshard

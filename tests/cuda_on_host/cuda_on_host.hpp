@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What tests ask of the emulated device: schedules, failing calls, what it found wrong.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include <cuda_runtime.h>
+
+namespace cuda_on_host {
+
+/// Seeds the order in which threads run, from the next kernel on.
+void schedule(std::uint64_t seed);
+/// The n-th call of the runtime from now on, counted from 1, returns `code` and does nothing else; 0: none.
+void fail_call(std::size_t n, cudaError_t code);
+/// Calls of the runtime so far, and how many of them were allocations.
+std::size_t calls();
+std::size_t allocations();
+/// Bytes that are allocated now.
+std::size_t live_bytes();
+/// Runs a kernel of the test's own.
+cudaError_t run(dim3 grid, unsigned threads, std::size_t shared, cudaStream_t stream, std::function<void()> thread);
+/// A memory fault ends the program with exit status 86 and a line that says which thread of which block it was.
+void catch_faults();
+/// What kernels did wrong since the last call, or nothing: kernel threads that left a barrier, writes past an
+/// allocation, ... Each also fails its stream with cudaErrorLaunchFailure.
+std::string violations();
+
+}  // namespace cuda_on_host

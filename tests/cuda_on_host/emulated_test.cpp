@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The emulated device: what it must catch; and what only it can do with the kernels: any schedule, any failing call.
+#include "cuda_on_host.hpp"
+#include "device.hpp"
+#include "device_memory.hpp"
+
+#include <flatshard/kernels/cpu.hpp>
+#include <flatshard/kernels/cuda.hpp>
+
+#include <csignal>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+using namespace flatshard;
+using namespace flatshard::kernels;
+using namespace device_memory;
+
+namespace {
+
+/// What a child process that runs `work` says on its error output, and how it ends.
+std::string last_words(std::function<void()> const& work) {
+  int ends[2];
+  if (pipe(ends) != 0) throw std::runtime_error{"pipe"};
+  auto const child = fork();
+  if (child == 0) {
+    dup2(ends[1], 2);
+    for (int const s : {SIGSEGV, SIGBUS, SIGABRT}) std::signal(s, SIG_DFL);  // doctest's own
+    cuda_on_host::catch_faults();
+    work();
+    _exit(0);
+  }
+  close(ends[1]);
+  std::string text;
+  char buffer[512];
+  for (ssize_t n; (n = read(ends[0], buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<std::size_t>(n));
+  close(ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
+  return (WIFEXITED(status) ? "exit " + std::to_string(WEXITSTATUS(status)) : "killed") + ": " + text;
+}
+
+}  // namespace
+
+TEST_CASE("threads meet at barriers, whatever the schedule") {
+  test_stream const stream;
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    cuda_on_host::schedule(seed);
+    array<int> const out{64};
+    auto* const p = out.data();
+    must(cuda_on_host::run({4}, 16, 16 * sizeof(int), stream, [p] {
+      auto* const shared = static_cast<int*>(on_host::block_memory());
+      shared[threadIdx.x] = static_cast<int>(threadIdx.x);
+      __syncthreads();
+      p[blockIdx.x * 16 + threadIdx.x] = shared[15 - threadIdx.x];
+    }));
+    auto const got = out.get(stream);
+    for (int i = 0; i < 64; ++i) CHECK(got[static_cast<std::size_t>(i)] == 15 - i % 16);
+  }
+  CHECK(cuda_on_host::violations().empty());
+}
+
+TEST_CASE("a schedule of its own: without the barrier, some order of threads shows the race") {
+  test_stream const stream;
+  std::size_t wrong = 0;
+  for (std::uint64_t seed = 0; seed < 5; ++seed) {
+    cuda_on_host::schedule(seed);
+    array<int> const out{16};
+    auto* const p = out.data();
+    must(cuda_on_host::run({1}, 16, 16 * sizeof(int), stream, [p] {
+      auto* const shared = static_cast<int*>(on_host::block_memory());
+      shared[threadIdx.x] = static_cast<int>(threadIdx.x);
+      p[threadIdx.x] = shared[15 - threadIdx.x];
+    }));
+    auto const got = out.get(stream);
+    for (int i = 0; i < 16; ++i) wrong += got[static_cast<std::size_t>(i)] != 15 - i;
+  }
+  CHECK(wrong > 0);
+}
+
+TEST_CASE("a thread that leaves while others wait at a barrier is an error that names it") {
+  test_stream const stream;
+  must(cuda_on_host::run({3}, 8, 0, stream, [] {
+    if (blockIdx.x != 1 || threadIdx.x != 5) __syncthreads();
+  }));
+  CHECK(cudaStreamSynchronize(stream) == cudaErrorLaunchFailure);
+  CHECK(cuda_on_host::violations().find("ended while others wait at a barrier") != std::string::npos);
+}
+
+TEST_CASE("memory: poisoned, guarded on both sides, closed to the host") {
+  {
+    test_stream const stream;
+    array<unsigned char> const fresh{100};
+    for (auto const c : fresh.get(stream)) CHECK(c == 0xFB);
+    auto* const p = fresh.data();
+    must(cuda_on_host::run({1}, 1, 0, stream, [p] { p[100] = 1; }));  // in the last 16 bytes
+    CHECK(cudaStreamSynchronize(stream) == cudaErrorLaunchFailure);
+    CHECK(cuda_on_host::violations().find("behind an allocation of 100 bytes") != std::string::npos);
+  }
+  CHECK(cuda_on_host::violations().find("behind") != std::string::npos);  // said again when it was freed
+  {
+    test_stream const stream;
+    array<unsigned char> const fresh{100};
+    auto* const p = fresh.data();
+    must(cuda_on_host::run({1}, 1, 0, stream, [p] { p[-1] = 1; }));
+    CHECK(cudaStreamSynchronize(stream) == cudaErrorLaunchFailure);
+    CHECK(cuda_on_host::violations().find("before an allocation of 100 bytes") != std::string::npos);
+  }
+  CHECK(cuda_on_host::violations().find("before") != std::string::npos);
+#if !defined(__SANITIZE_ADDRESS__)
+  auto const reads = last_words([] {
+    test_stream const stream;
+    array<unsigned char> const a{4096};
+    auto* const p = a.data();
+    must(cuda_on_host::run({2}, 4, 0, stream, [p] {
+      if (blockIdx.x == 1 && threadIdx.x == 3) *const_cast<unsigned char volatile*>(p) = p[4096];
+    }));
+    stream.wait();
+  });
+  CHECK(reads == "exit 86: cuda_on_host: a kernel touched memory outside its allocations, block (1, 0), thread 3\n");
+  auto const touches = last_words([] {
+    array<int> const a{4};
+    *const_cast<int volatile*>(a.data()) = 1;
+  });
+  CHECK(touches == "exit 86: cuda_on_host: host code touched device memory\n");
+#endif
+}
+
+TEST_CASE("host memory is no device memory") {
+  test_stream const stream;
+  std::vector<float> host(8);
+  std::vector<bf16> out(8);
+  CHECK_THROWS_AS(total(reinterpret_cast<value_totals*>(host.data()), device_tiles{}, stream), cuda_error);
+  CHECK(cuda_on_host::violations() == "a kernel was given a host pointer");
+  array<float> const a{8};
+  CHECK(cudaMemcpyAsync(host.data(), a.data(), 32, cudaMemcpyHostToDevice, stream) == cudaErrorInvalidValue);
+  CHECK(cudaMemcpyAsync(a.data(), host.data(), 36, cudaMemcpyHostToDevice, stream) == cudaErrorInvalidValue);
+  CHECK(cudaFree(host.data()) == cudaErrorInvalidValue);
+  CHECK(cuda_on_host::violations() == "no allocation begins here");
+}
+
+TEST_CASE("blocks of a cooperative launch must all fit") {
+  test_stream const stream;
+  array<peer> const peers{1};
+  array<float> const shard{8};
+  peer_group const group{peers.data(), nullptr, nullptr, 1, 0, 1000, 1};
+  CHECK_THROWS_AS(push(group, dtype::bf16, view(shard), stream), cuda_error);
+  CHECK_THROWS_AS(cast(std::span<bf16>{reinterpret_cast<bf16*>(shard.data()), 8}, std::span<float const>{shard.span()},
+                       cudaStream_t{}),
+                  cuda_error);
+}
+
+TEST_CASE("any schedule of threads and blocks gives the same bits") {
+  test_stream const stream;
+  std::vector<float> in(3000);
+  for (std::size_t i = 0; i < in.size(); ++i) in[i] = static_cast<float>(i % 77) * 0.37f;
+  std::vector<buffer_ref> const tensors{view(in)};
+  flat_run const runs[]{{0, 0, 0, 3000}, {no_tensor, 0, 3000, 72}};
+  auto const table = make_tiles(runs, {.most = elements{512}});
+  std::vector<float> want(3072);
+  auto const totals = pack(want, tensors, table, pack_options{.scale = 0.3f});
+  array<float> const device_in{in, stream};
+  array<std::byte> const workspace{workspace_size(table).value}, pointers{16};
+  auto const tiles = upload(table, workspace.span(), stream);
+  std::byte* const base[]{reinterpret_cast<std::byte*>(device_in.data())};
+  auto const bases = upload(base, dtype::f32, pointers.span(), stream);
+  for (std::uint64_t seed = 100; seed < 140; ++seed) {
+    cuda_on_host::schedule(seed);
+    array<float> const flat{3072};
+    array<value_totals> const found{1};
+    pack(flat.span(), bases, tiles, pack_options{.scale = 0.3f}, stream);
+    total(found.data(), tiles, stream);
+    CHECK(differing(flat.get(stream), want) == 0);
+    CHECK(found.get(stream)[0] == totals);
+  }
+}
+
+TEST_CASE("each call of the runtime fails once: an exception that names it, nothing allocated, nothing lost") {
+  test_stream const stream;
+  flat_run const runs[]{{0, 0, 0, 64}};
+  auto const table = make_tiles(runs);
+  array<float> const in{64}, sums{64};
+  array<bf16> const out{64};
+  array<std::byte> const workspace{workspace_size(table).value}, pointers{16};
+  array<value_totals> const found{1};
+  array<peer> const peers{1};
+  array<std::uint32_t> const flags{1}, epochs{1};
+  array<peer_status> const status{1};
+  array<rank_work> const works{1};
+  in.fill(0, stream);
+  flags.fill(0, stream);
+  epochs.fill(0, stream);
+  status.fill(0, stream);
+  peers.put({{reinterpret_cast<std::byte*>(out.data()), flags.data()}}, stream);
+  works.put({{reinterpret_cast<std::byte*>(in.data()), epochs.data(), status.data()}}, stream);
+  peer_group const group{peers.data(), epochs.data(), status.data(), 1, 0, 1, 1'000'000'000};
+  std::byte* const base[]{reinterpret_cast<std::byte*>(in.data())};
+  std::span<float const> const wide = in.span();
+  std::span<bf16 const> const narrow_in = out.span();
+  device_tiles tiles;
+  tensor_pointers bases;
+  struct step {
+    char const* name;
+    std::function<void()> run;
+  };
+  std::vector<step> const steps{
+      {"cudaMemcpyAsync of a table of tiles", [&] { tiles = upload(table, workspace.span(), stream); }},
+      {"cudaMemcpyAsync of the pointers of tensors",
+       [&] { bases = upload(base, dtype::f32, pointers.span(), stream); }},
+      {"cast", [&] { cast(out.span(), wide, stream); }},
+      {"cast", [&] { cast(out.span(), wide, random_stream{}, {}, stream); }},
+      {"cast", [&] { cast(view(out), view(in), stream); }},
+      {"pack", [&] { pack(view(out), bases, tiles, stream); }},
+      {"pack", [&] { pack(out.span(), bases, tiles, random_stream{}, 0, stream); }},
+      {"pack", [&] { pack(sums.span(), bases, tiles, pack_options{}, stream); }},
+      {"total", [&] { total(found.data(), tiles, stream); }},
+      {"unpack", [&] { unpack(bases, view(sums), tiles, stream); }},
+      {"sum", [&] { sum(sums.span(), narrow_in, {}, stream); }},
+      {"push", [&] { push(group, dtype::bf16, view(in), stream); }},
+      {"push", [&] { push(group, wide, tiles, random_stream{}, 0, stream); }},
+      {"push", [&] { push_all(group, dtype::bf16, view(in), works.data(), stream); }},
+      {"pull", [&] { pull(group, sums.span(), dtype::bf16, {}, stream); }},
+      {"pull", [&] { pull(group, sums.span(), dtype::bf16, {}, tiles, stream); }},
+      {"pull", [&] { pull_all(group, sums.span(), dtype::bf16, {}, works.data(), stream); }},
+  };
+  for (auto const& s : steps) {
+    CAPTURE(s.name);
+    auto const before = cuda_on_host::calls(), allocated = cuda_on_host::allocations();
+    cuda_on_host::fail_call(1, cudaErrorUnknown);
+    try {
+      s.run();
+      FAIL_CHECK("no exception");
+    } catch (cuda_error const& e) {
+      CHECK(e.code == cudaErrorUnknown);
+      CHECK(std::string{e.what()} == std::string{s.name} + ": cudaErrorUnknown (emulated device)");
+    }
+    CHECK(cuda_on_host::calls() == before + 1);  // one call each: no query, no synchronisation
+    CHECK_NOTHROW(s.run());
+    CHECK(cuda_on_host::calls() == before + 2);
+    CHECK(cuda_on_host::allocations() == allocated);
+    stream.wait();
+  }
+  CHECK(status.get(stream)[0].failed == 0);
+  CHECK(cuda_on_host::violations().empty());
+}
+
+TEST_CASE("nothing is left: every test gave its memory back, no kernel did anything forbidden") {
+  CHECK(cuda_on_host::live_bytes() == 0);
+  CHECK(cuda_on_host::violations() == "");
+}

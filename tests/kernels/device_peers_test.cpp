@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The fused paths over virtual ranks of one process: N streams, or one cooperative launch, against the CPU backend.
+#include "device_memory.hpp"
+#include "random_layouts.hpp"
+
+#include <flatshard/kernels/cpu.hpp>
+#include <flatshard/kernels/cuda.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+using namespace flatshard;
+using namespace flatshard::kernels;
+using namespace device_memory;
+
+namespace {
+
+template <class T>
+std::vector<T> moderate(std::size_t n, std::mt19937& random) {
+  std::vector<T> out(n);
+  for (auto& x : out) {
+    auto const v = static_cast<float>(static_cast<std::int32_t>(random())) * 0x1p-29f;
+    if constexpr (std::same_as<T, float>)
+      x = v;
+    else
+      x = narrow<T>(v);
+  }
+  return out;
+}
+
+/// N ranks with a stream, `size` bytes of memory and flags each.
+struct virtual_ranks {
+  std::size_t count;
+  std::uint32_t blocks;
+  std::vector<test_stream> streams;
+  std::vector<array<std::byte>> memory;
+  std::vector<array<std::uint32_t>> flags, epochs;
+  std::vector<array<peer_status>> status;
+  array<peer> peers;
+  std::uint64_t patience = 60'000'000'000;
+
+  virtual_ranks(std::size_t n, std::size_t bytes_each, std::uint32_t blocks_each)
+      : count{n}, blocks{blocks_each}, streams(n), peers{n} {
+    std::vector<peer> table;
+    for (std::size_t r = 0; r < n; ++r) {
+      memory.emplace_back(std::max<std::size_t>(bytes_each, 16));
+      flags.emplace_back(n * blocks);
+      epochs.emplace_back(blocks);
+      status.emplace_back(1);
+      memory[r].fill(0x7F, streams[r]);
+      flags[r].fill(0, streams[r]);
+      epochs[r].fill(0, streams[r]);
+      status[r].fill(0, streams[r]);
+      streams[r].wait();
+      table.push_back({memory[r].data(), flags[r].data()});
+    }
+    peers.put(table, streams[0]);
+  }
+  [[nodiscard]] peer_group group(std::size_t r) const {
+    return {peers.data(),
+            epochs[r].data(),
+            status[r].data(),
+            static_cast<std::uint32_t>(count),
+            static_cast<std::uint32_t>(r),
+            blocks,
+            patience};
+  }
+  template <class T>
+  std::vector<T> get(std::size_t r, std::size_t n) const {
+    auto const raw = memory[r].get(streams[r]);
+    std::vector<T> out(n);
+    if (n > 0) std::memcpy(out.data(), raw.data(), n * sizeof(T));
+    return out;
+  }
+  void check_all() const {
+    for (std::size_t r = 0; r < count; ++r) check(status[r].get(streams[r])[0]);
+  }
+  /// `works` for the cooperative form; shards are device memory.
+  template <class T>
+  array<rank_work> works(std::vector<array<T>> const& shards) const {
+    std::vector<rank_work> table;
+    for (std::size_t r = 0; r < count; ++r)
+      table.push_back({reinterpret_cast<std::byte*>(shards[r].data()), epochs[r].data(), status[r].data()});
+    return {table, streams[0]};
+  }
+};
+
+constexpr std::size_t sizes[]{1, 7, 8, 9, 64, 8191, 8192, 8193};
+
+template <class Full, class Shard>
+std::size_t wrong_push(std::size_t ranks, std::size_t n, bool together, std::mt19937& random) {
+  virtual_ranks v{ranks, ranks * n * sizeof(Full), 2};
+  std::size_t wrong = 0;
+  for (int round = 0; round < 2; ++round) {  // flags and epochs go on counting
+    std::vector<array<Shard>> shards;
+    std::vector<Full> want(ranks * n);
+    for (std::size_t r = 0; r < ranks; ++r) {
+      auto const values = moderate<Shard>(n, random);
+      shards.emplace_back(values, v.streams[r]);
+      auto const slot = std::span{want}.subspan(r * n, n);
+      cast(view(std::span<Full const>{slot}), view(values));
+      v.memory[r].fill(0x7F, v.streams[r]);
+    }
+    for (auto const& s : v.streams) s.wait();
+    if (together) {
+      auto const works = v.works(shards);
+      push_all(v.group(0), dtype_of<Full>, view(shards[0]), works.data(), v.streams[0]);
+      v.streams[0].wait();
+    } else {
+      for (std::size_t r = 0; r < ranks; ++r) push(v.group(r), dtype_of<Full>, view(shards[r]), v.streams[r]);
+      for (auto const& s : v.streams) s.wait();
+    }
+    v.check_all();
+    for (std::size_t r = 0; r < ranks; ++r) wrong += differing(v.get<Full>(r, want.size()), want);
+  }
+  return wrong;
+}
+
+template <class Wire>
+std::size_t wrong_pull(std::size_t ranks, std::size_t n, bool together, reduce_options o, std::mt19937& random) {
+  virtual_ranks v{ranks, ranks * n * sizeof(Wire), 2};
+  std::vector<std::vector<Wire>> grads;
+  std::vector<std::vector<float>> before;
+  std::vector<array<float>> outs;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    grads.push_back(moderate<Wire>(ranks * n, random));
+    std::vector<std::byte> raw(grads[r].size() * sizeof(Wire));
+    std::memcpy(raw.data(), grads[r].data(), raw.size());
+    v.memory[r].put(raw, v.streams[r]);
+    before.push_back(moderate<float>(n, random));
+    outs.emplace_back(before[r], v.streams[r]);
+  }
+  if (together) {
+    auto const works = v.works(outs);
+    pull_all(v.group(0), outs[0].span(), dtype_of<Wire>, o, works.data(), v.streams[0]);
+    v.streams[0].wait();
+  } else {
+    for (std::size_t r = 0; r < ranks; ++r) pull(v.group(r), outs[r].span(), dtype_of<Wire>, o, v.streams[r]);
+    for (auto const& s : v.streams) s.wait();
+  }
+  v.check_all();
+  std::size_t wrong = 0;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    std::vector<std::span<Wire const>> in;
+    for (auto const& g : grads) in.push_back(std::span{g}.subspan(r * n, n));
+    sum(before[r], std::span<std::span<Wire const> const>{in}, o);
+    wrong += differing(outs[r].get(v.streams[r]), before[r]);
+  }
+  return wrong;
+}
+
+}  // namespace
+
+TEST_CASE("push: every rank holds every shard, cast; N streams and one launch; every length") {
+  std::mt19937 random{3};
+  std::size_t wrong = 0;
+  for (std::size_t const ranks : {1u, 2u, 3u, 4u, 8u})
+    for (auto const n : sizes) {
+      if (ranks == 8 && n > 64) continue;
+      bool const together = (n + ranks) % 2 == 0;
+      wrong += wrong_push<bf16, float>(ranks, n, together, random);
+      if (n < 8000) {
+        wrong += wrong_push<f16, float>(ranks, n, !together, random);
+        wrong += wrong_push<bf16, bf16>(ranks, n, together, random);
+        wrong += wrong_push<f16, f16>(ranks, n, together, random);
+        wrong += wrong_push<float, float>(ranks, n, !together, random);
+      }
+    }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("pull: sums of bf16, fp16 and fp32 in both orders are the CPU's; N streams and one launch") {
+  std::mt19937 random{5};
+  std::size_t wrong = 0;
+  for (auto const order : {sum_order::by_rank, sum_order::pairwise})
+    for (std::size_t const ranks : {1u, 2u, 3u, 4u, 8u})
+      for (auto const n : sizes) {
+        if (ranks == 8 && n > 64) continue;
+        reduce_options const o{.scale = 1.0f / static_cast<float>(ranks), .accumulate = n % 3 == 1, .order = order};
+        bool const together = (n + ranks) % 2 == 1;
+        wrong += wrong_pull<bf16>(ranks, n, together, o, random);
+        if (n > 8000) continue;
+        wrong += wrong_pull<f16>(ranks, n, !together, o, random);
+        wrong += wrong_pull<float>(ranks, n, together, o, random);
+      }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("stochastic push and totals of a pull, over the tiles of each rank's segment") {
+  std::mt19937 random{7};
+  random_stream const bits{.seed = 17, .step = 2};
+  std::vector<parameter> const unit{{"a", {33, 8}}, {"b", {5}}, {"c", {1000}}};
+  for (auto const& l : {random_layouts::native_of(unit, 3), random_layouts::fsdp2_of(unit, 3)}) {
+    std::size_t const ranks = 3, n = l.gathered / 3;
+    virtual_ranks v{ranks, l.gathered * sizeof(bf16), 2};
+    std::vector<float> whole(l.gathered, 0.0f);
+    std::vector<bf16> want(l.gathered, bf16{});
+    for (std::size_t t = 0; t < l.sizes.size(); ++t) {
+      auto const values = moderate<float>(l.sizes[t], random);
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        whole[l.positions[t][i]] = values[i];
+        want[l.positions[t][i]].bits = element::bf16_stochastic(std::bit_cast<std::uint32_t>(values[i]), bits,
+                                                                {static_cast<std::uint32_t>(t + 4), i});
+      }
+    }
+    std::vector<tile_table> tables;
+    std::vector<array<std::byte>> workspaces;
+    std::vector<device_tiles> tiles;
+    std::vector<array<float>> shards;
+    for (std::size_t r = 0; r < ranks; ++r) {
+      tables.push_back(make_tiles(l.runs_of_ranks[r], {.most = elements{64}}));
+      workspaces.emplace_back(workspace_size(tables[r]).value);
+      tiles.push_back(upload(tables[r], workspaces[r].span(), v.streams[r]));
+      auto const first = whole.begin() + static_cast<std::ptrdiff_t>(r * n);
+      shards.emplace_back(std::vector<float>(first, first + static_cast<std::ptrdiff_t>(n)), v.streams[r]);
+    }
+    for (std::size_t r = 0; r < ranks; ++r)
+      push(v.group(r), std::span<float const>{shards[r].span()}, tiles[r], bits, 4, v.streams[r]);
+    for (auto const& s : v.streams) s.wait();
+    v.check_all();
+    for (std::size_t r = 0; r < ranks; ++r) CHECK(differing(v.get<bf16>(r, want.size()), want) == 0);
+
+    // Gradients: what was gathered, with poison in the padding; the sum is three times that, and 0 in the padding.
+    std::vector<bool> real(l.gathered);
+    for (auto const& tensor : l.positions)
+      for (auto const g : tensor) real[g] = true;
+    auto grads = want;
+    for (std::size_t g = 0; g < grads.size(); ++g)
+      if (!real[g]) grads[g] = bf16{0x7FC0};
+    std::vector<std::byte> raw(grads.size() * sizeof(bf16));
+    std::memcpy(raw.data(), grads.data(), raw.size());
+    for (std::size_t r = 0; r < ranks; ++r) v.memory[r].put(raw, v.streams[r]);
+    std::vector<array<value_totals>> totals;
+    for (std::size_t r = 0; r < ranks; ++r) {
+      shards[r].fill(0x7F, v.streams[r]);
+      totals.emplace_back(1);
+    }
+    for (std::size_t r = 0; r < ranks; ++r) {
+      pull(v.group(r), shards[r].span(), dtype::bf16, {.scale = 0.5f}, tiles[r], v.streams[r]);
+      total(totals[r].data(), tiles[r], v.streams[r]);
+    }
+    for (auto const& s : v.streams) s.wait();
+    v.check_all();
+    double squares = 0, exact = 0;
+    std::size_t wrong = 0;
+    for (std::size_t r = 0; r < ranks; ++r) {
+      auto const got = shards[r].get(v.streams[r]);
+      for (std::size_t i = 0; i < n; ++i) {
+        float const x = real[r * n + i] ? widen(want[r * n + i]) : 0.0f;
+        float const y = ((x + x) + x) * 0.5f;
+        wrong += std::memcmp(&got[i], &y, sizeof y) != 0;
+        exact += double{y} * double{y};
+      }
+      auto const found = totals[r].get(v.streams[r])[0];
+      squares += found.squares;
+      CHECK(found.not_finite == 0);
+    }
+    CHECK(wrong == 0);
+    CHECK(squares == doctest::Approx(exact).epsilon(1e-12));
+  }
+}
+
+TEST_CASE("a rank that does not come: the others give up at the deadline and name it, and later calls fail at once") {
+  std::mt19937 random{11};
+  virtual_ranks v{3, 3 * 64 * sizeof(bf16), 2};
+  v.patience = 20'000'000;
+  std::vector<array<float>> shards;
+  for (std::size_t r = 0; r < 3; ++r) shards.emplace_back(moderate<float>(64, random), v.streams[r]);
+  for (int call = 0; call < 2; ++call)
+    for (std::size_t const r : {0u, 2u}) push(v.group(r), dtype::bf16, view(shards[r]), v.streams[r]);
+  for (auto const& s : v.streams) s.wait();
+  for (std::size_t const r : {0u, 2u}) {
+    auto const status = v.status[r].get(v.streams[r])[0];
+    CHECK(status.failed == 1);
+    CHECK(status.rank == r);
+    try {
+      check(status);
+      FAIL_CHECK("no exception");
+    } catch (peer_lost const& lost) {
+      CHECK((lost.ranks == std::vector{rank_at(1)}));
+      CHECK(std::string{lost.what()}.find("rank 1 did not arrive") != std::string::npos);
+    }
+  }
+  CHECK_NOTHROW(check(v.status[1].get(v.streams[1])[0]));
+}
+
+TEST_CASE("what a group cannot do is a broken rule") {
+  virtual_ranks v{2, 64, 1};
+  array<bf16> const narrow_shard{8};
+  array<float> const shard{8};
+  auto group = v.group(0);
+  CHECK_THROWS_WITH_AS(push(group, dtype::f32, view(narrow_shard), v.streams[0]),
+                       "a push casts from fp32 to bf16 or fp16 only", broken_rule);
+  CHECK_THROWS_WITH_AS(push(group, dtype::i32, view(shard), v.streams[0]),
+                       "a push casts from fp32 to bf16 or fp16 only", broken_rule);
+  CHECK_THROWS_WITH_AS(
+      push(group, std::span<float const>{shard.span()}, device_tiles{}, random_stream{}, 0, v.streams[0]),
+      "the tiles of a segment must cover the shard", broken_rule);
+  CHECK_THROWS_WITH_AS(pull(group, shard.span(), dtype::bf16, {}, device_tiles{}, v.streams[0]),
+                       "the tiles of a segment must cover the shard", broken_rule);
+  group.ranks = 200;
+  CHECK_THROWS_WITH_AS(pull(group, shard.span(), dtype::bf16, {.order = sum_order::pairwise}, v.streams[0]),
+                       "a pairwise sum on a device takes at most 127 ranks", broken_rule);
+  group.ranks = 0;
+  CHECK_THROWS_WITH_AS(push(group, dtype::bf16, view(shard), v.streams[0]),
+                       "a group has at least one rank and one block", broken_rule);
+  CHECK_NOTHROW(push(v.group(0), dtype::bf16, view(std::span<float const>{}), v.streams[0]));
+  CHECK_NOTHROW(pull(v.group(0), {}, dtype::bf16, {}, v.streams[0]));
+}
