@@ -1110,7 +1110,11 @@ void train(arguments const& args) {
       logits.resize(flatshard::checked_mul(flatshard::checked_mul(options.batch, options.tokens), model.vocabulary));
     training const job{args, setup, config.value_of_root(), model, tokens, options, backend, report, logits};
     with_policies(setup, [&]<class A>(A, auto precision, auto sharding) {
-      flatshard::kernels::thread_group const ranks{flatshard::world{args.world}};
+      // The configuration's timeout of the process group bounds every wait for another rank.
+      auto const limit = std::min<std::int64_t>(setup.resolved.policies.process_group.timeout_seconds, 1'000'000'000);
+      flatshard::kernels::thread_options waits;
+      if (limit > 0) waits.deadline = std::chrono::seconds{limit};
+      flatshard::kernels::thread_group const ranks{flatshard::world{args.world}, waits};
       ranks.run([&](flatshard::kernels::thread_communicator& comm) { train_rank<A>(job, precision, sharding, comm); });
     });
   } catch (std::bad_alloc const&) {
