@@ -106,8 +106,9 @@ TEST_CASE("7: a late mismatch of the file with an argument that was not given") 
   auto const r = decide(config(R"({"bf16": {"enabled": true}, "train_micro_batch_size_per_gpu": "auto",
                                     "zero_optimization": {"stage": 3}})"),
                         profile::transformers_v4, {.world = 2});
-  CHECK_MESSAGE(told(r, errc::mismatch, severity::error, at_train, {"bf16.enabled=True", "False", "/bf16/enabled"}),
-                all_of(r));
+  CHECK_MESSAGE(
+      told(r, errc::training_mismatch, severity::error, at_train, {"bf16.enabled=True", "False", "/bf16/enabled"}),
+      all_of(r));
 }
 
 TEST_CASE("8: the text \"true\" is no boolean for the Trainer, and is one for DeepSpeed") {
@@ -116,7 +117,7 @@ TEST_CASE("8: the text \"true\" is no boolean for the Trainer, and is one for De
   facts f{.world = 1};
   f.training.bf16 = true;
   auto const trainer = decide(config(text), profile::transformers_v5, f);
-  CHECK_MESSAGE(told(trainer, errc::mismatch, severity::error, at_train, {"/bf16/enabled", "\"true\""}),
+  CHECK_MESSAGE(told(trainer, errc::training_mismatch, severity::error, at_train, {"/bf16/enabled", "\"true\""}),
                 all_of(trainer));
   auto const native = decide(config(text), profile::deepspeed, {.world = 1});
   CHECK(value_of(native, "precision") == "bf16");
