@@ -197,9 +197,9 @@ TEST_CASE("plan: a checkpoint and its architecture are the same model") {
 
 TEST_CASE("plan: FSDP2's mesh, micro-batches and what stays after forward") {
   folder dir;
-  auto const at = [&](std::string_view more) {
+  auto const at = [&](std::string_view more, std::string_view mesh = "") {
     return plan_json(
-        {"--arch", "qwen2.5-0.5b", "--config", fsdp2(dir, "32", more), "--world", "8", "--node-size", "4"});
+        {"--arch", "qwen2.5-0.5b", "--config", fsdp2(dir, "32", more, mesh), "--world", "8", "--node-size", "4"});
   };
   auto const gathers = [](flatshard::document const& d, std::uint64_t ranks) {
     std::uint64_t n = 0;
