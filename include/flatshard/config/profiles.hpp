@@ -35,7 +35,10 @@ inline constexpr std::array<profile, 7> profiles{
     profile::transformers_v5, profile::deepspeed,           profile::torch};
 inline constexpr std::array<std::string_view, 7> profile_names{
     "llamafactory", "llamafactory-review", "accelerate", "transformers-v4", "transformers-v5", "deepspeed", "torch"};
-[[nodiscard]] constexpr std::string_view name(profile p) { return profile_names[static_cast<std::size_t>(p)]; }
+[[nodiscard]] constexpr std::string_view name(profile p) {
+  auto const i = static_cast<std::size_t>(p);
+  return i < profile_names.size() ? profile_names[i] : std::string_view{};
+}
 /// The profile of a name, or none.
 [[nodiscard]] constexpr std::optional<profile> profile_of(std::string_view text) {
   for (std::size_t i = 0; i < profile_names.size(); ++i)
