@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Casts and sums of large arrays: GB/s read plus written, and the share of memcpy of the same bytes in the same run.
+/// Casts, packs and sums of large arrays: GB/s read plus written, and the share of memcpy and of a non-temporal copy of
+/// the same bytes in the same run.
 /// Arguments: threads, large pages (1) or plain (0). Results are checked before they are timed.
 #include "copy_reference.hpp"
 
 #include <flatshard/dtype.hpp>
+#include <flatshard/extent.hpp>
 #include <flatshard/kernels/cpu.hpp>
+#include <flatshard/layout.hpp>
+#include <flatshard/layouts/native.hpp>
 
 #include <bit>
 #include <cstdint>
@@ -47,7 +51,8 @@ void cast_rate(benchmark::State& state) {
     if (out[i] != narrow<To>(widen(in[i]))) return state.SkipWithError("wrong result");
   bench::compare(
       state, moved, [&] { cast(out, std::span<From const>{in}, options); },
-      [&] { bench::copy_by_libc(copy_out.span(), copy_in.span(), threads); });
+      [&] { bench::copy_by_libc(copy_out.span(), copy_in.span(), threads); },
+      [&] { copy_bytes(copy_out.span(), copy_in.span(), {.output = reuse::later, .threads = threads}); });
 }
 
 void copy_rate(benchmark::State& state) {
@@ -61,6 +66,61 @@ void copy_rate(benchmark::State& state) {
   bench::compare(
       state, 6 * n, [&] { copy_bytes(out.span(), in.span(), options); },
       [&] { bench::copy_by_libc(other.span(), in.span(), threads); });
+}
+
+void stochastic_rate(benchmark::State& state) {
+  auto const threads = static_cast<int>(state.range(0));
+  bool const large = state.range(1) != 0;
+  auto const in_memory = buffer(4 * n, large), out_memory = buffer(2 * n, large);
+  auto const copy_in = buffer(3 * n, large), copy_out = buffer(3 * n, large);
+  auto const in = in_memory.as<float>();
+  auto const out = out_memory.as<bf16>();
+  fill(in, 1);
+  fill(copy_in.as<float>(), 2);
+  random_stream const random{.seed = 1, .step = 2};
+  work_options const options{.threads = threads};
+  cast(out, in, random, {}, options);
+  for (std::size_t i = 0; i < n; i += 61)
+    if (out[i].bits != element::bf16_stochastic(std::bit_cast<std::uint32_t>(in[i]), random, {0, i}))
+      return state.SkipWithError("wrong result");
+  bench::compare(
+      state, 6 * n, [&] { cast(out, in, random, {}, options); },
+      [&] { bench::copy_by_libc(copy_out.span(), copy_in.span(), threads); },
+      [&] { copy_bytes(copy_out.span(), copy_in.span(), {.output = reuse::later, .threads = threads}); });
+}
+
+/// A layer of nine tensors into a flat buffer of the other type, or back.
+template <class Flat, class Tensor, bool Unpack>
+void pack_rate(benchmark::State& state) {
+  auto const threads = static_cast<int>(state.range(0));
+  bool const large = state.range(1) != 0;
+  std::vector<parameter> const layer{{"q", {4096, 4096}},    {"k", {1024, 4096}},    {"v", {1024, 4096}},
+                                     {"o", {4096, 4096}},    {"gate", {1408, 4096}}, {"up", {1408, 4096}},
+                                     {"down", {4096, 1408}}, {"norm1", {4096}},      {"norm2", {4096}}};
+  layout const unit{native{}, layer, world{8}};
+  auto const table = make_tiles(gathered_runs(unit));
+  auto const flat_memory = buffer(unit.gathered().value * sizeof(Flat), large);
+  std::vector<page_buffer> memory;
+  std::vector<buffer_ref> tensors;
+  for (std::size_t t = 0; t < unit.size(); ++t) {
+    memory.push_back(buffer(unit.place_at(t).numel * sizeof(Tensor), large));
+    fill(memory.back().as<Tensor>(), static_cast<std::uint32_t>(t));
+    tensors.push_back({memory.back().span().data(), dtype_of<Tensor>, elements{unit.place_at(t).numel}});
+  }
+  buffer_ref const flat{flat_memory.span().data(), dtype_of<Flat>, unit.gathered()};
+  auto const moved = unit.real().value * (sizeof(Flat) + sizeof(Tensor));
+  auto const copy_in = buffer(moved / 2, large), copy_out = buffer(moved / 2, large);
+  fill(copy_in.as<float>(), 2);
+  work_options const options{.threads = threads};
+  pack(flat, tensors, table, options);
+  for (std::size_t t = 0; t < unit.size(); ++t)
+    for (std::size_t i = 0; i < unit.place_at(t).numel; i += 61)
+      if (flat_memory.as<Flat>()[unit.gathered(t, {i}).value] != narrow<Flat>(widen(memory[t].as<Tensor>()[i])))
+        return state.SkipWithError("wrong result");
+  bench::compare(
+      state, moved, [&] { Unpack ? unpack(tensors, flat, table, options) : pack(flat, tensors, table, options); },
+      [&] { bench::copy_by_libc(copy_out.span(), copy_in.span(), threads); },
+      [&] { copy_bytes(copy_out.span(), copy_in.span(), {.output = reuse::later, .threads = threads}); });
 }
 
 template <class Wire, std::size_t Ranks>
@@ -98,6 +158,9 @@ void sum_rate(benchmark::State& state) {
 FLATSHARD_RATE(cast_rate<bf16, float>);
 FLATSHARD_RATE(cast_rate<f16, float>);
 FLATSHARD_RATE(cast_rate<float, bf16>);
+FLATSHARD_RATE(stochastic_rate);
+FLATSHARD_RATE(pack_rate<bf16, float, false>);
+FLATSHARD_RATE(pack_rate<bf16, float, true>);
 FLATSHARD_RATE(copy_rate);
 FLATSHARD_RATE(sum_rate<bf16, 4>);
 FLATSHARD_RATE(sum_rate<float, 4>);

@@ -51,4 +51,25 @@ inline void compare(benchmark::State& state, std::size_t bytes, auto const& work
   state.counters["of_memcpy"] = median(theirs) / median(ours);
 }
 
+/// The same with a second reference, a copy past the caches, timed in turn with the first.
+inline void compare(benchmark::State& state, std::size_t bytes, auto const& work, auto const& reference,
+                    auto const& streaming_copy) {
+  std::vector<double> ours, theirs, copies;
+  reference();
+  streaming_copy();
+  work();
+  for (auto _ : state) {
+    theirs.push_back(seconds_of(reference));
+    copies.push_back(seconds_of(streaming_copy));
+    ours.push_back(seconds_of(work));
+    state.SetIterationTime(ours.back());
+  }
+  auto const gigabytes = static_cast<double>(bytes) * 1e-9;
+  state.counters["GB/s"] = gigabytes / median(ours);
+  state.counters["memcpy_GB/s"] = gigabytes / median(theirs);
+  state.counters["of_memcpy"] = median(theirs) / median(ours);
+  state.counters["copy_GB/s"] = gigabytes / median(copies);
+  state.counters["of_copy"] = median(copies) / median(ours);
+}
+
 }  // namespace bench
