@@ -368,6 +368,55 @@ TEST_CASE("releases: the cast to fp32, the unset reduce dtype, offloaded checkpo
   CHECK(compute.find("reduce")->reason.find("torch 2.14.0 reduces in the compute dtype") != std::string::npos);
 }
 
+TEST_CASE("LLaMA-Factory 0.9.5: the mesh inside dist_config, keys not checked, a missing file refused at load") {
+  auto const later = [](std::string const& text, facts f = {}) {
+    f.form = config_form::llamafactory_dict;
+    f.world = 4;
+    return decide(file(text), profile::llamafactory, f);
+  };
+  auto const release = [&](std::string const& text, facts f = {}) {
+    f.upstream.llamafactory = version_number{0, 9, 5};
+    return later(text, std::move(f));
+  };
+  auto const mesh = R"({"dist_config": {"name": "fsdp2", "mp_replicate_size": 2, "timeout": 60, "nam": 1}})";
+  CHECK(errors(later(mesh)) ==
+        codes{errc::unknown_backend_keys, errc::unknown_backend_keys, errc::unknown_backend_keys});
+  auto const old = release(mesh);
+  CHECK(errors(old).empty());
+  CHECK(old.find("mp_shard_size")->value == "2");
+  CHECK(old.find("mp_replicate_size")->source.pointer == "/dist_config/mp_replicate_size");
+  CHECK(old.find("process_group.timeout")->reason.starts_with("timeout is 60"));
+  CHECK(find(old, errc::ignored_key, "the key \"nam\" is not known to the backend fsdp2"));
+  CHECK_FALSE(find(old, errc::ignored_key, "timeout"));
+
+  auto const top = R"({"mp_shard_size": 4, "dist_timeout": 60, "dist_config": {"name": "fsdp2"}})";
+  CHECK(errors(later(top)).empty());
+  auto const refused = release(top);
+  CHECK(errors(refused) == codes{errc::unknown_keys, errc::unknown_keys});
+  CHECK(find(refused, errc::unknown_keys, "\"mp_shard_size\" is not known; it belongs into dist_config"));
+  CHECK(find(refused, errc::unknown_keys, "this release reads dist_config.timeout"));
+
+  auto const nameless = R"({"dist_config": {"name": "deepspeed"}})";
+  CHECK(find(later(nameless), errc::config_file_missing)->when == at_train);
+  auto const stopped = release(nameless);
+  auto const* const missing = find(stopped, errc::config_file_missing);
+  REQUIRE(missing);
+  CHECK(missing->when == at_load);
+  CHECK(missing->upstream == "ValueError (llamafactory): DeepSpeed config_file is required in dist_config");
+
+  // the text configuration first since 62ae36245
+  facts f;
+  f.model_config = value::object({{"hidden_size", 8}, {"text_config", value::object({{"hidden_size", 4}})}});
+  f.form = config_form::deepspeed;
+  auto const buckets = file(R"({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}})");
+  auto const bucket = [&] {
+    return decide(buckets, profile::llamafactory, f).find("zero_optimization.reduce_bucket_size")->value;
+  };
+  CHECK(bucket() == "16");
+  f.upstream.llamafactory = version_number{0, 9, 5};
+  CHECK(bucket() == "64");
+}
+
 TEST_CASE("without a file the environment and the number of ranks decide") {
   facts f;
   f.world = 4;

@@ -104,6 +104,8 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
   bool const deepspeed = p.backend == fs::backend_kind::deepspeed;
   if (!deepspeed && !(p.fsdp2 && fs::is_llamafactory(r.front_end)))
     throw failure{"--fix writes DeepSpeed configurations and LLaMA-Factory's files for FSDP2; this is neither"};
+  if (!deepspeed && fs::reads_older_llamafactory(reading.known.upstream))
+    throw failure{"--fix writes the mesh where LLaMA-Factory has it after 0.9.5; leave --release llamafactory out"};
   if (deepspeed && !p.zero->buckets_known)
     throw failure{"a bucket size is \"auto\" and the hidden size is not known: give --model DIR"};
 

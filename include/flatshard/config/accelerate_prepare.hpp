@@ -197,8 +197,9 @@ inline bool prepare_deepspeed(value& config, node const& root, prepare_arguments
     check_accumulation(config["gradient_accumulation_steps"], steps, root["gradient_accumulation_steps"].where(), out);
   detail::fill_train_batch(config, root, f.world.value_or(1), out);
   detail::check_prepared_objects(config, root, given, p, out);
-  auto const lookup = is_llamafactory(p) && f.buckets == bucket_source::text_config ? hidden_size_lookup::text_config
-                                                                                    : hidden_size_lookup::accelerate;
+  bool const text_first = f.buckets == bucket_source::text_config && !reads_older_llamafactory(f.upstream);
+  auto const lookup =
+      is_llamafactory(p) && text_first ? hidden_size_lookup::text_config : hidden_size_lookup::accelerate;
   fill_buckets(config, root, {.lookup = lookup}, f, buckets, out);
   detail::fill_from_placeholders(config, root, given, f, out);
   if (config["gradient_clipping"].is_text("auto")) config.set("gradient_clipping", 1.0);

@@ -25,7 +25,8 @@ inline namespace v0 {
                                                  mesh_sizes const& mesh, findings& out);
 
 /// Checks `dist_config` at train time: its name, then its keys. Returns whether the backend starts.
-[[nodiscard]] inline bool check_backend(node const& root, node const& dist, backend_kind backend, findings& out);
+[[nodiscard]] inline bool check_backend(node const& root, node const& dist, backend_kind backend, facts const& f,
+                                        findings& out);
 
 /// Decides the roles without sharding: everything in fp32, nothing on the wire.
 [[nodiscard]] inline precision decide_whole_roles(node const& root, backend_kind backend, findings& out) {
@@ -78,7 +79,7 @@ inline backend_kind decide_backend(node const& root, checked_sections const& sec
   return backend_kind::none;
 }
 
-inline bool check_backend(node const& root, node const& dist, backend_kind backend, findings& out) {
+inline bool check_backend(node const& root, node const& dist, backend_kind backend, facts const& f, findings& out) {
   auto const at = root["dist_config"], name_at = dist["name"];
   if (name_at->is(value_kind::null)) {
     out.error(errc::backend_name_missing, at["name"].where(), at_train, "dist_config.name is null",
@@ -97,7 +98,15 @@ inline bool check_backend(node const& root, node const& dist, backend_kind backe
   auto const check_keys = [&](auto const& known) {
     for (auto const& m : dist->members()) {
       if (std::find(known.begin(), known.end(), m.key) != known.end()) continue;
+      bool const older = reads_older_llamafactory(f.upstream);
+      if (older && std::find(mesh_keys.begin(), mesh_keys.end(), m.key) != mesh_keys.end()) continue;
       auto hint = out.suggest(m.key, known);
+      if (older) {
+        out.warn(errc::ignored_key, at.key_place(m), at_train,
+                 "the key \"" + m.key + "\" is not known to the backend " + std::string{name(backend)} +
+                     " and ignored in silence" + hint);
+        continue;
+      }
       if (m.key == "mixed_precision") hint = "; since pull request 10300 only the top-level key bf16 counts";
       out.error(errc::unknown_backend_keys, at.key_place(m), at_train,
                 "the key \"" + m.key + "\" is not known to the backend " + std::string{name(backend)} + hint,

@@ -115,14 +115,16 @@ inline void train_llamafactory(node const& root, checked_sections const& section
     policies.dtypes = decide_whole_roles(root, policies.backend, out);
     return;
   }
-  if (!check_backend(root, dist, policies.backend, out)) return;
+  if (!check_backend(root, dist, policies.backend, f, out)) return;
   if (policies.backend == backend_kind::deepspeed) {
     auto const file = dist["config_file"];
+    bool const older = reads_older_llamafactory(f.upstream);
     if (!truthy(*file))
-      out.error(errc::config_file_missing, dist_at["config_file"].where(), at_train,
+      out.error(errc::config_file_missing, dist_at["config_file"].where(), older ? at_load : at_train,
                 "dist_config.config_file is " + (file.present() ? to_json(*file) : std::string{"absent"}) +
                     "; name a DeepSpeed file",
-                {"ValueError", "llamafactory", "DeepSpeed config_file is required."});
+                {"ValueError", "llamafactory",
+                 older ? "DeepSpeed config_file is required in dist_config" : "DeepSpeed config_file is required."});
     else if (deepspeed && load.readable)
       train_deepspeed(deepspeed->content, load, front_end, f, batch.micro_batch_size, batch.num_micro_batch, out,
                       policies);
@@ -228,7 +230,9 @@ inline void resolve_llamafactory(document const& file, profile front_end, facts 
   detail::check_attention(root, out);
   auto const sections = check_sections(root, out);
   check_llamafactory_keys(root, f, out);
-  auto mesh = decide_mesh(root, f, out);
+  bool const older = reads_older_llamafactory(f.upstream);
+  auto const mesh_at = older ? sections["dist_config"] : root;
+  auto mesh = decide_mesh(mesh_at, f, out);
 
   auto const* deepspeed = open_deepspeed_file(sections, f, policies.config_file, out);
   policies.backend = decide_backend(root, sections, mesh, out);
@@ -237,7 +241,7 @@ inline void resolve_llamafactory(document const& file, profile front_end, facts 
   policies.load = decide_loading(std::move(policies.load), root, sections, policies.backend, f, out);
 
   auto const batch = decide_front_end_batch(root, mesh, out);
-  if (policies.backend == backend_kind::deepspeed) check_context_parallel(root, mesh, out);
+  if (policies.backend == backend_kind::deepspeed) check_context_parallel(mesh_at, mesh, out);
   detail::train_llamafactory(root, sections, mesh, batch, deepspeed, left, front_end, f, out, policies);
   check_flash_attention(root, mesh, out);
 
@@ -248,7 +252,7 @@ inline void resolve_llamafactory(document const& file, profile front_end, facts 
   policies.front_end =
       llamafactory_policy{mesh.mp_replicate_size, mesh.mp_shard_size,      mesh.dp_size,          mesh.cp_size,
                           batch.micro_batch_size, batch.global_batch_size, batch.num_micro_batch, norm};
-  auto const timeout = root["dist_timeout"];
+  auto const timeout = mesh_at[older ? "timeout" : "dist_timeout"];
   decide_process_group(front_end, f, *timeout, timeout.where(), out, policies);
 }
 

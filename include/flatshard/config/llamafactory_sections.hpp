@@ -39,6 +39,9 @@ inline constexpr std::array<std::string_view, 7> llamafactory_sections{
 inline constexpr std::array<std::string_view, 5> fsdp2_keys{"name", "reshard_after_forward", "offload_params",
                                                             "pin_memory", "dcp_path"};
 inline constexpr std::array<std::string_view, 2> deepspeed_backend_keys{"name", "config_file"};
+/// The keys of the mesh, which release 0.9.5 has in `dist_config` (there `timeout` instead of `dist_timeout`).
+inline constexpr std::array<std::string_view, 5> mesh_keys{"mp_replicate_size", "mp_shard_size", "dp_size", "cp_size",
+                                                           "timeout"};
 
 /// The id of a rule of LLaMA-Factory's own file.
 [[nodiscard]] inline std::string llamafactory_rule(std::string_view key) { return rule_of(profile::llamafactory, key); }
@@ -161,15 +164,19 @@ inline void check_llamafactory_keys(node const& root, facts const& f, findings& 
   auto const has = [](auto const& keys, std::string_view key) {
     return std::find(keys.begin(), keys.end(), key) != keys.end();
   };
+  bool const older = reads_older_llamafactory(f.upstream);
+  auto const is_of_mesh = [&](std::string_view key) { return has(mesh_keys, key) || key == "dist_timeout"; };
   std::vector<object_member const*> unknown;
   for (auto const& m : root->members())
-    if (!has(llamafactory_keys, m.key)) unknown.push_back(&m);
+    if (!has(llamafactory_keys, m.key) || (older && is_of_mesh(m.key))) unknown.push_back(&m);
   std::sort(unknown.begin(), unknown.end(), [](auto const* a, auto const* b) { return a->key < b->key; });
   constexpr std::array<std::string_view, 6> yes{"true", "yes", "on", "t", "y", "1"};
   bool const allowed = has(yes, lower(f.variable("ALLOW_EXTRA_KEYS").value_or("")));
   for (auto const* m : unknown) {
     auto hint = out.suggest(m->key, llamafactory_keys);
-    if (has(fsdp2_keys, m->key) || m->key == "config_file")
+    if (older && m->key == "dist_timeout")
+      hint = "; this release reads dist_config.timeout";
+    else if (has(fsdp2_keys, m->key) || m->key == "config_file" || (older && is_of_mesh(m->key)))
       hint = "; it belongs into dist_config";
     else if (is_deepspeed_top_key(m->key))
       hint = "; it is a key of a DeepSpeed file, which dist_config.config_file names";

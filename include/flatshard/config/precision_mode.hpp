@@ -77,16 +77,33 @@ enum class truth_word : std::uint8_t { automatic, truthy, falsy };
   return {either(bf16 == truth_word::truthy || fp16 == truth_word::falsy), "lfr.both-set", "bf16"};
 }
 
-static_assert(llamafactory_mode(enabled_word::automatic, enabled_word::automatic).mode == precision_mode::bf16);
-static_assert(llamafactory_mode(enabled_word::automatic, enabled_word::off).mode == precision_mode::fp32);
-static_assert(llamafactory_mode(enabled_word::on, enabled_word::off).mode == precision_mode::bf16);
-static_assert(llamafactory_mode(enabled_word::off, enabled_word::on).mode == precision_mode::refused);
-static_assert(llamafactory_mode(enabled_word::odd, enabled_word::automatic).mode == precision_mode::bf16);
-static_assert(llamafactory_mode(enabled_word::odd, enabled_word::off).mode == precision_mode::fp32);
-static_assert(llamafactory_mode(enabled_word::off, enabled_word::odd).mode == precision_mode::fp32);
-static_assert(llamafactory_review_mode(truth_word::falsy, truth_word::automatic).mode == precision_mode::fp16);
-static_assert(llamafactory_review_mode(truth_word::falsy, truth_word::falsy).mode == precision_mode::bf16);
-static_assert(llamafactory_review_mode(truth_word::truthy, truth_word::truthy).mode == precision_mode::bf16);
+namespace detail {
+/// The grids of docs/config.md, bf16 by fp16.
+constexpr bool llamafactory_grid_holds() {
+  using enum precision_mode;
+  constexpr std::array<enabled_word, 4> words{enabled_word::automatic, enabled_word::on, enabled_word::off,
+                                              enabled_word::odd};
+  constexpr std::array<std::array<precision_mode, 4>, 4> grid{{{bf16, refused, fp32, bf16},
+                                                               {bf16, refused, bf16, bf16},
+                                                               {fp32, refused, fp32, fp32},
+                                                               {bf16, refused, fp32, bf16}}};
+  for (std::size_t b = 0; b < words.size(); ++b)
+    for (std::size_t h = 0; h < words.size(); ++h)
+      if (llamafactory_mode(words[b], words[h]).mode != grid[b][h]) return false;
+  return true;
+}
+constexpr bool llamafactory_review_grid_holds() {
+  using enum precision_mode;
+  constexpr std::array<truth_word, 3> words{truth_word::automatic, truth_word::truthy, truth_word::falsy};
+  constexpr std::array<std::array<precision_mode, 3>, 3> grid{
+      {{bf16, fp16, bf16}, {bf16, bf16, bf16}, {fp16, fp16, bf16}}};
+  for (std::size_t b = 0; b < words.size(); ++b)
+    for (std::size_t h = 0; h < words.size(); ++h)
+      if (llamafactory_review_mode(words[b], words[h]).mode != grid[b][h]) return false;
+  return true;
+}
+}  // namespace detail
+static_assert(detail::llamafactory_grid_holds() && detail::llamafactory_review_grid_holds());
 
 /// DeepSpeed itself, once both sections are read: an absent section, an absent `enabled` and "auto" are off.
 /// Complexity: O(1), constexpr. Source: DeepSpeed@edaa7221:deepspeed/runtime/config.py:824-828.

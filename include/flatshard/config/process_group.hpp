@@ -70,7 +70,7 @@ inline void decide_process_group(profile p, facts const& f, value const& given_t
              rule_of(p, "process_group.backend"), launcher);
   out.decide("process_group.timeout", f.group ? std::to_string(group.timeout_seconds) : to_json(timeout),
              f.group ? "of the group that exists"
-                     : "dist_timeout is " +
+                     : (reads_older_llamafactory(f.upstream) ? "timeout is " : "dist_timeout is ") +
                            (given_timeout.present() ? to_json(given_timeout) : absent_default(llamafactory_version)) +
                            ", in seconds",
              rule_of(p, "dist_timeout"), timeout_at);

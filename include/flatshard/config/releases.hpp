@@ -42,6 +42,12 @@ struct releases {
 [[nodiscard]] constexpr bool is_since(std::optional<version_number> const& chosen, version_number since, bool cited) {
   return chosen ? *chosen >= since : cited;
 }
+/// Whether LLaMA-Factory's files are read as in release 0.9.5 and before: the mesh and `timeout` inside dist_config,
+/// whose other keys are not checked; a missing config_file refused while the model is built; bucket sizes as accelerate
+/// finds them. Source: LLaMA-Factory@28a6ea1cd, before its commits 62ae36245 and 3f7710158.
+[[nodiscard]] constexpr bool reads_older_llamafactory(releases const& r) {
+  return !is_since(r.llamafactory, {0, 9, 6}, true);
+}
 
 static_assert(is_since(version_number{0, 19, 8}, {0, 19, 7}, false) && !is_since(std::nullopt, {0, 19, 7}, false));
 
