@@ -34,6 +34,9 @@ std::string left_auto(value const& v, std::string const& at = {}) {
   return {};
 }
 
+/// Equal, or the same whole number once with and once without a fraction: 4 and 4.0.
+bool alike(std::string const& a, std::string const& b) { return a == b || a + ".0" == b || a == b + ".0"; }
+
 constexpr std::array<std::string_view, 17> kept{"precision",
                                                 "parameter_storage",
                                                 "compute",
@@ -76,7 +79,7 @@ std::string fault_of(resolution const& r, facts const& f) {
   for (auto const key : kept) {
     auto const *const before = r.find(key), *const after = again.find(key);
     if ((before == nullptr) != (after == nullptr)) return std::string{key} + " comes or goes";
-    if (before != nullptr && before->value != after->value)
+    if (before != nullptr && !alike(before->value, after->value))
       return std::string{key} + " was " + before->value + ", is " + after->value + " of " + to_json(fixed);
   }
   return {};

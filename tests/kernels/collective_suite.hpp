@@ -503,7 +503,7 @@ TEST_CASE_TEMPLATE_DEFINE("a late rank fails every rank within the deadline, in 
       auto patient = r.comm.with_deadline(60s);
       patient.barrier(r.stream);
       patient.wait(r.stream);
-      if (us(r) == culprit) std::this_thread::sleep_for(500ms);
+      if (us(r) == culprit) std::this_thread::sleep_for(1500ms);
       auto full = fresh<float>(r, ranks), shard = fresh<float>(r, 1);
       try {
         r.comm.all_gather(part<float>(full, 0, ranks), const_part<float>(shard, 0, 1), r.stream);

@@ -70,6 +70,13 @@ value concrete_section(value const& written, S const& read) {
   return out;
 }
 
+/// 4 for 4.0, and every other value as it is.
+inline value whole_number(value const& v) {
+  auto const x = v.is(value_kind::floating) ? v.number() : std::nullopt;
+  bool const whole = x && std::abs(*x) < 9007199254740992.0 && *x == std::floor(*x);
+  return whole ? value{static_cast<std::int64_t>(*x)} : v;
+}
+
 /// Removes every "auto" that is left in objects, at any depth.
 inline void drop_auto(value& from) {
   auto kept = value::object();
@@ -131,8 +138,8 @@ inline value concrete_deepspeed(resolution const& r, facts const& f) {
   out.set("fp16",
           detail::concrete_mode<fp16_section>(out["fp16"], p.mode == precision_mode::fp16, f.upstream.deepspeed));
   out.set("zero_optimization", detail::concrete_zero(out["zero_optimization"], *p.zero, f.upstream.deepspeed));
-  out.set("train_micro_batch_size_per_gpu", p.batch->micro);
-  out.set("gradient_accumulation_steps", p.batch->steps);
+  out.set("train_micro_batch_size_per_gpu", detail::whole_number(p.batch->micro));
+  out.set("gradient_accumulation_steps", detail::whole_number(p.batch->steps));
   out.erase("train_batch_size");
   // accelerate writes infinity, which no strict reader takes, into its own copy
   if (auto const every = out["steps_per_print"].number(); every && !std::isfinite(*every)) out.erase("steps_per_print");
