@@ -13,7 +13,7 @@
 #include <vector>
 
 #include <doctest/doctest.h>
-#include <sys/stat.h>
+#include <sys/resource.h>
 
 using namespace tool_test;
 
@@ -272,9 +272,16 @@ TEST_CASE("plan: a checkpoint of 180 billion parameters in 59 files takes less t
   folder dir;
   REQUIRE(run({"make-model", dir / "m", "--arch", "llama", "--size", "350G", "--files", "59", "--sparse"}).code == 0);
   auto const config = configuration(dir, R"("stage": 3)");
-  auto const began = std::chrono::steady_clock::now();
+  // Processor time of the program: a machine that does other things besides changes nothing.
+  auto const spent = [] {
+    ::rusage used{};
+    REQUIRE(::getrusage(RUSAGE_CHILDREN, &used) == 0);
+    auto const of = [](::timeval t) { return std::chrono::seconds{t.tv_sec} + std::chrono::microseconds{t.tv_usec}; };
+    return of(used.ru_utime) + of(used.ru_stime);
+  };
+  auto const began = spent();
   auto const d = plan_json({"--model", dir / "m", "--config", config, "--world", "1024", "--node-size", "8"});
-  CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds{1});
+  CHECK(spent() - began < std::chrono::seconds{1});
   CHECK(number((*d["model"])["parameters"]) > 180'000'000'000);
   CHECK(number((*d["model"])["files"]) == 59);
 }
