@@ -168,10 +168,12 @@ struct CUstream_st {
     return status;
   }
   void work() {
+#if !defined(__SANITIZE_ADDRESS__)  // which gives its threads one
     // a stack of its own, since a fault may be a fiber's
     static thread_local unsigned char alternate[1 << 16];
     stack_t const stack{alternate, 0, sizeof alternate};
     sigaltstack(&stack, nullptr);
+#endif
     grid_runner runner{1};
     runner_here = &runner;
     std::unique_lock lock{mutex};

@@ -23,7 +23,7 @@ using namespace device_memory;
 namespace {
 
 /// What a child process that runs `work` says on its error output, and how it ends.
-std::string last_words(std::function<void()> const& work) {
+[[maybe_unused]] std::string last_words(std::function<void()> const& work) {
   int ends[2];
   if (pipe(ends) != 0) throw std::runtime_error{"pipe"};
   auto const child = fork();
