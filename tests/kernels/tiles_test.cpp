@@ -119,7 +119,7 @@ std::size_t wrong_pack(laid_out const& l, tile_table const& table, work_options 
     for (std::size_t i = 0; i < in.memory[t].size(); ++i) want[l.positions[t][i]] = of<Flat>(widen(in.memory[t][i]));
   auto const tensors = in.views();
   pack(view(flat), tensors, table, options);
-  std::size_t wrong = std::memcmp(flat.data(), want.data(), flat.size() * sizeof(Flat)) != 0;
+  std::size_t wrong = !flat.empty() && std::memcmp(flat.data(), want.data(), flat.size() * sizeof(Flat)) != 0;
   auto back = in;
   for (auto& one : back.memory) std::fill(one.begin(), one.end(), of<Tensor>(std::nanf("")));
   unpack(back.views(), view(flat), table, options);
@@ -278,7 +278,7 @@ void check_result(laid_out const& l, tile_table const& table, pack_options o, st
   for (auto const level : {instruction_set::generic, instruction_set::avx2, instruction_set::avx512}) {
     auto flat = before;
     auto const found = pack(flat, tensors, table, o, {.threads = 2, .at_most = level});
-    CHECK(std::memcmp(flat.data(), want.data(), flat.size() * sizeof(float)) == 0);
+    CHECK((flat.empty() || std::memcmp(flat.data(), want.data(), flat.size() * sizeof(float)) == 0));
     CHECK(found.not_finite == not_finite);
     CHECK(found.squares == squares_in_order(table, flat));
     if (not_finite == 0) CHECK(found.squares == doctest::Approx(exact).epsilon(1e-12));
