@@ -47,6 +47,22 @@ TEST_CASE("tiles of 128 x 128 and whole rows: at most 1 % over the lower bound, 
       }
 }
 
+TEST_CASE("small and scalar tensors under every alignment: padding between tensors is no place for a cut") {
+  std::vector<parameter> const unit{{"a", {}}, {"b", {}}, {"c", {48, 18}}, {"d", {}}, {"e", {4, 15}}};
+  for (auto const& keep : {block::rows(), block::rows(3), block::run(5), block::matrix(), block::tensor()})
+    for (std::size_t align : {1u, 2u, 4u, 8u, 16u})
+      for (std::size_t const segment : {align, 4 * align, 16 * align})
+        for (std::size_t w = 1; w <= 12; ++w) {
+          CAPTURE(keep.count);
+          CAPTURE(align);
+          CAPTURE(segment);
+          CAPTURE(w);
+          layout const l{planned{keep, align, segment}, unit, world{w}};
+          auto const broken = first_broken_law(l);
+          CHECK_MESSAGE(!broken, (broken ? broken->counterexample : std::string{}));
+        }
+}
+
 // The least segment by trying every way to deal blocks out to ranks.
 namespace {
 bool deal(std::vector<std::size_t> const& blocks, std::size_t k, std::vector<std::size_t>& space) {

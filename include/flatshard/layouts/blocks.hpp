@@ -132,8 +132,8 @@ class block_lines {
       (items_[middle].start <= limit ? low : high) = middle;
     }
     auto const& i = items_[low];
-    auto const inside = limit - i.start;
-    return inside >= i.numel ? end(line) : i.start + i.grid.cut_before(inside);
+    // In the padding behind a tensor nothing may be cut, as the next piece would begin off the alignment.
+    return i.start + i.grid.cut_before(std::min(limit - i.start, i.numel - 1));
   }
   /// All block lengths with their numbers, longest first. Complexity: O(T log T).
   [[nodiscard]] constexpr std::vector<std::pair<std::size_t, std::size_t>> blocks() const {
