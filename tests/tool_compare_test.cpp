@@ -60,7 +60,7 @@ TEST_CASE("compare as JSON has every profile whole, and the keys that differ") {
   CHECK(r.code == 0);
   auto const d = parsed(r.out);
   CHECK(d["schema"]->integer() == 1);
-  CHECK(d["profiles"]->elements().size() >= 2);
+  CHECK(d["profiles"]->elements().size() == 6);  // all that read a DeepSpeed file
   CHECK(decided(d, "llamafactory", "precision") == "fp32");
   CHECK(decided(d, "llamafactory-review", "precision") == "fp16");
   CHECK(differing(d).contains("precision"));
@@ -83,6 +83,16 @@ TEST_CASE("a front end's own file is compared by the DeepSpeed file that it name
   auto const r = run({"explain", dir / "train.yaml", "--compare", "--world", "2", "--json"});
   CHECK(r.code == 0);
   CHECK(decided(parsed(r.out), "llamafactory", "precision") == "fp32");
+  CHECK(decided(parsed(r.out), "deepspeed", "precision") == "fp32");
+  // --strict counts for the named file too
+  spill(dir / "ds.json", R"({"zero_optimization": {"stage": "3"}, "train_micro_batch_size_per_gpu": 1})");
+  auto const strict = run({"explain", dir / "train.yaml", "--compare", "--world", "2", "--strict", "--json"});
+  auto const columns = parsed(strict.out);
+  bool refused = false;
+  for (auto const& c : columns["profiles"]->elements())
+    if (c["profile"].text() == "deepspeed")
+      for (auto const& one : c["problems"].elements()) refused |= one["severity"].text() == "error";
+  CHECK_MESSAGE(refused, strict.out);
 }
 
 TEST_CASE("--set changes the configuration first") {

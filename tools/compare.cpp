@@ -74,7 +74,8 @@ std::vector<column> columns_of(configuration_request const& request) {
     } else if (auto const* const file = own.known.file(named); file != nullptr) {
       auto known = own.known;
       known.form = fs::config_form::deepspeed;
-      columns.push_back({p, named, decide(file->content, p, known)});
+      auto resolved = decide(file->content, p, known);
+      columns.push_back({p, named, request.strict ? strict(std::move(resolved)) : std::move(resolved)});
     }
   }
   return columns;
@@ -96,8 +97,8 @@ bool differs(std::vector<column> const& columns, std::string_view key) {
 }
 
 void print_table(std::vector<column> const& columns, std::string const& file) {
-  fmt::print("{}: {} profiles, rows that differ are marked *\n", paint(one_line(file), colour::bold, stdout),
-             columns.size());
+  fmt::print("{}: {} profile{}, rows that differ are marked *\n", paint(one_line(file), colour::bold, stdout),
+             columns.size(), columns.size() == 1 ? "" : "s");
   for (auto const& c : columns)
     if (c.file != file) fmt::print("  {} reads {}, which it names\n", name(c.front_end), one_line(c.file));
   std::vector<table::column> heads{{""}, {""}};
