@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "resolver.hpp"
+#include "tier.hpp"
 
 #include <flatshard/config/resolve.hpp>
 #include <flatshard/json.hpp>
@@ -492,6 +493,7 @@ TEST_CASE("any document resolves without a crash") {
       for (auto const& v : all_kinds())
         for (auto const world :
              {std::optional<std::size_t>{}, std::optional<std::size_t>{1}, std::optional<std::size_t>{8}}) {
+          if (sanitized && world != std::size_t{8}) continue;  // what faults there faults for one world
           auto root = base;
           if (!v.present()) continue;
           if (path.size() > 1 && root.has(path[0]) && !root[path[0]].is(value_kind::object)) continue;
@@ -506,7 +508,7 @@ TEST_CASE("any document resolves without a crash") {
             ++resolved;
           }
         }
-  CHECK(resolved > 20000);
+  CHECK(resolved > (sanitized ? 6666u : 20000u));
 }
 
 TEST_CASE("a hostile configuration costs no quadratic time") {
