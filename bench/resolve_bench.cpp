@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A configuration of the usual size: reading its text, resolving it under each front end, and both, on one core.
 // Limits: 100 us to resolve, 30 ms for the whole process of `flatshard explain` (bench/explain_process.sh).
-#include <flatshard/config/resolve.hpp>
+#include "../tools/resolver.hpp"
+
 #include <flatshard/json.hpp>
 
 #include <string>
@@ -62,12 +63,12 @@ void parse(benchmark::State& state) {
 void resolve_as(benchmark::State& state, profile front_end) {
   auto const config = parse_json(front_end == profile::deepspeed ? concrete : text, "ds.json").value();
   auto const f = eight_ranks();
-  if (auto const r = resolve(config, front_end, f); r.has_errors()) {
+  if (auto const r = decide(config, front_end, f); r.has_errors()) {
     for (auto const& p : r.problems)
       if (p.level == severity::error) state.SkipWithError(to_string(p).c_str());
     return;
   }
-  for (auto _ : state) benchmark::DoNotOptimize(resolve(config, front_end, f));
+  for (auto _ : state) benchmark::DoNotOptimize(decide(config, front_end, f));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 /// on, the optimizer, the sum of gradients, one rank's training, what the configuration decides, what leaves the
 /// program, the command line. The model stands in llama.hpp.
 #include "../tools/frontend.hpp"
+#include "../tools/resolver.hpp"
 #include "llama.hpp"
 
 #include <flatshard/checkpoint_files.hpp>
@@ -574,7 +575,7 @@ struct resolved_file {
   auto const text = flatshard::frontend::read_configuration(args.config).value();
   flatshard::frontend::read_named_files(text, known);
   auto const front_end = flatshard::profile_of(args.profile).value_or(flatshard::profile::llamafactory);
-  resolved_file out{flatshard::resolve(text, front_end, known).value(), {}};
+  resolved_file out{decide(text, front_end, known).value(), {}};
   auto const rate = text["learning_rate"];
   if (flatshard::form_of(text, known) != flatshard::config_form::deepspeed && rate->is_number())
     out.learning_rate = rate->number();

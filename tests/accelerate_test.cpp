@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// A DeepSpeed configuration under accelerate and under Transformers' Trainer: precision, plugin, prepare, arguments,
 /// releases, and what both accept in silence.
-#include "resolver.hpp"
+#include "../tools/resolver.hpp"
 
 #include <flatshard/accelerate_source.hpp>
 #include <flatshard/config/resolve.hpp>

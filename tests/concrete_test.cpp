@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // A concrete configuration decides what the one it was made from decides, and leaves nothing to a front end.
+#include "../tools/resolver.hpp"
 #include "golden_config.hpp"
-#include "resolver.hpp"
 
 #include <flatshard/config/concrete.hpp>
-#include <flatshard/config/resolve.hpp>
 
 #include <array>
 #include <cstddef>

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "../tools/frontend.hpp"
+#include "../tools/resolver.hpp"
 #include "golden_config.hpp"
-#include "resolver.hpp"
 
 #include <flatshard/accelerate_source.hpp>
-#include <flatshard/config/resolve.hpp>
 #include <flatshard/hjson.hpp>
 
 #include <algorithm>

@@ -1,21 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-# Configurations under every front end. The resolver is the largest part of what they compile: once for all of them.
-add_library(flatshard_test_resolver OBJECT EXCLUDE_FROM_ALL resolver.cpp)
-target_link_libraries(flatshard_test_resolver PRIVATE flatshard::flatshard flatshard_flags)
-if(NOT FLATSHARD_SANITIZE)
-  target_compile_options(flatshard_test_resolver PRIVATE -O1)
-endif()
-
-flatshard_test(config_golden_test LABELS fast golden LINK flatshard::json flatshard_test_resolver)
+# Configurations under every front end.
+flatshard_test(config_golden_test LABELS fast golden LINK flatshard::json flatshard_resolver)
 flatshard_test(key_table_test LABELS fast)
 target_compile_definitions(key_table_test PRIVATE FLATSHARD_DOCS="${PROJECT_SOURCE_DIR}/docs")
-flatshard_test(resolve_test LABELS fast LINK flatshard::json flatshard_test_resolver)
-flatshard_test(deepspeed_test LABELS fast LINK flatshard::json flatshard_test_resolver)
-flatshard_test(front_ends_test LABELS fast LINK flatshard::json flatshard_test_resolver)
-flatshard_test(concrete_test LABELS fast golden LINK flatshard::json flatshard_test_resolver)
-flatshard_test(accelerate_test LABELS fast LINK flatshard::json flatshard_test_resolver)
-flatshard_test(diagnosed_cases_test LABELS fast LINK flatshard::json flatshard_test_resolver)
-flatshard_test(frontend_test LABELS fast LINK flatshard::json flatshard_test_resolver)
+flatshard_test(resolve_test LABELS fast LINK flatshard::json flatshard_resolver)
+flatshard_test(deepspeed_test LABELS fast LINK flatshard::json flatshard_resolver)
+flatshard_test(front_ends_test LABELS fast LINK flatshard::json flatshard_resolver)
+flatshard_test(concrete_test LABELS fast golden LINK flatshard::json flatshard_resolver)
+flatshard_test(accelerate_test LABELS fast LINK flatshard::json flatshard_resolver)
+flatshard_test(diagnosed_cases_test LABELS fast LINK flatshard::json flatshard_resolver)
+flatshard_test(frontend_test LABELS fast LINK flatshard::json flatshard_resolver)
 
 find_package(yaml-cpp QUIET)  # front-end files; without it their tests say that they are skipped
 if(TARGET yaml-cpp)

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // DeepSpeed with nothing in front: hjson texts and their places, sources, releases, what is said about wrong keys, and
 // the moments of its refusals.
-#include "resolver.hpp"
+#include "../tools/resolver.hpp"
 
-#include <flatshard/config/resolve.hpp>
 #include <flatshard/hjson.hpp>
 
 #include <array>
@@ -367,7 +366,7 @@ TEST_CASE("sections of the top level that are no objects, and what is left in th
   struct row {
     std::string_view text, upstream;
   };
-  for (auto const& [text, upstream] :
+  for (auto const& refused :
        {row{"pipeline: []", "AttributeError (deepspeed): 'list' object has no attribute 'items'"},
         row{"optimizer: null", "AttributeError (deepspeed): 'NoneType' object has no attribute 'keys'"},
         row{"weight_quantization: 1", "TypeError (deepspeed): deepspeed.inference.config.WeightQuantConfig() argument"},
@@ -380,9 +379,9 @@ TEST_CASE("sections of the top level that are no objects, and what is left in th
             "ValidationError (deepspeed): CompileConfig: passes.1: Input should be 'z1', 'z3', 'autosp' or 'autotp'"},
         row{"zero_optimization: {zenflow: {select_interval: null}}",
             "ValidationError (deepspeed): DeepSpeedZeroConfig: zenflow.select_interval.str: Input should be"}}) {
-    auto const r = resolved(text);
-    REQUIRE_MESSAGE(first_error(r), text);
-    CHECK_MESSAGE(first_error(r)->upstream.starts_with(upstream), first_error(r)->upstream);
+    auto const r = resolved(refused.text);
+    REQUIRE_MESSAGE(first_error(r), refused.text);
+    CHECK_MESSAGE(first_error(r)->upstream.starts_with(refused.upstream), first_error(r)->upstream);
   }
   for (std::string_view const fine :
        {"expert_parallel: null", "aio: null", "timers: {throughput: {enabled: false}}", "wandb: {team: null}"})

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Fifteen questions that users asked upstream, each of them answered by resolving the configuration: the cause, the
 // moment, the place. The addresses of the threads stand in docs/config.md.
-#include "resolver.hpp"
+#include "../tools/resolver.hpp"
 
-#include <flatshard/config/resolve.hpp>
 #include <flatshard/json.hpp>
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // accelerate's own file, its FSDP plugin in code, and fully_shard in code: places, all problems at once, what is
 // ignored in silence, releases. Values are in the golden data.
-#include "resolver.hpp"
+#include "../tools/resolver.hpp"
 
 #include <flatshard/config/resolve.hpp>
 #include <flatshard/json.hpp>

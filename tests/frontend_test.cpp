@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "../tools/frontend.hpp"
 
-#include "resolver.hpp"
+#include "../tools/resolver.hpp"
 
 #include <cstdio>
 #include <fstream>

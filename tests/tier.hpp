@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdlib>
 
-/// Whether a sanitizer of g++ watches this program.
+/// Whether a sanitizer watches this program.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 inline constexpr bool sanitized = true;
 #else

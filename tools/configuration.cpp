@@ -6,7 +6,6 @@
 #include "frontend.hpp"
 #include "report.hpp"
 
-#include <flatshard/config/resolve.hpp>
 #include <flatshard/document.hpp>
 #include <flatshard/json.hpp>
 
@@ -184,10 +183,6 @@ configuration_text read_configuration_text(configuration_request const& request)
   out.name = from_stdin ? "<stdin>" : request.file;
   out.text = from_stdin ? fs::result<std::string>{read_standard_input()} : fs::read_text(request.file);
   return out;
-}
-
-fs::resolution decide(fs::document const& config, fs::profile front_end, fs::facts const& known) {
-  return fs::resolve(config, front_end, known);
 }
 
 front_end_reading read_as(fs::profile front_end, configuration_text const& text, configuration_request const& request) {

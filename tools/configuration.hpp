@@ -2,6 +2,8 @@
 /// The options that say how a configuration is read, and reading it.
 #pragma once
 
+#include "resolver.hpp"
+
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/document.hpp>
@@ -40,10 +42,6 @@ struct configuration_text {
 /// Reads the text, the model's configuration and the arguments. Throws `flatshard::bad_input` or `failure` where a file
 /// of the model cannot be read, `wrong_usage` for an argument that no front end has.
 [[nodiscard]] configuration_text read_configuration_text(configuration_request const& request);
-
-/// `flatshard::resolve`, compiled in one place: its rules are the largest part of the program.
-[[nodiscard]] flatshard::resolution decide(flatshard::document const& config, flatshard::profile front_end,
-                                           flatshard::facts const& known);
 
 /// A configuration as one front end reads it: the document, what is known beside it, and what it decides. Without a
 /// document the problems say why.

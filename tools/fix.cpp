@@ -6,7 +6,6 @@
 #include <flatshard/config/concrete.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
-#include <flatshard/config/resolve.hpp>
 #include <flatshard/file.hpp>
 #include <flatshard/json.hpp>
 

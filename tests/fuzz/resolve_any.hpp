@@ -2,7 +2,7 @@
 /// What must hold of the resolution of any document, whatever text it was read from.
 #pragma once
 
-#include <resolver.hpp>
+#include "../../tools/resolver.hpp"
 
 #include <flatshard/config/resolve.hpp>
 #include <flatshard/json.hpp>

@@ -10,6 +10,7 @@ endforeach()
 # The device tests on a device. Emulated, they are part of ../cuda_on_host.
 if(TARGET flatshard_cuda)
   add_executable(device_test device_test.cpp device_peers_test.cpp device_main.cpp)
+  target_include_directories(device_test PRIVATE ${PROJECT_SOURCE_DIR}/tests)
   target_link_libraries(device_test PRIVATE flatshard::cuda flatshard::cpu random_layouts flatshard_flags doctest::doctest)
   flatshard_command_test(device_test LABELS gpu COMMAND device_test PROPERTIES SKIP_RETURN_CODE 77)
 endif()

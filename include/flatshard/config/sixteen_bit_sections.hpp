@@ -10,7 +10,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <tuple>
 #include <utility>
 
 namespace flatshard {
@@ -24,13 +23,14 @@ struct bf16_section {
     check_grad_overflow = is_since(r, {0, 19, 3}, true);
   }
 };
-constexpr auto fields(bf16_section const*) {
+template <class Take>
+constexpr auto fields(bf16_section const*, Take const& take) {
   using s = bf16_section;
-  return std::tuple{entry("enabled", &s::enabled, "train in bf16"),
-                    entry("immediate_grad_update", &s::immediate_grad_update, "add gradients as they come"),
-                    entry("check_grad_overflow", &s::check_grad_overflow, "skip steps with infinite gradients"),
-                    entry("bf16_master_weights_and_grads", &s::bf16_master_weights_and_grads, "master weights in bf16"),
-                    entry("bf16_optimizer_states", &s::bf16_optimizer_states, "moments in bf16")};
+  return take(entry("enabled", &s::enabled, "train in bf16"),
+              entry("immediate_grad_update", &s::immediate_grad_update, "add gradients as they come"),
+              entry("check_grad_overflow", &s::check_grad_overflow, "skip steps with infinite gradients"),
+              entry("bf16_master_weights_and_grads", &s::bf16_master_weights_and_grads, "master weights in bf16"),
+              entry("bf16_optimizer_states", &s::bf16_optimizer_states, "moments in bf16"));
 }
 
 /// A static loss scale; 0 is a dynamic one.
@@ -60,18 +60,17 @@ struct fp16_section {
   /// Whether the loss scale changes while training.
   [[nodiscard]] constexpr bool dynamic() const { return enabled && loss_scale.scale == 0; }
 };
-constexpr auto fields(fp16_section const*) {
+template <class Take>
+constexpr auto fields(fp16_section const*, Take const& take) {
   using s = fp16_section;
-  return std::tuple{
-      entry("enabled", &s::enabled, "train in fp16"),
-      entry("auto_cast", &s::auto_cast, "cast inputs"),
-      entry("loss_scale", &s::loss_scale, "0: dynamic"),
-      entry("initial_scale_power", &s::initial_scale_power, "first dynamic scale, a power of 2"),
-      entry("loss_scale_window", &s::loss_scale_window, "steps before the scale grows"),
-      entry("hysteresis", &s::hysteresis, "overflows before the scale shrinks"),
-      entry("consecutive_hysteresis", &s::consecutive_hysteresis, "only consecutive overflows count"),
-      entry("min_loss_scale", &s::min_loss_scale, "least dynamic scale"),
-      entry("fp16_master_weights_and_grads", &s::fp16_master_weights_and_grads, "master weights in fp16")};
+  return take(entry("enabled", &s::enabled, "train in fp16"), entry("auto_cast", &s::auto_cast, "cast inputs"),
+              entry("loss_scale", &s::loss_scale, "0: dynamic"),
+              entry("initial_scale_power", &s::initial_scale_power, "first dynamic scale, a power of 2"),
+              entry("loss_scale_window", &s::loss_scale_window, "steps before the scale grows"),
+              entry("hysteresis", &s::hysteresis, "overflows before the scale shrinks"),
+              entry("consecutive_hysteresis", &s::consecutive_hysteresis, "only consecutive overflows count"),
+              entry("min_loss_scale", &s::min_loss_scale, "least dynamic scale"),
+              entry("fp16_master_weights_and_grads", &s::fp16_master_weights_and_grads, "master weights in fp16"));
 }
 
 /// Upstream's check across the fields of `fp16`; it stops at the first fault.

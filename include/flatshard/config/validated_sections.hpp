@@ -8,7 +8,6 @@
 
 #include <cstdint>
 #include <optional>
-#include <tuple>
 
 namespace flatshard {
 inline namespace v0 {
@@ -19,13 +18,13 @@ struct comms_logger_section {
   any_list prof_ops;
   bool verbose = false, debug = false;
 };
-constexpr auto fields(comms_logger_section const*) {
+template <class Take>
+constexpr auto fields(comms_logger_section const*, Take const& take) {
   using s = comms_logger_section;
-  return std::tuple{entry("enabled", &s::enabled, "log communication"),
-                    entry("prof_all", &s::prof_all, "all operations"),
-                    entry("prof_ops", &s::prof_ops, "the operations that are logged otherwise"),
-                    entry("verbose", &s::verbose, "log each operation at once"),
-                    entry("debug", &s::debug, "with the place of the call")};
+  return take(entry("enabled", &s::enabled, "log communication"), entry("prof_all", &s::prof_all, "all operations"),
+              entry("prof_ops", &s::prof_ops, "the operations that are logged otherwise"),
+              entry("verbose", &s::verbose, "log each operation at once"),
+              entry("debug", &s::debug, "with the place of the call"));
 }
 
 /// `tensorboard`, and `csv_monitor`, which has the same keys.
@@ -33,11 +32,12 @@ struct tensorboard_section {
   bool enabled = false;
   plain_text output_path, job_name{"DeepSpeedJobName"};
 };
-constexpr auto fields(tensorboard_section const*) {
+template <class Take>
+constexpr auto fields(tensorboard_section const*, Take const& take) {
   using s = tensorboard_section;
-  return std::tuple{entry("enabled", &s::enabled, "write metrics"),
-                    entry("output_path", &s::output_path, "folder; empty: beside the program"),
-                    entry("job_name", &s::job_name, "folder below it")};
+  return take(entry("enabled", &s::enabled, "write metrics"),
+              entry("output_path", &s::output_path, "folder; empty: beside the program"),
+              entry("job_name", &s::job_name, "folder below it"));
 }
 /// `comet`.
 struct comet_section {
@@ -47,17 +47,17 @@ struct comet_section {
   std::optional<bool> online;
   std::optional<plain_text> mode;
 };
-constexpr auto fields(comet_section const*) {
+template <class Take>
+constexpr auto fields(comet_section const*, Take const& take) {
   using s = comet_section;
-  return std::tuple{entry("enabled", &s::enabled, "write metrics"),
-                    entry("samples_log_interval", &s::samples_log_interval, "samples between two"),
-                    entry("project", &s::project, "name of the project"),
-                    entry("workspace", &s::workspace, "name of the workspace"),
-                    entry("api_key", &s::api_key, "key of the service"),
-                    entry("experiment_name", &s::experiment_name, "name of the experiment"),
-                    entry("experiment_key", &s::experiment_key, "key of the experiment"),
-                    entry("online", &s::online, "send at once, or store"),
-                    entry("mode", &s::mode, "get, create or get_or_create")};
+  return take(
+      entry("enabled", &s::enabled, "write metrics"),
+      entry("samples_log_interval", &s::samples_log_interval, "samples between two"),
+      entry("project", &s::project, "name of the project"), entry("workspace", &s::workspace, "name of the workspace"),
+      entry("api_key", &s::api_key, "key of the service"),
+      entry("experiment_name", &s::experiment_name, "name of the experiment"),
+      entry("experiment_key", &s::experiment_key, "key of the experiment"),
+      entry("online", &s::online, "send at once, or store"), entry("mode", &s::mode, "get, create or get_or_create"));
 }
 /// `wandb`.
 struct wandb_section {
@@ -65,10 +65,11 @@ struct wandb_section {
   std::optional<plain_text> group, team;
   plain_text project{"deepspeed"};
 };
-constexpr auto fields(wandb_section const*) {
+template <class Take>
+constexpr auto fields(wandb_section const*, Take const& take) {
   using s = wandb_section;
-  return std::tuple{entry("enabled", &s::enabled, "write metrics"), entry("group", &s::group, "name of the group"),
-                    entry("team", &s::team, "name of the team"), entry("project", &s::project, "name of the project")};
+  return take(entry("enabled", &s::enabled, "write metrics"), entry("group", &s::group, "name of the group"),
+              entry("team", &s::team, "name of the team"), entry("project", &s::project, "name of the project"));
 }
 /// The four monitors, which upstream validates as one section that has no key of its own.
 struct monitor_sections {
@@ -77,11 +78,12 @@ struct monitor_sections {
   wandb_section wandb;
   tensorboard_section csv_monitor;
 };
-constexpr auto fields(monitor_sections const*) {
+template <class Take>
+constexpr auto fields(monitor_sections const*, Take const& take) {
   using s = monitor_sections;
-  return std::tuple{entry("tensorboard", &s::tensorboard, "TensorBoard"), entry("comet", &s::comet, "Comet"),
-                    entry("wandb", &s::wandb, "Weights and Biases"),
-                    entry("csv_monitor", &s::csv_monitor, "files of comma-separated values")};
+  return take(entry("tensorboard", &s::tensorboard, "TensorBoard"), entry("comet", &s::comet, "Comet"),
+              entry("wandb", &s::wandb, "Weights and Biases"),
+              entry("csv_monitor", &s::csv_monitor, "files of comma-separated values"));
 }
 
 /// `hybrid_engine`.
@@ -92,15 +94,16 @@ struct hybrid_engine_section {
   std::int64_t tp_gather_partition_size = 8;
   bool enable_cuda_graph = false;
 };
-constexpr auto fields(hybrid_engine_section const*) {
+template <class Take>
+constexpr auto fields(hybrid_engine_section const*, Take const& take) {
   using s = hybrid_engine_section;
-  return std::tuple{entry("enabled", &s::enabled, "train and generate with one engine"),
-                    entry("max_out_tokens", &s::max_out_tokens, "longest text").from({0, 19, 7}, positive),
-                    entry("inference_tp_size", &s::inference_tp_size, "ranks of tensor parallelism while generating"),
-                    entry("release_inference_cache", &s::release_inference_cache, "free the cache while training"),
-                    entry("pin_parameters", &s::pin_parameters, "page-locked host memory"),
-                    entry("tp_gather_partition_size", &s::tp_gather_partition_size, "layers gathered at a time"),
-                    entry("enable_cuda_graph", &s::enable_cuda_graph, "record the forward pass")};
+  return take(entry("enabled", &s::enabled, "train and generate with one engine"),
+              entry("max_out_tokens", &s::max_out_tokens, "longest text").from({0, 19, 7}, positive),
+              entry("inference_tp_size", &s::inference_tp_size, "ranks of tensor parallelism while generating"),
+              entry("release_inference_cache", &s::release_inference_cache, "free the cache while training"),
+              entry("pin_parameters", &s::pin_parameters, "page-locked host memory"),
+              entry("tp_gather_partition_size", &s::tp_gather_partition_size, "layers gathered at a time"),
+              entry("enable_cuda_graph", &s::enable_cuda_graph, "record the forward pass"));
 }
 
 /// `compile`.
@@ -114,9 +117,10 @@ struct compile_section {
   std::optional<compile_passes> passes;
   bool autoep_non_moe = false;
 };
-constexpr auto fields(compile_section const*) {
+template <class Take>
+constexpr auto fields(compile_section const*, Take const& take) {
   using s = compile_section;
-  return std::tuple{
+  return take(
       entry("deepcompile", &s::deepcompile, "compile the model with DeepCompile"),
       entry("autoep_non_moe", &s::autoep_non_moe, "compile what is around expert layers").known_since({0, 19, 8}),
       entry("free_activation", &s::free_activation, "free activations early"),
@@ -134,7 +138,7 @@ constexpr auto fields(compile_section const*) {
       entry("sync_after_allgather", &s::sync_after_allgather, "wait after a gather"),
       entry("keep_int_input_tensors", &s::keep_int_input_tensors, "keep integers of the input"),
       entry("keep_all_input_tensors", &s::keep_all_input_tensors, "keep the whole input"),
-      entry("passes", &s::passes, "optimisations, in their order")};
+      entry("passes", &s::passes, "optimisations, in their order"));
 }
 
 /// `tensor_parallel.tp`.
@@ -142,11 +146,12 @@ struct tensor_parallel_ranks {
   std::int64_t tp_size = 1, tp_grain_size = 1;
   any_value mpu, tp_group;
 };
-constexpr auto fields(tensor_parallel_ranks const*) {
+template <class Take>
+constexpr auto fields(tensor_parallel_ranks const*, Take const& take) {
   using s = tensor_parallel_ranks;
-  return std::tuple{entry("tp_size", &s::tp_size, "ranks"), entry("tp_grain_size", &s::tp_grain_size, "grain of a cut"),
-                    entry("mpu", &s::mpu, "an object of a program"),
-                    entry("tp_group", &s::tp_group, "an object of a program")};
+  return take(entry("tp_size", &s::tp_size, "ranks"), entry("tp_grain_size", &s::tp_grain_size, "grain of a cut"),
+              entry("mpu", &s::mpu, "an object of a program"),
+              entry("tp_group", &s::tp_group, "an object of a program"));
 }
 /// `tensor_parallel`.
 struct tensor_parallel_section {
@@ -161,11 +166,11 @@ struct tensor_parallel_section {
   cross_entropy_backend vocab_parallel_ce_backend;
   bool keep_module_on_host = false, replace_with_kernel_inject = false;
 };
-constexpr auto fields(tensor_parallel_section const*) {
+template <class Take>
+constexpr auto fields(tensor_parallel_section const*, Take const& take) {
   using s = tensor_parallel_section;
-  return std::tuple{
-      entry("dtype", &s::dtype, "an object of a program"),
-      entry("autotp_size", &s::autotp_size, "ranks; 0: off"),
+  return take(
+      entry("dtype", &s::dtype, "an object of a program"), entry("autotp_size", &s::autotp_size, "ranks; 0: off"),
       entry("tp_overlap_comm", &s::tp_overlap_comm, "overlap all-reduces"),
       entry("vocab_parallel_lm_head", &s::vocab_parallel_lm_head, "cut the head over its vocabulary")
           .known_since({0, 19, 8}),
@@ -176,7 +181,7 @@ constexpr auto fields(tensor_parallel_section const*) {
       entry("partition_config", &s::partition_config, "rules of the cut"),
       entry("preset_model", &s::preset_model, "rules of a known model"),
       entry("keep_module_on_host", &s::keep_module_on_host, "load to the host"),
-      entry("kernel_inject", &s::replace_with_kernel_inject, "inject kernels", {}, "replace_with_kernel_inject")};
+      entry("kernel_inject", &s::replace_with_kernel_inject, "inject kernels", {}, "replace_with_kernel_inject"));
 }
 
 /// `weight_quantization`.
@@ -187,24 +192,24 @@ struct weight_quantization_section {
   std::int64_t q_groups = 1;
   any_object quantized_initialization{value::object()}, post_init_quant{value::object()};
 };
-constexpr auto fields(weight_quantization_section const*) {
+template <class Take>
+constexpr auto fields(weight_quantization_section const*, Take const& take) {
   using s = weight_quantization_section;
-  return std::tuple{entry("enabled", &s::enabled, "quantise weights"),
-                    entry("num_bits", &s::num_bits, "bits"),
-                    entry("q_type", &s::q_type, "symmetric or asymmetric"),
-                    entry("q_groups", &s::q_groups, "groups"),
-                    entry("quantized_initialization", &s::quantized_initialization, "while the model is built"),
-                    entry("post_init_quant", &s::post_init_quant, "after it is built")};
+  return take(entry("enabled", &s::enabled, "quantise weights"), entry("num_bits", &s::num_bits, "bits"),
+              entry("q_type", &s::q_type, "symmetric or asymmetric"), entry("q_groups", &s::q_groups, "groups"),
+              entry("quantized_initialization", &s::quantized_initialization, "while the model is built"),
+              entry("post_init_quant", &s::post_init_quant, "after it is built"));
 }
 
 /// `timers.throughput`.
 struct throughput_timer_section {
   bool enabled = true, synchronized = true;
 };
-constexpr auto fields(throughput_timer_section const*) {
+template <class Take>
+constexpr auto fields(throughput_timer_section const*, Take const& take) {
   using s = throughput_timer_section;
-  return std::tuple{entry("enabled", &s::enabled, "measure throughput"),
-                    entry("synchronized", &s::synchronized, "wait for the device")};
+  return take(entry("enabled", &s::enabled, "measure throughput"),
+              entry("synchronized", &s::synchronized, "wait for the device"));
 }
 
 }  // namespace v0

@@ -11,7 +11,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <tuple>
 #include <utility>
 
 namespace flatshard {
@@ -25,14 +24,15 @@ struct offload_param_section {
   bool pin_memory = true;
   constexpr void of_release(std::optional<version_number> const& r) { pin_memory = is_since(r, {0, 19, 5}, true); }
 };
-constexpr auto fields(offload_param_section const*) {
+template <class Take>
+constexpr auto fields(offload_param_section const*, Take const& take) {
   using s = offload_param_section;
-  return std::tuple{entry("device", &s::device, "where parameters are kept: none, cpu or nvme"),
-                    entry("nvme_path", &s::nvme_path, "folder on a local NVMe drive"),
-                    entry("buffer_count", &s::buffer_count, "buffers for swapping", not_negative),
-                    entry("buffer_size", &s::buffer_size, "elements of one buffer", not_negative),
-                    entry("max_in_cpu", &s::max_in_cpu, "elements kept in host memory when on NVMe", not_negative),
-                    entry("pin_memory", &s::pin_memory, "page-locked host memory")};
+  return take(entry("device", &s::device, "where parameters are kept: none, cpu or nvme"),
+              entry("nvme_path", &s::nvme_path, "folder on a local NVMe drive"),
+              entry("buffer_count", &s::buffer_count, "buffers for swapping", not_negative),
+              entry("buffer_size", &s::buffer_size, "elements of one buffer", not_negative),
+              entry("max_in_cpu", &s::max_in_cpu, "elements kept in host memory when on NVMe", not_negative),
+              entry("pin_memory", &s::pin_memory, "page-locked host memory"));
 }
 
 /// `zero_optimization.offload_optimizer`.
@@ -46,19 +46,19 @@ struct offload_optimizer_section {
   double cpuadam_cores_perc = 0.8;
   constexpr void of_release(std::optional<version_number> const& r) { pin_memory = is_since(r, {0, 19, 5}, true); }
 };
-constexpr auto fields(offload_optimizer_section const*) {
+template <class Take>
+constexpr auto fields(offload_optimizer_section const*, Take const& take) {
   using s = offload_optimizer_section;
-  return std::tuple{
-      entry("device", &s::device, "where optimizer states are kept: none, cpu or nvme"),
-      entry("nvme_path", &s::nvme_path, "folder on a local NVMe drive"),
-      entry("buffer_count", &s::buffer_count, "buffers for swapping", not_negative),
-      entry("pin_memory", &s::pin_memory, "page-locked host memory"),
-      entry("pipeline_read", &s::pipeline_read, "read the next part while computing"),
-      entry("pipeline_write", &s::pipeline_write, "write the last part while computing"),
-      entry("fast_init", &s::fast_init, "fast initialisation on NVMe"),
-      entry("ratio", &s::ratio, "share of the states that is offloaded; below 1 on stage 3 only", share),
-      entry("super_offload", &s::super_offload, "overlap the host's optimizer with backward"),
-      entry("cpuadam_cores_perc", &s::cpuadam_cores_perc, "share of the cores for the host optimizer", share)};
+  return take(entry("device", &s::device, "where optimizer states are kept: none, cpu or nvme"),
+              entry("nvme_path", &s::nvme_path, "folder on a local NVMe drive"),
+              entry("buffer_count", &s::buffer_count, "buffers for swapping", not_negative),
+              entry("pin_memory", &s::pin_memory, "page-locked host memory"),
+              entry("pipeline_read", &s::pipeline_read, "read the next part while computing"),
+              entry("pipeline_write", &s::pipeline_write, "write the last part while computing"),
+              entry("fast_init", &s::fast_init, "fast initialisation on NVMe"),
+              entry("ratio", &s::ratio, "share of the states that is offloaded; below 1 on stage 3 only", share),
+              entry("super_offload", &s::super_offload, "overlap the host's optimizer with backward"),
+              entry("cpuadam_cores_perc", &s::cpuadam_cores_perc, "share of the cores for the host optimizer", share));
 }
 
 /// `zero_optimization.zenflow`.
@@ -72,20 +72,20 @@ struct zenflow_section {
   double pt_reserved_cores_perc = 0.5;
   std::optional<std::int64_t> steps_per_epoch{};
 };
-constexpr auto fields(zenflow_section const*) {
+template <class Take>
+constexpr auto fields(zenflow_section const*, Take const& take) {
   using s = zenflow_section;
-  return std::tuple{
-      entry("topk_ratio", &s::topk_ratio, "share of the gradients that is updated at once", share)
-          .from({0, 19, 6}, inner_share),
-      entry("select_strategy", &s::select_strategy, "when to choose again: auto, step or epoch"),
-      entry("select_interval", &s::select_interval, "steps or epochs between choices, or auto"),
-      entry("update_interval", &s::update_interval, "steps between updates of the rest, or auto"),
-      entry("overlap_step", &s::overlap_step, "update the rest while computing"),
-      entry("offload", &s::offload, "keep the important gradients on the host"),
-      entry("auto_ratio", &s::auto_ratio, "threshold of the automatic update", share),
-      entry("full_warm_up_rounds", &s::full_warm_up_rounds, "full updates before it starts"),
-      entry("pt_reserved_cores_perc", &s::pt_reserved_cores_perc, "share of the cores for PyTorch", share),
-      entry("steps_per_epoch", &s::steps_per_epoch, "internal")};
+  return take(entry("topk_ratio", &s::topk_ratio, "share of the gradients that is updated at once", share)
+                  .from({0, 19, 6}, inner_share),
+              entry("select_strategy", &s::select_strategy, "when to choose again: auto, step or epoch"),
+              entry("select_interval", &s::select_interval, "steps or epochs between choices, or auto"),
+              entry("update_interval", &s::update_interval, "steps between updates of the rest, or auto"),
+              entry("overlap_step", &s::overlap_step, "update the rest while computing"),
+              entry("offload", &s::offload, "keep the important gradients on the host"),
+              entry("auto_ratio", &s::auto_ratio, "threshold of the automatic update", share),
+              entry("full_warm_up_rounds", &s::full_warm_up_rounds, "full updates before it starts"),
+              entry("pt_reserved_cores_perc", &s::pt_reserved_cores_perc, "share of the cores for PyTorch", share),
+              entry("steps_per_epoch", &s::steps_per_epoch, "internal"));
 }
 
 /// What upstream looks at once all fields of `zenflow` fit; it stops at the first fault.
@@ -114,10 +114,11 @@ struct leaf_module_section {
                      "transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeSparseMoeBlock"}};
   name_list names, name_suffixes;
 };
-constexpr auto fields(leaf_module_section const*) {
+template <class Take>
+constexpr auto fields(leaf_module_section const*, Take const& take) {
   using s = leaf_module_section;
-  return std::tuple{entry("classes", &s::classes, "by class"), entry("names", &s::names, "by name"),
-                    entry("name_suffixes", &s::name_suffixes, "by the end of the name")};
+  return take(entry("classes", &s::classes, "by class"), entry("names", &s::names, "by name"),
+              entry("name_suffixes", &s::name_suffixes, "by the end of the name"));
 }
 
 /// `zero_optimization`. Members in DeepSpeed's order of declaration; defaults of DeepSpeed 0.19.6.
@@ -152,10 +153,11 @@ struct zero_section {
        save_muon_momentum_buffer_in_memory = false;
   leaf_module_section leaf_module;
 };
-constexpr auto fields(zero_section const*) {
+template <class Take>
+constexpr auto fields(zero_section const*, Take const& take) {
   using s = zero_section;
   constexpr auto old = key_state::deprecated;
-  return std::tuple{
+  return take(
       entry("stage", &s::stage, "0: off, 1: optimizer states, 2: and gradients, 3: and parameters are partitioned"),
       entry("contiguous_gradients", &s::contiguous_gradients, "copy gradients to a contiguous buffer"),
       entry("reduce_scatter", &s::reduce_scatter, "reduce-scatter instead of all-reduce"),
@@ -214,7 +216,7 @@ constexpr auto fields(zero_section const*) {
       entry("enable_sanity_checks", &s::enable_sanity_checks, "check partitions"),
       entry("save_muon_momentum_buffer_in_memory", &s::save_muon_momentum_buffer_in_memory,
             "Muon's momentum in memory"),
-      entry("leaf_module", &s::leaf_module, "modules fetched as one")};
+      entry("leaf_module", &s::leaf_module, "modules fetched as one"));
 }
 
 /// Upstream's checks across the fields of the section, in its order.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// resolve for the tests, compiled once a tree: its rules are most of what a program that calls it compiles.
+/// `flatshard::resolve` for the programs and the tests, compiled once: its rules are most of what a program that calls
+/// it compiles.
 #pragma once
 
 #include <flatshard/config/profiles.hpp>
