@@ -46,9 +46,42 @@ struct json_end {
 
 namespace detail {
 
+/// Any handler behind one type: Boost.JSON's parser is large, and is compiled once in a unit instead of once a handler.
+class any_json_handler {
+ public:
+  virtual bool object_begin(std::size_t at) = 0;
+  virtual bool object_end(std::size_t at) = 0;
+  virtual bool array_begin(std::size_t at) = 0;
+  virtual bool array_end(std::size_t at) = 0;
+  virtual bool key(std::string_view text, std::size_t at) = 0;
+  virtual bool string(std::string_view text, std::size_t at) = 0;
+  virtual bool number(std::string_view text, std::size_t at) = 0;
+  virtual bool boolean(bool value, std::size_t at) = 0;
+  virtual bool null(std::size_t at) = 0;
+
+ protected:
+  ~any_json_handler() = default;
+};
+template <JsonHandler H>
+class json_handler_of final : public any_json_handler {
+ public:
+  explicit json_handler_of(H& handler) : handler_{handler} {}
+  bool object_begin(std::size_t at) override { return handler_.object_begin(at); }
+  bool object_end(std::size_t at) override { return handler_.object_end(at); }
+  bool array_begin(std::size_t at) override { return handler_.array_begin(at); }
+  bool array_end(std::size_t at) override { return handler_.array_end(at); }
+  bool key(std::string_view text, std::size_t at) override { return handler_.key(text, at); }
+  bool string(std::string_view text, std::size_t at) override { return handler_.string(text, at); }
+  bool number(std::string_view text, std::size_t at) override { return handler_.number(text, at); }
+  bool boolean(bool value, std::size_t at) override { return handler_.boolean(value, at); }
+  bool null(std::size_t at) override { return handler_.null(at); }
+
+ private:
+  H& handler_;
+};
+
 /// Passes Boost.JSON's events on with the byte offset of each token, which Boost.JSON does not tell: tokens come in the
 /// order of the text, and the text up to the present event is known to be valid, so one cursor finds them.
-template <JsonHandler H>
 class placed_events {
  public:
   using error_code = boost::system::error_code;
@@ -58,7 +91,7 @@ class placed_events {
   static constexpr std::size_t max_key_size = static_cast<std::size_t>(-1);
   static constexpr std::size_t max_string_size = static_cast<std::size_t>(-1);
 
-  placed_events(std::string_view whole, H& handler) : whole_{whole}, handler_{handler} {}
+  placed_events(std::string_view whole, any_json_handler& handler) : whole_{whole}, handler_{handler} {}
   [[nodiscard]] bool stopped() const { return stopped_; }
 
   bool on_document_begin(error_code&) { return true; }
@@ -125,21 +158,16 @@ class placed_events {
   }
 
   std::string_view whole_;
-  H& handler_;
+  any_json_handler& handler_;
   std::string parts_;
   std::size_t next_ = 0;
   bool stopped_ = false;
 };
 
-}  // namespace detail
-
-/// Walks one strict JSON text (RFC 8259: no BOM, no comments, no trailing commas, valid UTF-8, nothing after the value
-/// but white space). Recursion-free. Complexity: O(text); memory: O(depth + longest string).
-template <JsonHandler H>
-[[nodiscard]] json_end walk_json(std::string_view text, H& handler, std::size_t max_depth = 64) {
+inline json_end walk(std::string_view text, any_json_handler& handler, std::size_t max_depth) {
   boost::json::parse_options options;
   options.max_depth = max_depth;
-  boost::json::basic_parser<detail::placed_events<H>> parser{options, text, handler};
+  boost::json::basic_parser<placed_events> parser{options, text, handler};
   boost::system::error_code error;
   auto const read = parser.write_some(false, text.data(), text.size(), error);
   if (!error && read < text.size()) error = boost::json::make_error_code(boost::json::error::extra_data);
@@ -147,6 +175,16 @@ template <JsonHandler H>
   if (parser.handler().stopped()) return {json_end::kind::stopped, read, {}};
   auto const deep = error == boost::json::make_error_code(boost::json::error::too_deep);
   return {deep ? json_end::kind::too_deep : json_end::kind::syntax, read, error.message()};
+}
+
+}  // namespace detail
+
+/// Walks one strict JSON text (RFC 8259: no BOM, no comments, no trailing commas, valid UTF-8, nothing after the value
+/// but white space). Recursion-free. Complexity: O(text); memory: O(depth + longest string).
+template <JsonHandler H>
+[[nodiscard]] json_end walk_json(std::string_view text, H& handler, std::size_t max_depth = 64) {
+  detail::json_handler_of<H> events{handler};
+  return detail::walk(text, events, max_depth);
 }
 
 namespace detail {

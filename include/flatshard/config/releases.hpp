@@ -16,6 +16,7 @@ inline namespace v0 {
 struct version_number {
   std::uint16_t major{}, minor{}, patch{};
   friend constexpr auto operator<=>(version_number const&, version_number const&) = default;
+  friend constexpr bool operator==(version_number const&, version_number const&) = default;
 };
 [[nodiscard]] inline std::string to_string(version_number const& r) {
   return std::to_string(r.major) + '.' + std::to_string(r.minor) + '.' + std::to_string(r.patch);

@@ -81,11 +81,17 @@ template <class Owner, class Member>
   return {key, at, doc, limits, also, state, {}, {}};
 }
 
+namespace detail {
+struct any_rows {
+  template <class... Row>
+  constexpr void operator()(Row const&...) const {}
+};
+}  // namespace detail
 /// A section type: `fields(static_cast<S const*>(nullptr), take)` is its table, `take(row...)` over all rows. A call
 /// and no `std::tuple`, whose classes cost a fifth of the compile time of everything that reads configurations.
 template <class S>
-concept Section = requires(S const* s) {
-  fields(s, [](auto const&...) {});
+concept Section = requires(S const* s, detail::any_rows take) {
+  fields(s, take);
 };
 
 /// Calls `visit(field)` for each row of a section's table, in upstream's order of declaration.
