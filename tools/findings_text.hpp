@@ -87,4 +87,19 @@ namespace tool {
   return lines.text();
 }
 
+/// Words one after the other with `between`, as many on a line of 100 columns as fit.
+[[nodiscard]] inline std::string packed_text(std::span<std::string const> words, std::string_view between) {
+  constexpr std::size_t columns = 100;
+  std::string text, line;
+  for (auto const& word : words) {
+    if (!line.empty() && line.size() + between.size() + word.size() > columns) {
+      text += line + '\n';
+      line.clear();
+    }
+    line += (line.empty() ? std::string_view{"  "} : between);
+    line += word;
+  }
+  return line.empty() ? text : text + line + '\n';
+}
+
 }  // namespace tool
