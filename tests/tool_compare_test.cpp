@@ -223,7 +223,7 @@ TEST_CASE("--fix names what only one side decides") {
 
 TEST_CASE("--fix writes nothing where there is nothing to write or something in the way") {
   folder const dir;
-  spill(dir / "call.json", R"({"policy": {"param_dtype": "bf16"}, "mesh": [4]})");
+  spill(dir / "call.json", R"({"policy": {"param_dtype": "bf16"}, "mesh": [1]})");
   spill(dir / "acc.json", R"({"distributed_type": "FSDP", "num_processes": 8, "fsdp_config": {"fsdp_version": 2}})");
   for (auto const& [file, p] : {std::pair{"call.json", "torch"}, std::pair{"acc.json", "accelerate"}}) {
     auto const r = run({"explain", dir / file, "--profile", p, "--fix", dir / "new"});

@@ -135,9 +135,7 @@ void print_table(std::vector<column> const& columns, std::string const& file) {
   row.insert(row.end(), outcomes.begin(), outcomes.end());
   lines.row(std::move(row));
   for (auto const& key : keys_of(columns)) {
-    constexpr std::string_view section = "zero_optimization.";  // of most keys: what follows it says enough
-    auto const shown = key.starts_with(section) ? key.substr(section.size()) : key;
-    row = {differs(columns, key) ? "*" : "", one_line(shown)};
+    row = {differs(columns, key) ? "*" : "", one_line(brief_key(key))};
     for (auto const& c : columns) row.push_back(short_cell(c.resolved, key));
     lines.row(std::move(row));
   }

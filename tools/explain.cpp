@@ -103,18 +103,18 @@ std::string variables_text(std::span<flatshard::decision const> decisions) {
   }
   return packed_text(set, " ") + (by_default.size() > 1 ? packed_text(by_default, " ") : "");
 }
-/// Decisions one a line; `folded`: those that a default made share the last lines.
+/// Decisions one a line; `folded`: briefly, and those that a default made share the last lines.
 std::string section_text(std::span<flatshard::decision const> decisions, std::string_view file,
                          std::string_view profile, bool folded) {
   std::vector<flatshard::decision> shown;
   std::vector<std::string> by_default;
   for (auto const& d : decisions)
     if (folded && is_default(d))
-      by_default.push_back(fmt::format("{} {}", one_line(d.key), one_line(d.value)));
+      by_default.push_back(fmt::format("{} {}", one_line(brief_key(d.key)), one_line(d.value)));
     else
       shown.push_back(d);
   if (!by_default.empty()) by_default.front().insert(0, "at their defaults: ");
-  return decisions_text(shown, file, profile) + packed_text(by_default, ", ");
+  return decisions_text(shown, file, profile, folded) + packed_text(by_default, ", ");
 }
 
 void print_text(request const& r, flatshard::resolution const& resolved) {

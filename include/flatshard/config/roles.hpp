@@ -211,9 +211,8 @@ inline void decide_buffers(node const& root, precision_mode mode, std::optional<
     if (chosen != dtype::none) type = name(chosen);
     if (!kept) type = name(dtype_of_mode(mode));
     reason = chosen != dtype::none ? "data_types.buffer_dtype is set"
-             : kept ? "data_types.buffer_dtype is absent: only parameters are cast, since DeepSpeed 0.19.2"
-                    : "before DeepSpeed 0.19.2 the whole module is cast to the mode " +
-                          std::string{name(dtype_of_mode(mode))};
+             : kept                ? absent_default(deepspeed_named(deepspeed)) + ": only parameters are cast"
+                                   : "before DeepSpeed 0.19.2 the whole module is cast to the mode";
   }
   out.decide("buffers", std::move(type), std::move(reason), rule_of(p, "buffers"), at.where());
 }
