@@ -552,3 +552,28 @@ TEST_CASE("sources: a path that exists wins, limits of our own name no exception
   REQUIRE_FALSE(nul.has_value());
   CHECK(nul.error().problems.at(0).code == errc::bad_source);
 }
+
+TEST_CASE("Transformers: the table that holds when compiled is what resolving a file comes to") {
+  constexpr std::array words{precision_word::automatic, precision_word::on, precision_word::off};
+  for (auto const p : both_transformers)
+    for (auto const b : words)
+      for (auto const h : words)
+        for (auto const& [bf16, fp16] : {std::pair{false, false}, std::pair{true, false}, std::pair{false, true}}) {
+          auto const cell = transformers_mode(b, h, bf16, fp16);
+          auto f = training(bf16, fp16);
+          auto text = value::object(
+              {{"train_micro_batch_size_per_gpu", "auto"}, {"zero_optimization", value::object({{"stage", 2}})}});
+          auto const set = [&](std::string_view key, precision_word w) {
+            if (w == precision_word::automatic) return;
+            text.set(key, value::object({{"enabled", w == precision_word::on}}));
+          };
+          set("bf16", b);
+          set("fp16", h);
+          auto const r = decide(document{text, "ds.json"}, p, f);
+          CAPTURE(to_json(text));
+          CHECK(r.has_errors() == (cell.mode == precision_mode::refused));
+          if (cell.mode != precision_mode::refused) CHECK(r.policies.mode == cell.mode);
+          if (cell.rule == "acc.conflict") CHECK(first_error(r)->code == errc::mixed_precision_conflict);
+          if (cell.rule == "transformers.mismatch") CHECK(first_error(r)->code == errc::training_mismatch);
+        }
+}

@@ -127,7 +127,13 @@ TEST_CASE("hjson: own limits, in time that grows with the text") {
   CHECK(has(many.error().problems[0].upstream, "ValueError (hjson): Exceeds the limit (4300 digits)"));
   std::string ones = "[";
   for (std::size_t i = 0; i <= max_text_values; ++i) ones += "1,";
-  CHECK(has(parse_hjson(ones + "]").error().problems[0].detail, "1000000 values, our limit"));
+  CHECK(has(parse_hjson(ones + "]").error().problems[0].detail, "100000 values, our limit"));
+  std::string const key(max_path_bytes / 2, 'k');
+  CHECK(parse_hjson(key + ": {" + key + ": {}}, a: {" + key + ": 1}").has_value());
+  auto const way = parse_hjson(key + ": {" + key + ": {a: 1}}");
+  REQUIRE_FALSE(way.has_value());
+  CHECK(has(way.error().problems[0].detail, "16 KiB together, our limit"));
+  CHECK(way.error().problems[0].upstream.empty());
   // texts on which a reader that looks back at every place would need minutes
   std::string quotes = "\n[";
   for (int i = 0; i < 100'000; ++i) quotes += "'''a'''";
@@ -386,4 +392,50 @@ TEST_CASE("sections of the top level that are no objects, and what is left in th
   for (std::string_view const fine :
        {"expert_parallel: null", "aio: null", "timers: {throughput: {enabled: false}}", "wandb: {team: null}"})
     CHECK_MESSAGE(!resolved(fine).has_errors(), fine);
+}
+
+TEST_CASE("buffers: kept since 0.19.2, cast with the whole module before") {
+  auto const buffers = [](std::string_view members, facts const& f) {
+    auto const r = decide(read("train_micro_batch_size_per_gpu: 1\n" + std::string{members}), profile::deepspeed, f);
+    auto const* const d = r.find("buffers");
+    return d == nullptr ? std::string{} : d->value;
+  };
+  std::string_view const bf16 = "bf16: {enabled: true}\n",
+                         set = "bf16: {enabled: true}, data_types: {buffer_dtype: \"fp16\"}";
+  CHECK(buffers(bf16, {}) == "as loaded");
+  CHECK(buffers(bf16, released("0.19.2")) == "as loaded");
+  CHECK(buffers(bf16, released("0.19.1")) == "bf16");
+  CHECK(buffers("fp16: {enabled: true}", released("0.19.1")) == "fp16");
+  CHECK(buffers(set, {}) == "fp16");
+  CHECK(buffers(set, released("0.19.1")) == "bf16");  // the key came with the change
+  CHECK(buffers("zero_optimization: {stage: 2}", released("0.19.1")) == "as loaded");
+}
+
+TEST_CASE("batch sizes that are no numbers fail in Python's words, at the operation that meets them first") {
+  auto const words = [](std::string_view text, facts f = {}) {
+    if (!f.world) f.world = 4;
+    auto const* const p = find(decide(read(text), profile::deepspeed, f), errc::wrong_type);
+    REQUIRE(p != nullptr);
+    return p->upstream.substr(p->upstream.find("): ") + 3);
+  };
+  // Source: DeepSpeed@edaa7221:deepspeed/runtime/config.py, _set_batch_related_parameters and _batch_assertion
+  CHECK(words("train_batch_size: auto\ntrain_micro_batch_size_per_gpu: 1\ngradient_accumulation_steps: 1") ==
+        "'>' not supported between instances of 'str' and 'int'");
+  CHECK(words("train_batch_size: 8\ntrain_micro_batch_size_per_gpu: auto\ngradient_accumulation_steps: 1") ==
+        "'>' not supported between instances of 'str' and 'int'");
+  CHECK(words("train_batch_size: auto") == "unsupported operand type(s) for //: 'str' and 'int'");
+  CHECK(words("train_batch_size: auto\ntrain_micro_batch_size_per_gpu: auto") ==
+        "unsupported operand type(s) for //: 'str' and 'str'");
+  CHECK(words("train_batch_size: 8\ntrain_micro_batch_size_per_gpu: auto") ==
+        "unsupported operand type(s) for //: 'int' and 'str'");
+  CHECK(words("train_batch_size: 8\ngradient_accumulation_steps: auto") ==
+        "unsupported operand type(s) for //=: 'int' and 'str'");
+  CHECK(words("train_micro_batch_size_per_gpu: auto") == "'>' not supported between instances of 'str' and 'int'");
+  CHECK(words("train_micro_batch_size_per_gpu: auto\ngradient_accumulation_steps: auto") ==
+        "can't multiply sequence by non-int of type 'str'");
+  CHECK(words("train_micro_batch_size_per_gpu: 2\ngradient_accumulation_steps: auto") ==
+        "'>' not supported between instances of 'str' and 'int'");
+  CHECK(words("train_micro_batch_size_per_gpu: auto\nsequence_parallel_size: 2") ==
+        "can't multiply sequence by non-int of type 'float'");
+  CHECK(words("train_micro_batch_size_per_gpu: {}") == "unsupported operand type(s) for *: 'dict' and 'int'");
 }

@@ -417,6 +417,35 @@ TEST_CASE("LLaMA-Factory 0.9.5: the mesh inside dist_config, keys not checked, a
   CHECK(bucket() == "64");
 }
 
+TEST_CASE("LLaMA-Factory before 28a6ea1cd: mixed_precision of dist_config decides, checkpointing is off by default") {
+  auto const decided = [](std::string_view text, version_number release, std::string_view key) {
+    facts f;
+    f.world = 4;
+    f.form = config_form::llamafactory_dict;
+    f.upstream.llamafactory = release;
+    auto const r = decide(file(std::string{text}), profile::llamafactory, f);
+    CHECK_FALSE(r.has_errors());
+    return r.find(key)->value;
+  };
+  version_number const before{0, 9, 4}, after{0, 9, 5};
+  auto const plain = R"({"dist_config": {"name": "fsdp2"}})";
+  CHECK(decided(plain, before, "activation_checkpointing") == "false");
+  CHECK(decided(plain, after, "activation_checkpointing") == "true");
+  CHECK(decided(plain, before, "compute") == "bf16");
+  auto const off = R"({"bf16": false, "dist_config": {"name": "fsdp2"}})";
+  CHECK(decided(off, before, "compute") == "bf16");
+  CHECK(decided(off, after, "compute") == "fp32");
+  auto const half = R"({"dist_config": {"name": "fsdp2", "mixed_precision": "fp16"}})";
+  CHECK(decided(half, before, "compute") == "fp16");
+  CHECK(decided(half, before, "reduce") == "fp32");
+  CHECK(decided(half, after, "compute") == "bf16");
+  CHECK(decided(R"({"dist_config": {"name": "fsdp2", "mixed_precision": "no"}})", before, "output") == "fp32");
+  facts f;
+  f.upstream.llamafactory = before;
+  auto const deepspeed = decide(file(R"({"zero_optimization": {"stage": 3}})"), profile::llamafactory, f);
+  CHECK(find(deepspeed, errc::unsupported, "--profile accelerate"));
+}
+
 TEST_CASE("without a file the environment and the number of ranks decide") {
   facts f;
   f.world = 4;

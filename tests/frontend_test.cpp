@@ -123,7 +123,17 @@ TEST_CASE("faults of the text") {
     for (int j = 0; j < 9; ++j) bomb += "," + last;
     bomb += "]\n";
   }
-  CHECK(refused(bomb).detail.find("1000000 values") != std::string::npos);
+  CHECK(refused(bomb).detail.find("100000 values") != std::string::npos);
+  std::string many = "a: &a " + std::string(max_text_bytes / 8, 'x') + "\nb: [*a";  // few values, many bytes
+  for (int i = 0; i < 8; ++i) many += ",*a";
+  CHECK(refused(many + "]\n").detail.find("4 MiB with its aliases") != std::string::npos);
+  auto const nested = [](std::size_t levels) {  // a key of YAML has at most 1024 bytes
+    std::string text;
+    for (std::size_t i = 0; i < levels; ++i) text += std::string(i, ' ') + std::string(1000, 'k') + ":\n";
+    return text + std::string(levels, ' ') + "a: 1\n";
+  };
+  CHECK(parse_yaml(nested(max_path_bytes / 1000), "f.yaml").has_value());
+  CHECK(refused(nested(max_path_bytes / 1000 + 1)).detail.find("16 KiB together") != std::string::npos);
   CHECK(refused(std::string(10000, '[')).code == errc::yaml_syntax);
   CHECK(refused("a: " + std::string(300, '[') + std::string(300, ']')).code == errc::yaml_syntax);
 }

@@ -95,11 +95,17 @@ TEST_CASE("limits: deep, long and many end in an error") {
   CHECK(refused(std::string(1'000'000, '[')).detail.find("256 deep") != std::string::npos);
   std::string many = "[0";
   for (std::size_t i = 0; i < max_text_values; ++i) many += ",0";
-  CHECK(refused(many + "]").detail.find("1000000 values") != std::string::npos);
-  CHECK(refused(std::string(max_text_bytes + 1, ' ')).detail.find("16 MiB") != std::string::npos);
+  CHECK(refused(many + "]").detail.find("100000 values") != std::string::npos);
+  CHECK(refused(std::string(max_text_bytes + 1, ' ')).detail.find("4 MiB") != std::string::npos);
   std::string keys = "{\"k0\":0";  // no quadratic time
-  for (int i = 1; i < 200'000; ++i) keys += ",\"k" + std::to_string(i) + "\":0";
-  CHECK(parse_json(keys + "}").value().root()->members().size() == 200'000);
+  for (std::size_t i = 1; i + 1 < max_text_values; ++i) keys += ",\"k" + std::to_string(i) + "\":0";
+  CHECK(parse_json(keys + "}").value().root()->members().size() == max_text_values - 1);
+  // long keys on the way to one value, but not side by side
+  std::string const key(max_path_bytes / 2, 'k');
+  CHECK(parse_json("{\"" + key + "\": {\"" + key + "\": {}}, \"a\": {\"" + key + "\": 1}}").has_value());
+  auto const way = refused("{\"" + key + "\": {\"" + key + "\": {\"a\": 1}}}");
+  CHECK(way.detail.find("16 KiB together, our limit") != std::string::npos);
+  CHECK(way.where.pointer == '/' + key + '/' + key);
 }
 
 TEST_CASE("files: missing, a folder, a good one") {

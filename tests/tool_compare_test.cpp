@@ -95,6 +95,32 @@ TEST_CASE("a front end's own file is compared by the DeepSpeed file that it name
   CHECK_MESSAGE(refused, strict.out);
 }
 
+TEST_CASE("compare reads a front end's own file by its own rules, whatever --profile says") {
+  folder const dir;
+  spill(dir / "call.json", R"({"policy": {"param_dtype": "bf16"}, "mesh": [4]})");
+  spill(
+      dir / "acc.json",
+      R"({"distributed_type": "FSDP", "num_processes": 8, "mixed_precision": "bf16", "fsdp_config": {"fsdp_version": 2}})");
+  spill(dir / "ds.json", off);
+  for (std::string const asked : {"llamafactory", "accelerate", "torch", "deepspeed", "transformers-v5"}) {
+    CAPTURE(asked);
+    auto const call = run({"explain", dir / "call.json", "--compare", "--json", "--profile", asked, "--world", "4"});
+    CHECK_MESSAGE(call.code == 0, call.out);
+    CHECK(parsed(call.out)["profiles"]->elements().size() == 1);
+    CHECK(decided(parsed(call.out), "torch", "compute") == "bf16");
+    auto const acc = run({"explain", dir / "acc.json", "--compare", "--json", "--profile", asked});
+    CHECK_MESSAGE(acc.code == 0, acc.out);
+    CHECK(decided(parsed(acc.out), "accelerate", "compute") == "bf16");
+    CHECK(decided(parsed(acc.out), "accelerate", "num_processes") == "8");
+    auto const ds = run({"explain", dir / "ds.json", "--compare", "--json", "--profile", asked});
+    CHECK_MESSAGE(ds.code == 0, ds.out);
+    CHECK(parsed(ds.out)["profiles"]->elements().size() == 6);
+  }
+  auto const hinted = run({"explain", dir / "acc.json"});
+  CHECK(hinted.code == 1);
+  CHECK(hinted.says("--profile accelerate"));
+}
+
 TEST_CASE("--set changes the configuration first") {
   auto const explained = [](std::vector<std::string> more) {
     std::vector<std::string> words{"explain", "-", "--json"};
@@ -145,6 +171,13 @@ TEST_CASE("arguments and releases that do not exist are refused, with the neares
   refused({"--release", "deepspeed=0.19"}, "takes three numbers");
   refused({"--release", "deepspeed=0.19.8.1"}, "takes three numbers");
   CHECK(run({"explain", "-", "--argument", "adam_betas=[0.9, 0.95]", "--release", "deepspeed=0.19.8"}, off).code == 0);
+  auto const newer = run({"explain", "-", "--release", "deepspeed=0.20.0"}, off);
+  CHECK(newer.code == 0);
+  CHECK_MESSAGE(
+      newer.out.find("deepspeed 0.20.0 is newer than the releases whose rules are known here, 0.19.1 to 0.19.8") !=
+          std::string::npos,
+      newer.out);
+  CHECK(run({"explain", "-", "--release", "deepspeed=0.20.0", "--strict"}, off).says("[unknown-release]"));
 }
 
 TEST_CASE("--fix writes a configuration that decides the same, and says where it does not") {
@@ -178,8 +211,25 @@ TEST_CASE("--fix writes a LLaMA-Factory file for FSDP2") {
   CHECK(slurp(dir / "fixed.yaml").find("\"bf16\": true") != std::string::npos);
 }
 
+TEST_CASE("--fix names what only one side decides") {
+  folder const dir;
+  spill(dir / "ds.json", R"({"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}})");
+  auto const r = run({"explain", dir / "ds.json", "--fix", dir / "fixed.json"});
+  CHECK_MESSAGE(r.code == 0, r.err);
+  CHECK_MESSAGE(
+      line_of(r.out, "deepspeed").find("zero3_loading.dtype is not decided instead of bf16") != std::string::npos,
+      r.out);
+}
+
 TEST_CASE("--fix writes nothing where there is nothing to write or something in the way") {
   folder const dir;
+  spill(dir / "call.json", R"({"policy": {"param_dtype": "bf16"}, "mesh": [1]})");
+  spill(dir / "acc.json", R"({"distributed_type": "FSDP", "num_processes": 8, "fsdp_config": {"fsdp_version": 2}})");
+  for (auto const& [file, p] : {std::pair{"call.json", "torch"}, std::pair{"acc.json", "accelerate"}}) {
+    auto const r = run({"explain", dir / file, "--profile", p, "--fix", dir / "new"});
+    CHECK(r.code == 1);
+    CHECK_MESSAGE(r.says("are not rewritten"), r.err);
+  }
   spill(dir / "fp16.json", R"({"fp16": {"enabled": true}, "zero_optimization": {"stage": 3}})");
   spill(dir / "open.json", R"({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}})");
   spill(dir / "good.json", R"({"zero_optimization": {"stage": 3}})");

@@ -351,6 +351,45 @@ TEST_CASE("load under FSDP2 partitions, in fp32, over the ranks of one copy") {
   }
 }
 
+namespace {
+/// Lines on a screen of 100 columns.
+std::size_t screen_lines(std::string_view text) {
+  std::size_t lines = 0;
+  while (!text.empty()) {
+    auto const length = std::min(text.find('\n'), text.size());
+    lines += std::max<std::size_t>((length + 99) / 100, 1);
+    text.remove_prefix(std::min(length + 1, text.size()));
+  }
+  return lines;
+}
+}  // namespace
+
+TEST_CASE("accelerate's own file is explained on one screen") {
+  folder const dir;
+  spill(dir / "fsdp.json",
+        R"({"compute_environment": "LOCAL_MACHINE", "distributed_type": "FSDP", "mixed_precision": "bf16",
+    "num_machines": 1, "num_processes": 8, "fsdp_config": {"fsdp_activation_checkpointing": false,
+    "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_cpu_ram_efficient_loading": true,
+    "fsdp_offload_params": false, "fsdp_reshard_after_forward": true, "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+    "fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer", "fsdp_version": 2}})");
+  spill(dir / "zero3.json", R"({"distributed_type": "DEEPSPEED", "mixed_precision": "bf16", "num_processes": 8,
+    "deepspeed_config": {"gradient_accumulation_steps": 1, "gradient_clipping": 1.0, "offload_optimizer_device": "none",
+    "offload_param_device": "none", "zero3_init_flag": true, "zero3_save_16bit_model": true, "zero_stage": 3}})");
+  for (std::string const name : {"fsdp.json", "zero3.json"}) {
+    auto const r = run({"explain", dir / name, "--profile", "accelerate", "--argument", "dataloader_batch_sizes=[4]"});
+    CHECK_MESSAGE(r.code == 0, r.err);
+    CHECK_MESSAGE(screen_lines(r.out) <= 52, r.out);
+    CHECK(r.out.find("ACCELERATE_MIXED_PRECISION=bf16") != std::string::npos);
+    CHECK(r.out.find("at their defaults: ") != std::string::npos);
+    // whole in the JSON
+    auto const d = checked(
+        run({"explain", dir / name, "--profile", "accelerate", "--argument", "dataloader_batch_sizes=[4]", "--json"})
+            .out);
+    CHECK(value_of(d, "environment.ACCELERATE_MIXED_PRECISION") == "bf16");
+    CHECK(!decision(d, "environment.ACCELERATE_MIXED_PRECISION")["reason"].text().empty());
+  }
+}
+
 TEST_CASE("a FIFO or a folder in place of a file is refused at once") {
   folder const dir;
   auto const fifo = [&](std::string const& name) {

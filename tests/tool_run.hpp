@@ -96,7 +96,8 @@ class running {
   std::pair<int, int> wait(std::chrono::seconds limit) {
     auto const until = std::chrono::steady_clock::now() + limit;
     int status = 0;
-    while (::waitpid(process_, &status, WNOHANG) == 0) {
+    ::rusage used{};
+    while (::wait4(process_, &status, WNOHANG, &used) == 0) {
       if (std::chrono::steady_clock::now() > until) {
         ::kill(process_, SIGKILL);
         ::waitpid(process_, &status, 0);
@@ -104,14 +105,18 @@ class running {
       }
       std::this_thread::sleep_for(std::chrono::milliseconds{2});
     }
+    peak_bytes_ = static_cast<std::uint64_t>(used.ru_maxrss) * 1024;
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, WIFSIGNALED(status) ? WTERMSIG(status) : 0};
   }
+  /// The most memory that it held (VmHWM), once it has ended.
+  [[nodiscard]] std::uint64_t peak_bytes() const { return peak_bytes_; }
   [[nodiscard]] std::string out() const { return slurp(streams_ / "out"); }
   [[nodiscard]] std::string err() const { return slurp(streams_ / "err"); }
 
  private:
   folder streams_;
   pid_t process_;
+  std::uint64_t peak_bytes_ = 0;
 };
 
 struct outcome {

@@ -2,7 +2,7 @@
 # The program flatshard, through its command line.
 if(TARGET flatshard_tool)
   flatshard_test(tool_test LABELS fast LINK flatshard::json SOURCES tool_make_model_test.cpp tool_load_test.cpp tool_compare_test.cpp
-    tool_explain_test.cpp tool_plan_test.cpp)
+    tool_explain_test.cpp tool_hostile_test.cpp tool_plan_test.cpp)
   target_compile_definitions(tool_test PRIVATE FLATSHARD_TOOL="$<TARGET_FILE:flatshard_tool>")
   add_dependencies(tool_test flatshard_tool)
 endif()

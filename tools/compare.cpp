@@ -4,6 +4,7 @@
 #include "findings_text.hpp"
 #include "report.hpp"
 
+#include <flatshard/config/deepspeed_keys.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/config/resolve.hpp>
@@ -56,26 +57,49 @@ std::string short_cell(fs::resolution const& r, std::string_view key) {
   return text;
 }
 
+/// Whose rules read the file first: the front end that its keys name, whatever profile was asked for; a DeepSpeed
+/// configuration is no call of fully_shard.
+fs::profile reader_of(configuration_text const& text, configuration_request const& request) {
+  auto const asked = fs::profile_of(request.profile).value();
+  for (auto const p : {asked, fs::profile::llamafactory, fs::profile::accelerate}) {
+    auto const reading = read_as(p, text, request);
+    if (!reading.document) continue;
+    if (auto const owner = fs::front_end_of(*reading.document))
+      return fs::package_of(*owner) == fs::package_of(asked) ? asked : *owner;
+    for (auto const& m : reading.document->value_of_root().members())
+      if (asked == fs::profile::torch && fs::is_deepspeed_top_key(m.key)) return fs::profile::llamafactory;
+    return asked;
+  }
+  return asked;
+}
+
 /// Every profile that can read the file. A front end's own file means nothing to the others: where it names a DeepSpeed
 /// configuration, that is what they are given.
-std::vector<column> columns_of(configuration_request const& request) {
+std::vector<column> columns_of(configuration_request const& request, bool world_given) {
   auto const text = read_configuration_text(request);
   std::vector<column> columns;
-  auto const own = read_as(fs::profile_of(request.profile).value(), text, request);
-  auto const form = own.document ? fs::form_of(*own.document, own.known) : fs::config_form::deepspeed;
+  auto const reader = reader_of(text, request);
+  auto own_text = text;
+  if (reader == fs::profile::accelerate && !world_given) own_text.known.world.reset();  // num_processes says it
+  auto const own = read_as(reader, own_text, request);
+  auto const form = own.document ? fs::form_of(*own.document, own.known, reader) : fs::config_form::deepspeed;
   bool const belongs_to_one = form != fs::config_form::deepspeed;
   auto const named = own.resolved.policies.config_file;
+  auto const add = [&](fs::profile p, std::string const& file, fs::resolution resolved) {
+    resolved.policies = {};  // not printed, and as large as the file
+    columns.push_back({p, file, std::move(resolved)});
+  };
   for (auto const p : fs::profiles) {
     if (p == fs::profile::torch && form != fs::config_form::fully_shard_call) continue;
-    bool const same_front_end =
-        p == own.resolved.front_end || (fs::is_llamafactory(p) && fs::is_llamafactory(own.resolved.front_end));
+    bool const same_front_end = fs::package_of(p) == fs::package_of(reader);
     if (!belongs_to_one || same_front_end) {
-      columns.push_back({p, text.name, read_as(p, text, request).resolved});
+      add(p, text.name, read_as(p, belongs_to_one ? own_text : text, request).resolved);
     } else if (auto const* const file = own.known.file(named); file != nullptr) {
       auto known = own.known;
       known.form = fs::config_form::deepspeed;
+      if (!known.world) known.world = text.known.world;
       auto resolved = decide(file->content, p, known);
-      columns.push_back({p, named, request.strict ? strict(std::move(resolved)) : std::move(resolved)});
+      add(p, named, request.strict ? strict(std::move(resolved)) : std::move(resolved));
     }
   }
   return columns;
@@ -111,9 +135,7 @@ void print_table(std::vector<column> const& columns, std::string const& file) {
   row.insert(row.end(), outcomes.begin(), outcomes.end());
   lines.row(std::move(row));
   for (auto const& key : keys_of(columns)) {
-    constexpr std::string_view section = "zero_optimization.";  // of most keys: what follows it says enough
-    auto const shown = key.starts_with(section) ? key.substr(section.size()) : key;
-    row = {differs(columns, key) ? "*" : "", one_line(shown)};
+    row = {differs(columns, key) ? "*" : "", one_line(brief_key(key))};
     for (auto const& c : columns) row.push_back(short_cell(c.resolved, key));
     lines.row(std::move(row));
   }
@@ -136,8 +158,8 @@ void print_json(std::vector<column> const& columns) {
 
 }  // namespace
 
-int compare(configuration_request const& request, bool as_json) {
-  auto const columns = columns_of(request);
+int compare(configuration_request const& request, bool as_json, bool world_given) {
+  auto const columns = columns_of(request, world_given);
   if (as_json)
     print_json(columns);
   else

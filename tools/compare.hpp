@@ -6,8 +6,9 @@
 
 namespace tool {
 
-/// Prints what each profile decides, differing rows marked, or one JSON object. Returns the exit code: fine unless no
-/// profile accepts the configuration.
-[[nodiscard]] int compare(configuration_request const& request, bool as_json);
+/// Prints what each profile decides, differing rows marked, or one JSON object. The file's keys say whose it is, the
+/// profile of the request where they do not. `world_given`: the number of ranks is asked for, whatever an accelerate
+/// file says. Returns the exit code: fine unless no profile accepts the configuration.
+[[nodiscard]] int compare(configuration_request const& request, bool as_json, bool world_given);
 
 }  // namespace tool

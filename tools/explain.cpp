@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdio>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -42,7 +43,7 @@ std::vector<section> const& sections() {
   static std::vector<section> const all{
       {"Precision",
        {"precision", "mixed_precision", "input", "parameter_storage", "compute", "output", "reduce", "grad_accum",
-        "master", "optimizer_state", "policy", "optimizer_wrapper"}},
+        "master", "optimizer_state", "buffers", "policy", "optimizer_wrapper"}},
       {"Sharding and loading",
        {"launcher",
         "num_processes",
@@ -56,6 +57,8 @@ std::vector<section> const& sections() {
         "zero_optimization",
         "sharding",
         "zero3_loading",
+        "zero3_init_flag",
+        "deepspeed_plugin",
         "load",
         "mesh",
         "strategy",
@@ -87,6 +90,33 @@ std::size_t section_of(std::string_view key) {
   return sections().size();
 }
 
+/// Whether a default made it, and no key, argument or variable.
+bool is_default(flatshard::decision const& d) { return d.reason.find("absent, default of ") != std::string::npos; }
+
+/// The variables of accelerate's workers as assignments, those at their defaults apart: where they come from is said
+/// where they decide something, and by --json.
+std::string variables_text(std::span<flatshard::decision const> decisions) {
+  std::vector<std::string> set, by_default{"at their defaults:"};
+  for (auto const& d : decisions) {
+    auto const name = std::string_view{d.key}.substr(d.key.find('.') + 1);
+    (is_default(d) ? by_default : set).push_back(fmt::format("{}={}", one_line(name), one_line(d.value)));
+  }
+  return packed_text(set, " ") + (by_default.size() > 1 ? packed_text(by_default, " ") : "");
+}
+/// Decisions one a line; `folded`: briefly, and those that a default made share the last lines.
+std::string section_text(std::span<flatshard::decision const> decisions, std::string_view file,
+                         std::string_view profile, bool folded) {
+  std::vector<flatshard::decision> shown;
+  std::vector<std::string> by_default;
+  for (auto const& d : decisions)
+    if (folded && is_default(d))
+      by_default.push_back(fmt::format("{} {}", one_line(brief_key(d.key)), one_line(d.value)));
+    else
+      shown.push_back(d);
+  if (!by_default.empty()) by_default.front().insert(0, "at their defaults: ");
+  return decisions_text(shown, file, profile, folded) + packed_text(by_default, ", ");
+}
+
 void print_text(request const& r, flatshard::resolution const& resolved) {
   auto const file = r.configuration.file == "-" ? std::string{"<stdin>"} : r.configuration.file;
   auto const& accelerate = resolved.policies.accelerate;
@@ -100,8 +130,10 @@ void print_text(request const& r, flatshard::resolution const& resolved) {
   for (auto const& d : resolved.decisions) groups[section_of(d.key)].push_back(d);
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].empty()) continue;
+    bool const variables = groups[i].front().key.starts_with("environment.");
     fmt::print("{}\n{}", paint(i < sections().size() ? sections()[i].title : "Other", colour::bold, stdout),
-               decisions_text(groups[i], file, name(resolved.front_end)));
+               variables ? variables_text(groups[i])
+                         : section_text(groups[i], file, name(resolved.front_end), accelerate.has_value()));
   }
   auto const quiet = [](auto const& p) { return p.level != flatshard::severity::error; };
   if (std::any_of(resolved.problems.begin(), resolved.problems.end(), quiet)) {
@@ -113,7 +145,7 @@ void print_text(request const& r, flatshard::resolution const& resolved) {
 }
 
 int explain(request const& r) {
-  if (r.compare) return compare(r.configuration, r.as_json);
+  if (r.compare) return compare(r.configuration, r.as_json, r.world_given);
   auto const text = read_configuration_text(r.configuration);
   auto const reading = read_as(flatshard::profile_of(r.configuration.profile).value(), text, r.configuration);
   auto const& resolved = reading.resolved;

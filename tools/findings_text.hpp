@@ -64,10 +64,17 @@ namespace tool {
   return text;
 }
 
+/// A key without the section of most of them.
+[[nodiscard]] inline std::string_view brief_key(std::string_view key) {
+  constexpr std::string_view section = "zero_optimization.";
+  return key.starts_with(section) ? key.substr(section.size()) : key;
+}
+
 /// One decision in a line: key, value, why, and in brackets the rule (unless it is `<profile>.<key>`) and the place,
-/// without the file's name if that is `file`, which stands above.
+/// without the file's name if that is `file`, which stands above. `brief`: line and column alone, and keys without
+/// `zero_optimization.`.
 [[nodiscard]] inline std::string decisions_text(std::span<flatshard::decision const> decisions, std::string_view file,
-                                                std::string_view profile) {
+                                                std::string_view profile, bool brief = false) {
   table lines{{{}, {}, {}}};
   for (auto const& d : decisions) {
     auto value = one_line(d.value);
@@ -76,15 +83,32 @@ namespace tool {
     if (!d.rule.starts_with(profile)) origin = d.rule;
     // The root stands for a key that is absent: the reason says so.
     auto const at = d.source.pointer.empty() ? std::string{}
+                    : brief && d.source.file == file && d.source.line != 0
+                        ? fmt::format("{}:{}", d.source.line, d.source.column)
                     : d.source.file == file && d.source.line != 0
                         ? fmt::format("{}:{} {}", d.source.line, d.source.column, d.source.pointer)
                     : d.source.file == file ? d.source.pointer
                                             : to_string(d.source);
     if (!at.empty()) origin += (origin.empty() ? "" : ", ") + one_line(at);
-    lines.row({one_line(d.key), value,
+    lines.row({one_line(brief ? brief_key(d.key) : d.key), value,
                one_line(d.reason) + (origin.empty() ? "" : ' ' + paint('[' + origin + ']', colour::dim, stdout))});
   }
   return lines.text();
+}
+
+/// Words one after the other with `between`, a blank at its end, as many on a line of 100 columns as fit.
+[[nodiscard]] inline std::string packed_text(std::span<std::string const> words, std::string_view between) {
+  constexpr std::size_t columns = 100;
+  std::string text, line;
+  for (auto const& word : words) {
+    if (!line.empty() && line.size() + between.size() + word.size() > columns) {
+      text += line + std::string{between.substr(0, between.size() - 1)} + '\n';
+      line.clear();
+    }
+    line += (line.empty() ? std::string_view{"  "} : between);
+    line += word;
+  }
+  return line.empty() ? text : text + line + '\n';
 }
 
 }  // namespace tool

@@ -43,7 +43,7 @@ void print(std::string& out, fs::value const& v, std::size_t depth) {
   out += '}';
 }
 
-/// The decisions that a training run feels; a front end that lacks one decides nothing about it.
+/// The decisions that a training run feels.
 constexpr std::array<std::string_view, 21> compared{"precision",
                                                     "parameter_storage",
                                                     "compute",
@@ -74,9 +74,9 @@ std::string difference(fs::resolution const& mine, fs::resolution const& other) 
   std::string all;
   for (auto const key : compared) {
     auto const *const a = mine.find(key), *const b = other.find(key);
-    if (a == nullptr || b == nullptr || a->value == b->value) continue;
-    all +=
-        fmt::format("{}{} is {} instead of {}", all.empty() ? "" : ", ", key, one_line(b->value), one_line(a->value));
+    auto const shown = [](fs::decision const* d) { return d == nullptr ? "not decided" : one_line(d->value); };
+    if (shown(a) == shown(b)) continue;
+    all += fmt::format("{}{} is {} instead of {}", all.empty() ? "" : ", ", key, shown(b), shown(a));
   }
   return all;
 }
@@ -102,7 +102,10 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
     throw failure{fmt::format("{} is refused under {}; nothing was written", one_line(text.name), name(r.front_end))};
   bool const deepspeed = p.backend == fs::backend_kind::deepspeed;
   if (!deepspeed && !(p.fsdp2 && fs::is_llamafactory(r.front_end)))
-    throw failure{"--fix writes DeepSpeed configurations and LLaMA-Factory's files for FSDP2; this is neither"};
+    throw failure{
+        fmt::format("{}: --fix writes DeepSpeed configurations and LLaMA-Factory's files for FSDP2; accelerate's files "
+                    "without DeepSpeed and arguments of fully_shard are not rewritten",
+                    one_line(text.name))};
   if (!deepspeed && fs::reads_older_llamafactory(reading.known.upstream))
     throw failure{"--fix writes the mesh where LLaMA-Factory has it after 0.9.5; leave --release llamafactory out"};
   if (deepspeed && !p.zero->buckets_known)

@@ -259,13 +259,18 @@ class yaml_builder {
     auto const& e = events_[here];
     if (fault_) return {};
     if (++values_ > max_text_values)
-      return fail(errc::yaml_syntax, here, "the text has more than 1000000 values, our limit", "");
+      return fail(errc::yaml_syntax, here, "the text has more than 100000 values, our limit", "");
     if (depth >= max_nesting)
       return fail(errc::yaml_syntax, here, "the text is nested more than 256 deep, our limit", "");
     if (e.anchor != 0 && e.what != yaml_event::kind::alias) remember(e.anchor, here, false);
     value v;
     switch (e.what) {
-      case yaml_event::kind::scalar: v = scalar(here); break;
+      case yaml_event::kind::scalar:
+        bytes_ += e.text.size();  // aliases count as often as they stand
+        if (bytes_ > max_text_bytes)
+          return fail(errc::yaml_syntax, here, "the text has more than 4 MiB with its aliases, our limit", "");
+        v = scalar(here);
+        break;
       case yaml_event::kind::array: v = array(at, here, depth); break;
       case yaml_event::kind::object: v = object(at, here, depth); break;
       case yaml_event::kind::alias: {
@@ -330,7 +335,13 @@ class yaml_builder {
       if (fault_) return {};
       if (key.is(value_kind::array) || key.is(value_kind::object))
         return fail(errc::yaml_syntax, key_event, "a key must be a scalar", "ConstructorError (yaml)");
+      auto const key_bytes = key.text().size();
+      path_bytes_ += key_bytes;
+      if (path_bytes_ > max_path_bytes)
+        return fail(errc::yaml_syntax, here,
+                    "the keys on the way to one value have more than 16 KiB together, our limit", "");
       auto v = read(at, depth + 1);
+      path_bytes_ -= key_bytes;
       if (fault_) return {};
       if (merge_key) {
         if (v.is(value_kind::object))
@@ -412,7 +423,7 @@ class yaml_builder {
   yaml_reader reader_;
   line_table lines_;
   std::vector<anchored> anchors_;
-  std::size_t values_ = 0;
+  std::size_t values_ = 0, bytes_ = 0, path_bytes_ = 0;
   std::optional<problem> fault_;
 };
 
@@ -427,7 +438,7 @@ inline result<document> parse_yaml(std::string_view text, std::string_view file,
         detail::yaml_problem(code, {std::string{file}, {}, p.line, p.column}, std::move(detail), std::move(upstream))};
   };
   if (text.size() > max_text_bytes)
-    return refused(errc::yaml_syntax, 0, "the text is larger than 16 MiB, our limit", "");
+    return refused(errc::yaml_syntax, 0, "the text is larger than 4 MiB, our limit", "");
 #if defined(FLATSHARD_YAML)
   std::size_t const skipped = text.starts_with("\xEF\xBB\xBF") ? 3 : 0;
   auto const body = text.substr(skipped);

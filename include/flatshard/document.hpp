@@ -112,6 +112,7 @@ class document_builder {
   }
   bool end(std::size_t end_at) {
     auto v = std::move(open_.back().container);
+    path_bytes_ -= open_.back().key.size();
     open_.pop_back();
     auto at = v.at();
     at.end = end_at;
@@ -119,9 +120,17 @@ class document_builder {
     place_value(std::move(v));
     return true;
   }
-  void key(std::string_view text, std::size_t begin, std::size_t end_at) {
+  bool key(std::string_view text, std::size_t begin, std::size_t end_at) {
+    path_bytes_ += text.size();
+    path_bytes_ -= open_.back().key.size();
+    if (path_bytes_ > max_path_bytes) {
+      too_long_ = true;
+      open_.back().key_at = {};  // the problem stands at the object
+      return false;
+    }
     open_.back().key = text;
     open_.back().key_at = lines_(begin, end_at);
+    return true;
   }
   bool scalar(value v, std::size_t begin, std::size_t end_at) {
     v.place_at(lines_(begin, end_at));
@@ -130,8 +139,9 @@ class document_builder {
   }
   /// What stopped the reader: the limit that the text passes; empty if it passes none.
   [[nodiscard]] std::string_view limit_passed() const {
-    return values_ > max_text_values    ? "the text has more than 1000000 values"
+    return values_ > max_text_values    ? "the text has more than 100000 values"
            : open_.size() > max_nesting ? "the text is nested more than 256 deep"
+           : too_long_                  ? "the keys on the way to one value have more than 16 KiB together"
                                         : "";
   }
   [[nodiscard]] place place_of(std::size_t at) const {
@@ -172,7 +182,8 @@ class document_builder {
   std::string_view file_, text_;
   std::vector<frame> open_;
   value root_;
-  std::size_t values_ = 0;
+  std::size_t values_ = 0, path_bytes_ = 0;
+  bool too_long_ = false;
 };
 
 // ---- definitions

@@ -47,8 +47,7 @@ class hjson_to_document {
   bool array_end(std::size_t at) { return builder_.end(transcript_.position(at).end); }
   bool key(std::string_view text, std::size_t at) {
     auto const place = transcript_.position(at);
-    builder_.key(strict_json::unmarked(text), place.begin, place.end);
-    return true;
+    return builder_.key(strict_json::unmarked(text), place.begin, place.end);
   }
   bool string(std::string_view text, std::size_t at) { return scalar(value{strict_json::unmarked(text)}, at); }
   bool number(std::string_view text, std::size_t at) {
@@ -79,7 +78,7 @@ inline result<document> parse_hjson(std::string_view text, std::string_view file
         problem{errc::hjson_syntax, std::move(where), std::move(detail), severity::error, "read", std::move(upstream)}};
   };
   if (text.size() > max_text_bytes)
-    return refused({std::string{file}, {}, 1, 1}, "the text is larger than 16 MiB, our limit", {});
+    return refused({std::string{file}, {}, 1, 1}, "the text is larger than 4 MiB, our limit", {});
   document_builder builder{text, file};
   if (auto const bad = utf8_end(text); bad != text.size())
     return refused(builder.place_of(bad), "the text is not UTF-8 from here on; save it as UTF-8",

@@ -204,8 +204,7 @@ class json_to_document {
       word_as_key_at_ = begin;
       return false;
     }
-    builder_.key(strict_.decoded(text), begin, string_end(begin));
-    return true;
+    return builder_.key(strict_.decoded(text), begin, string_end(begin));
   }
   bool string(std::string_view text, std::size_t at) {
     auto const begin = strict_.position(at);
@@ -244,7 +243,7 @@ class json_to_document {
 
 /// Reads one JSON text as Python's json module does: RFC 8259, plus NaN, Infinity, -Infinity and lone surrogate
 /// escapes; of a repeated key the last value counts and all are kept. `file` names the text in messages. A text above
-/// the limits of value.hpp (16 MiB, 1000000 values, 256 deep) is an error. Complexity: O(text).
+/// the limits of value.hpp (4 MiB, 100000 values, 256 deep, keys of 16 KiB) is an error. Complexity: O(text).
 [[nodiscard]] inline result<document> parse_json(std::string_view text, std::string_view file = {}) {
   auto const refused = [&](place where, std::string detail, std::string upstream = "JSONDecodeError (json)") {
     return config_error{
@@ -254,7 +253,7 @@ class json_to_document {
   auto const beyond = [&](place where, std::string_view passed) {
     return refused(std::move(where), std::string{passed} + ", our limit", {});
   };
-  if (text.size() > max_text_bytes) return beyond({std::string{file}, {}, 1, 1}, "the text is larger than 16 MiB");
+  if (text.size() > max_text_bytes) return beyond({std::string{file}, {}, 1, 1}, "the text is larger than 4 MiB");
   document_builder builder{text, file};
   if (text.starts_with("\xEF\xBB\xBF"))
     return refused(builder.place_of(0),
@@ -278,7 +277,7 @@ class json_to_document {
   return refused(builder.place_of(strict.position(end.at)), std::move(detail));
 }
 
-/// The text of a regular file. One that is missing, unreadable, larger than 16 MiB, a folder, a FIFO or a device is an
+/// The text of a regular file. One that is missing, unreadable, larger than 4 MiB, a folder, a FIFO or a device is an
 /// error with its path; nothing is waited for.
 [[nodiscard]] inline result<std::string> read_text(std::string const& path) {
   auto const refused = [&](errc code, std::string detail) {
@@ -292,7 +291,7 @@ class json_to_document {
   auto const file = input_file::open(path);
   if (!file) return unreadable(file.error());
   if (file->size().value > max_text_bytes)
-    return refused(errc::file_unreadable, "the file is larger than 16 MiB, our limit");
+    return refused(errc::file_unreadable, "the file is larger than 4 MiB, our limit");
   std::string text(file->size().value, '\0');
   if (auto const read = file->read_at(std::as_writable_bytes(std::span{text}), {0}); !read)
     return unreadable(read.error());

@@ -187,7 +187,8 @@ enum class errc : std::uint8_t {
   less_than,
   literal_error,
   tuple_type,
-  instance_of
+  instance_of,
+  unknown_release
 };
 
 /// The code as it is printed: snake_case for files, kebab-case for configurations.
@@ -222,6 +223,7 @@ struct problem {
   severity level = severity::error;
   std::string when;      ///< upstream's moment: read, load, train, first step; empty where it does not apply
   std::string upstream;  ///< what upstream raises, as kind: message; empty = nothing, silently
+  std::size_t more = 0;  ///< this problem stands for so many of its code, level and moment, which are counted only
 };
 
 /// All problems of one input. Not an aggregate: g++ 12 would take it for constructible from its first member.
@@ -426,6 +428,7 @@ inline std::string_view name(errc code) {
     case errc::literal_error: return "literal-error";
     case errc::tuple_type: return "tuple-type";
     case errc::instance_of: return "is-instance-of";
+    case errc::unknown_release: return "unknown-release";
   }
   return "other";
 }

@@ -69,9 +69,11 @@ using object_member = member_of<value>;
 /// Values may be nested this deep, an array in an array counting as two; a reader reports a deeper text as an error,
 /// and a deeper value built in code is a broken rule. So no walk over a value can exhaust the stack.
 inline constexpr std::size_t max_nesting = 256;
-/// A text of a configuration may have this many bytes and values; more is an error of the reader.
-inline constexpr std::size_t max_text_bytes = std::size_t{16} << 20;
-inline constexpr std::size_t max_text_values = 1'000'000;
+/// A text of a configuration may have this many bytes and values, and the keys on the way to one value this many bytes
+/// together; more is an error of the reader. So no text costs more than 256 MiB, copies of every front end included.
+inline constexpr std::size_t max_text_bytes = std::size_t{4} << 20;
+inline constexpr std::size_t max_text_values = 100'000;
+inline constexpr std::size_t max_path_bytes = std::size_t{16} << 10;
 
 /// One value with everything below it. Regular; copying is deep.
 class value {

@@ -218,7 +218,7 @@ inline void fill_buckets(value& config, node const& root, bucket_rule const& rul
     }
   if (!first) return;
   auto const answer = find_hidden_size(rule.lookup, autos, f, *first);
-  if (answer.fault) out.problems.push_back(*answer.fault);
+  if (answer.fault) out.add(*answer.fault);
   filled.refused |= answer.fault.has_value();
   filled.found = answer.found;
   if (answer.size) filled.hidden_size = *answer.size->integer();

@@ -70,6 +70,28 @@ inline void decide_batch_world(node const& root, std::optional<batch_result> con
 
 // ---- definitions
 
+namespace detail {
+// Python's words for operands that do not go together.
+inline std::string unsupported_operands(std::string_view operation, value_kind a, value_kind b) {
+  return "unsupported operand type(s) for " + std::string{operation} + ": '" + std::string{python_name(a)} + "' and '" +
+         std::string{python_name(b)} + "'";
+}
+inline std::string not_above_zero(value_kind v) {
+  return "'>' not supported between instances of '" + std::string{python_name(v)} + "' and 'int'";
+}
+constexpr bool is_sequence(value_kind v) { return v == value_kind::string || v == value_kind::array; }
+/// Empty for two numbers, and for a text or list times an int or bool, which Python repeats.
+inline std::string refused_product(std::string_view operation, value_kind a, value_kind b) {
+  auto const is_count = [](value_kind v) { return v == value_kind::integer || v == value_kind::boolean; };
+  auto const is_number = [&](value_kind v) { return is_count(v) || v == value_kind::floating; };
+  if (is_number(a) && is_number(b)) return {};
+  if (!is_sequence(a) && !is_sequence(b)) return unsupported_operands(operation, a, b);
+  auto const times = is_sequence(a) ? b : a;
+  if (is_count(times)) return {};
+  return "can't multiply sequence by non-int of type '" + std::string{python_name(times)} + "'";
+}
+}  // namespace detail
+
 inline value batch_world(std::optional<std::size_t> communicator, value const& sequence_parallel_size) {
   if (!communicator) return 1;
   if (!sequence_parallel_size.present()) return static_cast<std::int64_t>(*communicator);
@@ -87,40 +109,35 @@ inline batch_result complete_batch(batch_sizes given) {
     return out;
   };
   auto const is_given = [](value const& v) { return v.present() && !v.is(value_kind::null); };
-  auto const no_number = [&](value const& v, std::string_view operation) {
-    return fail(errc::wrong_type, "TypeError",
-                "'" + std::string{operation} + "' is not supported for '" + std::string{python_name(v.kind())} + "'");
-  };
-  struct quotient {
-    std::optional<value> of;
-    bool zero = false;
-  };
-  auto const divide = [](value const& a, value const& b) -> quotient {
+  auto const no_number = [&](std::string words) { return fail(errc::wrong_type, "TypeError", std::move(words)); };
+  auto const divide = [&](value const& a, value const& b, std::string_view operation) -> std::optional<value> {
     auto const x = python_number_of(a), y = python_number_of(b);
-    if (!x || !y) return {};
-    if (y->zero()) return {{}, true};
-    return {to_value(floor_divide(*x, *y))};
+    if (!x || !y)
+      static_cast<void>(no_number(detail::unsupported_operands(operation, a.kind(), b.kind())));
+    else if (y->zero())
+      static_cast<void>(fail(errc::division_by_zero, "ZeroDivisionError", "integer division or modulo by zero"));
+    else
+      return to_value(floor_divide(*x, *y));
+    return std::nullopt;
   };
-  // tb // a // b; the first operand that is no number is the fault
+  // tb // a, then //= b
   auto const divided_twice = [&](value const& a, value const& b, value& into) {
-    auto const once = divide(train, a);
-    auto const twice = once.of ? divide(*once.of, b) : quotient{};
-    if (once.zero || twice.zero) {
-      out.fault = batch_fault{errc::division_by_zero, "ZeroDivisionError", "integer division or modulo by zero"};
-    } else if (!twice.of) {
-      auto const& culprit = !python_number_of(train) ? train : !python_number_of(a) ? a : b;
-      static_cast<void>(no_number(culprit, "//"));
-    } else {
-      into = *twice.of;
-    }
-    return !out.fault;
+    auto const once = divide(train, a, "//");
+    auto const twice = once ? divide(*once, b, "//=") : std::nullopt;
+    if (twice) into = *twice;
+    return twice.has_value();
   };
+  // a * b, then *= world; a text or list that is repeated fails when it is compared
   auto const multiplied = [&](value const& a, value const& b, value& into) {
     auto const x = python_number_of(a), y = python_number_of(b), z = python_number_of(world);
-    if (!x || !y || !z) {
-      static_cast<void>(no_number(!x ? a : b, ">"));  // a repeated text or list fails in the comparison
-    } else {
+    if (x && y && z) {
       into = to_value(multiply(multiply(*x, *y), *z));
+    } else {
+      auto words = detail::refused_product("*", a.kind(), b.kind());
+      if (words.empty())
+        words = detail::refused_product("*=", detail::is_sequence(a.kind()) ? a.kind() : b.kind(), world.kind());
+      if (words.empty()) words = detail::not_above_zero(detail::is_sequence(a.kind()) ? a.kind() : b.kind());
+      static_cast<void>(no_number(std::move(words)));
     }
     return !out.fault;
   };
@@ -141,7 +158,9 @@ inline batch_result complete_batch(batch_sizes given) {
         "train_batch_size = " + text(micro) + " * " + text(steps) + " * " + text(world) + " = " + text(train) + "; ";
   } else if (t) {
     steps = 1;
-    if (!divided_twice(world, steps, micro)) return out;
+    auto const share = divide(train, world, "//");
+    if (!share) return out;
+    micro = *share;
     out.trace = "gradient_accumulation_steps = 1, train_micro_batch_size_per_gpu = " + text(train) + " // " +
                 text(world) + " = " + text(micro) + "; ";
   } else if (m) {
@@ -162,7 +181,7 @@ inline batch_result complete_batch(batch_sizes given) {
                         check{micro, errc::micro_batch_not_positive, "Micro batch size per gpu: "},
                         check{steps, errc::accumulation_not_positive, "Gradient accumulation steps: "}}) {
     auto const n = python_number_of(c.size);
-    if (!n) return no_number(c.size, ">");
+    if (!n) return no_number(detail::not_above_zero(c.size.kind()));
     if (!n->positive())
       return fail(c.code, "AssertionError", std::string{c.words} + text(c.size) + " has to be greater than 0");
   }

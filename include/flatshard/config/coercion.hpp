@@ -15,6 +15,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_set>
 #include <vector>
 
 namespace flatshard {
@@ -274,8 +275,9 @@ inline std::optional<misfit> coerce(value const& v, name_list& to) {
     return std::nullopt;
   }
   if (!v.is(value_kind::array)) return misfit{errc::list_type, "a list of names"};
+  std::unordered_set<std::string_view> seen;
   for (auto const& e : v.elements())  // what is no string is found by misfit_of_element
-    if (std::find(to.names.begin(), to.names.end(), e.text()) == to.names.end()) to.names.emplace_back(e.text());
+    if (seen.insert(e.text()).second) to.names.emplace_back(e.text());
   return std::nullopt;
 }
 

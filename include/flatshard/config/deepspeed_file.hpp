@@ -71,6 +71,7 @@ inline void decide_engine(handed_config const& handed, node const& root, profile
     bool const widened = setting.stage == 3 && policies.load.partitioned && casts_model(p, f) &&
                          *handed.mode != precision_mode::fp32 && zero.offload_param == offload_device::cpu;
     auto const engine = decide_roles(root, setting, widened, p, out);
+    decide_buffers(root, *handed.mode, f.upstream.deepspeed, p, out);
     policies.dtypes = engine.dtypes;
     policies.wrapper = engine.wrapper;
     policies.printed = precision_lines(p, *handed.mode, engine.dtypes);

@@ -37,26 +37,51 @@ inline constexpr std::array<std::string_view, 62> deepspeed_top_keys{
   return std::find(deepspeed_top_keys.begin(), deepspeed_top_keys.end(), key) != deepspeed_top_keys.end();
 }
 
+namespace detail {
+/// Calls `visit(place, keys)` for the top level and each section whose keys say where they belong: `into fp16`, `to the
+/// top level`.
+template <class Visit>
+void for_each_home(Visit&& visit) {
+  visit("to the top level", deepspeed_top_keys);
+  visit("into zero_optimization", keys_of<zero_section>());
+  visit("into fp16", keys_of<fp16_section>());
+  visit("into bf16", keys_of<bf16_section>());
+  visit("into zero_optimization.offload_optimizer", keys_of<offload_optimizer_section>());
+  visit("into zero_optimization.offload_param", keys_of<offload_param_section>());
+  visit("into zero_optimization.zenflow", keys_of<zenflow_section>());
+  visit("into optimizer.params", std::array<std::string_view, 4>{"lr", "betas", "eps", "weight_decay"});
+  visit("into data_types",
+        std::array<std::string_view, 4>{"grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"});
+}
+/// Keys that many sections have: they belong nowhere.
+[[nodiscard]] constexpr bool is_common_key(std::string_view key) {
+  constexpr std::array<std::string_view, 6> common{"enabled",      "device",     "nvme_path",
+                                                   "buffer_count", "pin_memory", "offload"};
+  return std::find(common.begin(), common.end(), key) != common.end();
+}
+}  // namespace detail
+
 /// Where a key belongs that stands in the wrong place, as words: `into fp16`, `to the top level`; empty if nowhere, and
 /// for keys that many sections have.
 [[nodiscard]] inline std::string home_of_key(std::string_view key) {
-  constexpr std::array<std::string_view, 6> common{"enabled",      "device",     "nvme_path",
-                                                   "buffer_count", "pin_memory", "offload"};
-  if (std::find(common.begin(), common.end(), key) != common.end()) return {};
-  if (is_deepspeed_top_key(key)) return "to the top level";
-  auto const holds = [key](auto const& keys) { return std::find(keys.begin(), keys.end(), key) != keys.end(); };
-  if (holds(keys_of<zero_section>())) return "into zero_optimization";
-  if (holds(keys_of<fp16_section>())) return "into fp16";
-  if (holds(keys_of<bf16_section>())) return "into bf16";
-  if (holds(keys_of<offload_optimizer_section>())) return "into zero_optimization.offload_optimizer";
-  if (holds(keys_of<offload_param_section>())) return "into zero_optimization.offload_param";
-  if (holds(keys_of<zenflow_section>())) return "into zero_optimization.zenflow";
-  constexpr std::array<std::string_view, 4> optimizer{"lr", "betas", "eps", "weight_decay"};
-  if (holds(optimizer)) return "into optimizer.params";
-  constexpr std::array<std::string_view, 4> types{"grad_accum_dtype", "param_dtype", "buffer_dtype",
-                                                  "keep_in_fp32_modules"};
-  if (holds(types)) return "into data_types";
-  return {};
+  std::string home;
+  if (detail::is_common_key(key)) return home;
+  detail::for_each_home([&](std::string_view place, auto const& keys) {
+    if (home.empty() && std::find(keys.begin(), keys.end(), key) != keys.end()) home = place;
+  });
+  return home;
+}
+/// `; did you mean "x", which belongs into fp16?` for the key of any section that is nearest to a misspelt one and
+/// nearer than `within`; else empty.
+[[nodiscard]] inline std::string near_key_elsewhere(std::string_view key, std::size_t within) {
+  std::string said;
+  detail::for_each_home([&](std::string_view place, auto const& keys) {
+    auto const near = nearest_spelling(key, keys, within);
+    if (near.word.empty() || detail::is_common_key(near.word)) return;
+    within = near.distance;
+    said = "; did you mean \"" + std::string{near.word} + "\", which belongs " + std::string{place} + "?";
+  });
+  return said;
 }
 
 /// Unknown keys, and keys of sections that stand at top level.
@@ -69,7 +94,7 @@ inline void report_top_keys(node const& root, facts const& f, findings& out) {
     else
       out.warn(errc::unknown_key, root.key_place(m), at_train,
                "the key \"" + m.key + "\" is not known to " + deepspeed_named(f.upstream.deepspeed) +
-                   " and ignored in silence" + out.suggest(m.key, deepspeed_top_keys));
+                   " and ignored in silence" + out.suggest(m.key, deepspeed_top_keys, near_key_elsewhere));
   }
 }
 

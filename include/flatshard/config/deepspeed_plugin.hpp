@@ -180,11 +180,7 @@ inline value written_deepspeed_config(plugin_variables const& v) {
 inline deepspeed_plugin build_deepspeed_plugin(value& config, node const& root, profile p, facts const& f,
                                                std::string_view when, findings& out, plugin_source source) {
   deepspeed_plugin plugin;
-  auto const errors = [&] {
-    return std::count_if(out.problems.begin(), out.problems.end(),
-                         [](auto const& found) { return found.level == severity::error; });
-  };
-  auto const before = errors();
+  auto const before = out.errors();
   auto const variables = read_plugin_variables(root, f, when, out);
   auto const zero_at = root["zero_optimization"];
   bool const zero = detail::plugin_section(zero_at, when, out);
@@ -228,7 +224,7 @@ inline deepspeed_plugin build_deepspeed_plugin(value& config, node const& root, 
       held(config["gradient_accumulation_steps"], variables.gradient_accumulation_steps);
   plugin.gradient_clipping = held(config["gradient_clipping"], variables.gradient_clipping);
   plugin.zero3_init_flag = detail::read_zero3_init_flag(equals(stage, 3), root, p, f, when, out);
-  plugin.usable = errors() == before;
+  plugin.usable = out.errors() == before;
   return plugin;
 }
 

@@ -85,7 +85,7 @@ inline document const* open_named_config(setting const& path, facts const& worke
                "Received: " +
                    text});
   else
-    for (auto const& p : named->problems) out.problems.push_back(p);
+    for (auto const& p : named->problems) out.add(p);
   return nullptr;
 }
 

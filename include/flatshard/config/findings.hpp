@@ -55,18 +55,32 @@ inline constexpr std::string_view at_read = "read", at_load = "load", at_train =
 [[nodiscard]] std::string python_text(value const& v);
 /// Changes of one letter (also swapped neighbours) between two words. Complexity: O(a * b).
 [[nodiscard]] std::size_t edit_distance(std::string_view a, std::string_view b);
-/// `; did you mean "x"?` for the nearest of `known` within a third of the letters, else empty.
+/// A word and its edit distance from the one that was asked for.
+struct near_spelling {
+  std::string_view word;  ///< empty: none is near
+  std::size_t distance = 0;
+};
+/// The nearest of `known` that is nearer than `within`. Complexity: O(words * letters^2).
+template <class Names>
+[[nodiscard]] near_spelling nearest_spelling(std::string_view key, Names const& known, std::size_t within) {
+  near_spelling best{{}, within};
+  for (std::string_view const name : known)
+    if (auto const d = edit_distance(key, name); d < best.distance) best = {name, d};
+  return best;
+}
+/// A word is near where at most a third of its letters differ.
+[[nodiscard]] constexpr std::size_t spelling_limit(std::string_view key) { return key.size() / 3 + 1; }
+/// `; did you mean "x"?` for the nearest of `known`, else empty.
 template <class Names>
 [[nodiscard]] std::string did_you_mean(std::string_view key, Names const& known) {
-  std::string_view best;
-  std::size_t distance = key.size() / 3 + 1;
-  for (std::string_view const name : known)
-    if (auto const d = edit_distance(key, name); d < distance) {
-      distance = d;
-      best = name;
-    }
-  return best.empty() ? std::string{} : "; did you mean \"" + std::string{best} + "\"?";
+  auto const best = nearest_spelling(key, known, spelling_limit(key));
+  return best.word.empty() ? std::string{} : "; did you mean \"" + std::string{best.word} + "\"?";
 }
+/// So many problems of one code, level and moment are kept one by one, and problems with so many bytes of text in all,
+/// the first of each kind always. What comes after is counted: one problem of that kind says how many more there are.
+/// So a configuration that is nothing but mistakes costs no more than its own size.
+inline constexpr std::size_t most_problems_of_a_kind = 100, most_problem_bytes = std::size_t{1} << 20;
+
 /// Collects decisions and problems in upstream's order of evaluation.
 class findings {
  public:
@@ -80,21 +94,49 @@ class findings {
   }
   /// What upstream refuses.
   void error(errc code, place where, std::string_view when, std::string detail, upstream_error const& upstream) {
-    problems.push_back(
-        {code, std::move(where), std::move(detail), severity::error, std::string{when}, to_string(upstream)});
+    add({code, std::move(where), std::move(detail), severity::error, std::string{when}, to_string(upstream)});
   }
   /// What upstream accepts in silence and a reader should know.
   void warn(errc code, place where, std::string_view when, std::string detail, std::string upstream = {}) {
-    problems.push_back(
-        {code, std::move(where), std::move(detail), severity::warning, std::string{when}, std::move(upstream)});
+    add({code, std::move(where), std::move(detail), severity::warning, std::string{when}, std::move(upstream)});
   }
   void note(errc code, place where, std::string_view when, std::string detail) {
-    problems.push_back({code, std::move(where), std::move(detail), severity::note, std::string{when}, {}});
+    add({code, std::move(where), std::move(detail), severity::note, std::string{when}, {}});
   }
-  /// did_you_mean for the first 200 keys of a configuration, so that a hostile one costs no more.
+  /// Any problem, as it is; one beyond most_problems_of_a_kind is counted.
+  void add(problem p) {
+    auto const number = std::max<std::size_t>(p.more, 1);
+    if (p.level == severity::error) errors_ += number;
+    auto kind = std::find_if(kinds_.begin(), kinds_.end(),
+                             [&](auto const& k) { return k.code == p.code && k.level == p.level && k.when == p.when; });
+    if (kind == kinds_.end()) kind = kinds_.insert(kind, {p.code, p.level, p.when, 0, 0, 0});
+    auto const size = p.where.pointer.size() + p.detail.size() + p.upstream.size();
+    bool const room = kind->kept < most_problems_of_a_kind && bytes_ + size <= most_problem_bytes;
+    if (p.more == 0 && kind->more == 0 && (room || kind->kept == 0)) {
+      ++kind->kept;
+      bytes_ += size;
+      problems.push_back(std::move(p));
+      return;
+    }
+    if (kind->more == 0) {
+      kind->counted_at = problems.size();
+      problems.push_back({p.code, {std::move(p.where.file), {}, 0, 0}, {}, p.level, std::move(p.when), {}});
+    }
+    auto& counted = problems[kind->counted_at];
+    counted.more = kind->more += number;
+    counted.detail = "and " + std::to_string(counted.more) + " more of this kind";
+  }
+  /// did_you_mean for the first 200 keys of a configuration, so that a hostile one costs no more. `elsewhere(key,
+  /// within)` says what is nearer than that in other sections, as words for a message; empty if nothing is.
   template <class Names>
-  [[nodiscard]] std::string suggest(std::string_view key, Names const& known) {
-    return suggestions_++ < 200 ? did_you_mean(key, known) : std::string{};
+  [[nodiscard]] std::string suggest(std::string_view key, Names const& known,
+                                    std::string (*elsewhere)(std::string_view, std::size_t) = nullptr) {
+    if (suggestions_++ >= 200) return {};
+    if (elsewhere != nullptr) {
+      auto const here = nearest_spelling(key, known, spelling_limit(key));
+      if (auto other = elsewhere(key, here.distance); !other.empty()) return other;
+    }
+    return did_you_mean(key, known);
   }
   /// Whether a section was refused already because it is no object; if so, it is refused at `when` too.
   [[nodiscard]] bool refused_section(place const& where, std::string_view when) {
@@ -106,15 +148,18 @@ class findings {
       }
     return false;
   }
-  [[nodiscard]] bool failed() const { return failed_since(0); }
-  /// Whether one of the problems from number `first` on is an error.
-  [[nodiscard]] bool failed_since(std::size_t first) const {
-    return std::any_of(problems.begin() + static_cast<std::ptrdiff_t>(first), problems.end(),
-                       [](auto const& p) { return p.level == severity::error; });
-  }
+  /// The number of errors so far, those that are counted only included.
+  [[nodiscard]] std::size_t errors() const { return errors_; }
 
  private:
-  std::size_t suggestions_ = 0;
+  struct kind_of_problem {
+    errc code{};
+    severity level{};
+    std::string when;
+    std::size_t kept = 0, more = 0, counted_at = 0;
+  };
+  std::vector<kind_of_problem> kinds_;
+  std::size_t suggestions_ = 0, errors_ = 0, bytes_ = 0;
 };
 
 /// Reports every duplicate key below `at` as a warning: the last value counts upstream, in silence.

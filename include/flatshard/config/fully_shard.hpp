@@ -58,25 +58,47 @@ inline bool read_reshard(value const& given, place const& at, std::int64_t shard
 
 namespace detail {
 
-inline precision decide_fsdp2_roles(node const& root, bool bf16, facts const& f, findings& out) {
-  auto const dtypes = llamafactory_fsdp2_roles(bf16);
-  auto const bf16_at = root["bf16"];
-  auto said = llamafactory_said(bf16_at, "bf16");
-  if (f.bf16) {
-    auto const losing = bf16_at.present() ? " and wins over the file's bf16 " + to_json(*bf16_at) : std::string{};
-    said = std::string{"the argument bf16 is "} + (*f.bf16 ? "true" : "false") + losing;
+/// The dtype that units compute in, and what says so.
+struct computed_type {
+  dtype type{};
+  std::string said, rule;
+  place where;
+};
+/// The argument bf16, else the file's. Before 28a6ea1cd `mixed_precision` of dist_config, where bf16 and fp16 are
+/// dtypes and every other word is fp32.
+inline computed_type find_computed_type(node const& root, node const& dist, facts const& f) {
+  if (reads_first_llamafactory(f.upstream)) {
+    auto const word = dist["mixed_precision"];
+    auto const type = !word.present() || word->is_text("bf16") ? dtype::bf16
+                      : word->is_text("fp16")                  ? dtype::f16
+                                                               : dtype::f32;
+    return {type, key_said(word, "dist_config.mixed_precision", llamafactory_first_version),
+            llamafactory_rule("mixed_precision"), root["dist_config"]["mixed_precision"].where()};
   }
-  auto const said_at = f.bf16 ? place{} : bf16_at.where();  // an argument stands in no file
-  out.decide("precision", bf16 ? "bf16" : "fp32", said, llamafactory_rule("bf16"), said_at);
+  auto const at = root["bf16"];
+  bool const on = f.bf16 ? *f.bf16 : !at.present() || truthy(*at);
+  computed_type out{on ? dtype::bf16 : dtype::f32, llamafactory_said(at, "bf16"), llamafactory_rule("bf16"),
+                    at.where()};
+  if (!f.bf16) return out;
+  auto const losing = at.present() ? " and wins over the file's bf16 " + to_json(*at) : std::string{};
+  out.said = std::string{"the argument bf16 is "} + (on ? "true" : "false") + losing;
+  out.where = {};  // an argument stands in no file
+  return out;
+}
+
+inline precision decide_fsdp2_roles(node const& root, computed_type const& c, findings& out) {
+  auto dtypes = llamafactory_fsdp2_roles(true);
+  dtypes.compute = dtypes.output = c.type;
+  out.decide("precision", std::string{name(c.type)}, c.said, c.rule, c.where);
   for (auto const r : roles) {
     bool const computed = r == role::compute || r == role::output;
     auto const shown = r == role::master ? "fp32" : name(dtypes(r));
-    auto const reason = computed            ? said
+    auto const reason = computed            ? c.said
                         : r == role::reduce ? std::string{"LLaMA-Factory always reduces in fp32 with FSDP2"}
                         : r == role::master ? std::string{"the fp32 shards themselves are what the optimizer updates"}
                                             : std::string{"LLaMA-Factory casts the model to fp32 before sharding"};
     out.decide(std::string{name(r)}, std::string{shown}, reason, llamafactory_rule(name(r)),
-               computed ? said_at : root["dist_config"].where());
+               computed ? c.where : root["dist_config"].where());
   }
   return dtypes;
 }
@@ -98,11 +120,11 @@ inline void decide_fsdp2_offload(fsdp2_policy& p, node const& dist, node const& 
 
 inline fsdp2_decision decide_llamafactory_fsdp2(node const& root, node const& dist, mesh_sizes const& mesh,
                                                 facts const& f, findings& out) {
-  bool const bf16 = f.bf16 ? *f.bf16 : !root["bf16"].present() || truthy(*root["bf16"]);
+  auto const computed = detail::find_computed_type(root, dist, f);
   auto const dist_at = root["dist_config"];
-  fsdp2_decision d{{}, detail::decide_fsdp2_roles(root, bf16, f, out)};
+  fsdp2_decision d{{}, detail::decide_fsdp2_roles(root, computed, out)};
   auto& p = d.policy;
-  p.param_type = bf16 ? dtype::bf16 : dtype::f32;
+  p.param_type = computed.type;
   p.reduce_type = dtype::f32;
   p.replicate = mesh.mp_replicate_size.integer().value_or(1);
   p.shard = mesh.mp_shard_size.integer().value_or(1);

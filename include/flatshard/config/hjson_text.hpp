@@ -57,7 +57,7 @@ class hjson_text {
     bool repeats = false;
   };
   static constexpr std::string_view blanks = " \t\n\r";
-  static constexpr std::size_t most_problems = 1000;  // of a hostile text
+  static constexpr std::size_t most_problems = 100;  // of a hostile text
 
   [[nodiscard]] char at(std::size_t i) const { return i < original_.size() ? original_[i] : '\0'; }
   [[nodiscard]] bool ended() const { return at_ >= original_.size(); }
@@ -97,7 +97,7 @@ class hjson_text {
   std::vector<token> tokens_;
   std::vector<frame> open_;
   std::vector<problem> problems_;
-  std::size_t at_ = 0, values_ = 0;
+  std::size_t at_ = 0, values_ = 0, path_bytes_ = 0;
   std::optional<std::size_t> last_line_;                       // its code points
   std::size_t counted_at_ = 0, counted_ = 0, line_begin_ = 0;  // code points from the begin of a line
   bool syntax_ = false;                                        // the last fault is one that upstream's fallback catches
@@ -194,6 +194,7 @@ inline void hjson_text::read() {
     json_.clear();
     tokens_.clear();
     open_.clear();
+    path_bytes_ = 0;
     at_ = first;
     if (!read_value() || !open_.empty()) {
       problems_ = refused;
@@ -290,9 +291,13 @@ inline bool hjson_text::read_key(frame& f) {
     if (++known.times == 2) known.again_at = begin;
     f.repeats |= known.times > 1;
   }
+  path_bytes_ += key.size();
+  path_bytes_ -= f.key.size();
   f.key = std::move(key);
   f.has_key = true;
-  return true;
+  if (path_bytes_ <= max_path_bytes) return true;
+  f.has_key = false;  // the problem stands at the object
+  return beyond("the keys on the way to one value have more than 16 KiB together");
 }
 
 inline bool hjson_text::read_value() {
@@ -300,7 +305,7 @@ inline bool hjson_text::read_value() {
   if (ended()) return fault(at_, "Expecting value");
   auto const c = original_[at_];
   if (c == '{' || c == '[') return open(c);
-  if (++values_ > max_text_values) return beyond("the text has more than 1000000 values");
+  if (++values_ > max_text_values) return beyond("the text has more than 100000 values");
   if (c == '"' || c == '\'') {
     auto const begin = at_;
     std::string text;
@@ -315,7 +320,7 @@ inline bool hjson_text::read_value() {
 
 inline bool hjson_text::open(char kind) {
   if (open_.size() == max_nesting) return beyond("the text is nested more than 256 deep");
-  if (++values_ > max_text_values) return beyond("the text has more than 1000000 values");
+  if (++values_ > max_text_values) return beyond("the text has more than 100000 values");
   if (kind == 'r') {
     emit("{", at_, at_);
   } else {
@@ -331,6 +336,7 @@ inline void hjson_text::close() {
   bool const braces = open_.back().kind != 'r';
   emit(open_.back().kind == '[' ? "]" : "}", at_, at_ + braces);
   at_ += braces;
+  path_bytes_ -= open_.back().key.size();
   open_.pop_back();
   finish_value();
 }

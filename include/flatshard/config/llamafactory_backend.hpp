@@ -52,7 +52,7 @@ inline named_file const* open_deepspeed_file(checked_sections const& sections, f
     return nullptr;
   }
   if (named->problems.empty()) return named;
-  out.problems.insert(out.problems.end(), named->problems.begin(), named->problems.end());
+  for (auto const& p : named->problems) out.add(p);
   return nullptr;
 }
 
@@ -99,6 +99,8 @@ inline bool check_backend(node const& root, node const& dist, backend_kind backe
     for (auto const& m : dist->members()) {
       if (std::find(known.begin(), known.end(), m.key) != known.end()) continue;
       bool const older = reads_older_llamafactory(f.upstream);
+      if (reads_first_llamafactory(f.upstream) && backend == backend_kind::fsdp2 && m.key == "mixed_precision")
+        continue;
       if (older && std::find(mesh_keys.begin(), mesh_keys.end(), m.key) != mesh_keys.end()) continue;
       auto hint = out.suggest(m.key, known);
       if (older) {

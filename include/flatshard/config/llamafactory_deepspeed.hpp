@@ -47,6 +47,14 @@ inline deepspeed_load load_deepspeed(document const& config, profile p, facts co
   auto const root = config.root();
   policies.backend = backend_kind::deepspeed;
   report_duplicates(root, out);
+  if (reads_first_llamafactory(f.upstream)) {
+    out.error(
+        errc::unsupported, root.where(), at_load,
+        "before its pull request 10300 LLaMA-Factory hands a DeepSpeed file to accelerate as it is, with no rule of "
+        "its own for precision and loading: choose --profile accelerate",
+        {});
+    return {};
+  }
   if (!root->is(value_kind::object)) {
     out.error(errc::root_not_object, root.where(), at_load,
               "the file holds " + std::string{name(root->kind())} + ", an object is needed",

@@ -161,21 +161,25 @@ inline void warn_odd_truth(node const& at, bool became, findings& out) {
 
 inline void report_bf16_use(node const& root, facts const& f, backend_kind backend, findings& out) {
   auto const at = root["bf16"];
-  warn_odd_truth(at, !at.present() || truthy(*at), out);
-  bool const read = backend == backend_kind::fsdp2 && f.world;
+  warn_odd_truth(at, truthy(*at), out);
+  bool const first = reads_first_llamafactory(f.upstream) && backend == backend_kind::fsdp2;
+  bool const read = backend == backend_kind::fsdp2 && f.world && !first;
   if (read || (!at.present() && !f.bf16)) return;
   out.warn(errc::ignored_key, at.where(), at_train,
            std::string{"bf16 is ignored: "} + (backend == backend_kind::deepspeed
                                                    ? "with DeepSpeed only its file's sections bf16 and fp16 count"
-                                                   : "only FSDP2 under a launcher reads it"));
+                                               : first ? "in this release dist_config.mixed_precision decides"
+                                                       : "only FSDP2 under a launcher reads it"));
 }
 
-inline bool decide_activation_checkpointing(node const& root, findings& out) {
+inline bool decide_activation_checkpointing(node const& root, facts const& f, findings& out) {
   constexpr std::string_view key = "enable_activation_checkpointing";
   auto const at = root[key];
-  bool const on = !at.present() || truthy(*at);
+  bool const first = reads_first_llamafactory(f.upstream);
+  bool const on = at.present() ? truthy(*at) : !first;
   warn_odd_truth(at, on, out);
-  out.decide("activation_checkpointing", on ? "true" : "false", llamafactory_said(at, key), llamafactory_rule(key),
+  out.decide("activation_checkpointing", on ? "true" : "false",
+             key_said(at, key, first ? llamafactory_first_version : llamafactory_version), llamafactory_rule(key),
              at.where());
   return on;
 }
@@ -246,7 +250,7 @@ inline void resolve_llamafactory(document const& file, profile front_end, facts 
   check_flash_attention(root, mesh, out);
 
   detail::report_bf16_use(root, f, policies.backend, out);
-  policies.activation_checkpointing = detail::decide_activation_checkpointing(root, out);
+  policies.activation_checkpointing = detail::decide_activation_checkpointing(root, f, out);
   auto const norm = detail::decide_max_grad_norm(root, policies.backend, out);
   if (policies.backend != backend_kind::deepspeed) policies.gradient_clipping = norm;
   policies.front_end =

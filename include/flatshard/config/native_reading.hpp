@@ -53,10 +53,10 @@ namespace detail {
 /// Reads the two precision sections, fp16 first, and refuses both at once. `bf16` that is absent or null leaves the
 /// word to the legacy section `bfloat16`.
 inline void read_precision(node const& root, native_reading& read, section_reader const& r) {
-  auto const errors = r.out.problems.size();
+  auto const errors = r.out.errors();
   read_fp16_section(root, read.fp16, r);
   auto const bf16 = read_bf16_section(root, read.bf16, r);
-  if (r.out.failed_since(errors)) return;
+  if (r.out.errors() != errors) return;
   auto const choice = deepspeed_mode(read.bf16.enabled, read.fp16.enabled);
   if (choice.mode == precision_mode::refused)
     r.out.error(errc::both_enabled, bf16["enabled"].where(), r.when,
@@ -257,7 +257,7 @@ inline void merge_moments(findings&& found, std::string_view when, findings& out
     if (earlier != at_load_already.end())
       out.problems[earlier->second].when = at_load_and_train;
     else
-      out.problems.push_back(std::move(p));
+      out.add(std::move(p));
   }
 }
 
@@ -269,8 +269,12 @@ inline native_reading read_natively(value const& config, node const& root, std::
   findings found, last;
   document const placed{config, root.where().file};
   auto const placed_root = placed.root();
-  section_reader const reader{
-      .model = {}, .when = when, .deepspeed = f.upstream.deepspeed, .out = found, .home = home_of_key};
+  section_reader const reader{.model = {},
+                              .when = when,
+                              .deepspeed = f.upstream.deepspeed,
+                              .out = found,
+                              .home = home_of_key,
+                              .elsewhere = near_key_elsewhere};
   bool const elastic = detail::takes_batch_over(placed_root, f.upstream.deepspeed, when, found);
   detail::read_sections(config, root, read, {placed_root, when, f.upstream.deepspeed, found, read.attributes}, reader);
   detail::merge_moments(std::move(found), when, out);

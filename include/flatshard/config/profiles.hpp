@@ -73,6 +73,7 @@ inline constexpr std::array<std::string_view, 7> profile_names{
 
 /// Versions that defaults come from, as decisions name them.
 inline constexpr std::string_view llamafactory_version = "LLaMA-Factory v1 (28a6ea1cd to ff6d4d12e)";
+inline constexpr std::string_view llamafactory_first_version = "LLaMA-Factory v1 before 28a6ea1cd";
 inline constexpr std::string_view deepspeed_version = "DeepSpeed 0.19.6";
 inline constexpr std::string_view accelerate_version = "accelerate 1.15.0";
 /// The release of DeepSpeed whose rules count, as decisions name it.

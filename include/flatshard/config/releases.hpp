@@ -2,6 +2,7 @@
 /// Which releases of the front ends are meant, where their rules differ.
 #pragma once
 
+#include <array>
 #include <charconv>
 #include <compare>
 #include <cstdint>
@@ -48,6 +49,36 @@ struct releases {
 /// finds them. Source: LLaMA-Factory@28a6ea1cd, before its commits 62ae36245 and 3f7710158.
 [[nodiscard]] constexpr bool reads_older_llamafactory(releases const& r) {
   return !is_since(r.llamafactory, {0, 9, 6}, true);
+}
+
+/// Whether LLaMA-Factory is older than its pull request 10300 (28a6ea1cd, first released in 0.9.5).
+[[nodiscard]] constexpr bool reads_first_llamafactory(releases const& r) {
+  return !is_since(r.llamafactory, {0, 9, 5}, true);
+}
+
+/// The releases of one program whose rules are known here, the ends included.
+struct known_releases {
+  std::string_view program;
+  std::optional<version_number> releases::*chosen;
+  version_number oldest, newest;
+};
+/// Source: docs/config.md, releases.
+inline constexpr std::array<known_releases, 5> all_known_releases{{
+    {"deepspeed", &releases::deepspeed, {0, 19, 1}, {0, 19, 8}},
+    {"accelerate", &releases::accelerate, {1, 13, 0}, {1, 15, 0}},
+    {"transformers", &releases::transformers, {4, 44, 2}, {5, 23, 0}},
+    {"llamafactory", &releases::llamafactory, {0, 9, 4}, {0, 9, 5}},
+    {"torch", &releases::torch, {2, 14, 0}, {2, 15, 0}},
+}};
+/// What is to be said about a chosen release that is none of the known ones; empty if there is nothing.
+[[nodiscard]] inline std::string unknown_release(known_releases const& known, releases const& r) {
+  auto const& chosen = r.*known.chosen;
+  if (!chosen || (*chosen >= known.oldest && *chosen <= known.newest)) return {};
+  bool const newer = *chosen > known.newest;
+  return std::string{known.program} + ' ' + to_string(*chosen) + " is " + (newer ? "newer" : "older") +
+         " than the releases whose rules are known here, " + to_string(known.oldest) + " to " +
+         to_string(known.newest) + "; the " + (newer ? "newest" : "oldest") +
+         " rules known apply, and what differs from them is not seen";
 }
 
 static_assert(is_since(version_number{0, 19, 8}, {0, 19, 7}, false) && !is_since(std::nullopt, {0, 19, 7}, false));

@@ -38,6 +38,7 @@
 #include <flatshard/require.hpp>
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -67,6 +68,20 @@ inline namespace v0 {
   return config_form::deepspeed;
 }
 
+/// The front end whose own file or call a document is, by keys that nothing else has; none for a DeepSpeed
+/// configuration and where the keys do not tell.
+[[nodiscard]] inline std::optional<profile> front_end_of(document const& config) {
+  bool accelerate = false, torch = false;
+  for (auto const& m : config.value_of_root().members()) {
+    auto const is_one_of = [&](auto const& keys) { return std::find(keys.begin(), keys.end(), m.key) != keys.end(); };
+    if (m.key == "zero_optimization") return std::nullopt;
+    if (is_one_of(llamafactory_sections)) return profile::llamafactory;
+    accelerate |= is_accelerate_mark(m.key);
+    torch |= is_one_of(fully_shard_keys);
+  }
+  return accelerate ? std::optional{profile::accelerate} : torch ? std::optional{profile::torch} : std::nullopt;
+}
+
 /// Whether a front end reads a form.
 [[nodiscard]] constexpr bool reads(profile p, config_form form) {
   if (p == profile::torch) return form == config_form::fully_shard_call;
@@ -87,11 +102,27 @@ inline namespace v0 {
   constexpr std::string_view refusal =
       "LLaMA-Factory cannot read a .json file (it passes a path where text is needed); "
       "save it as .yaml, which may hold the same text, or pass it as a dict in code";
-  if (!reads(front_end, form)) {
+  for (auto const& known : all_known_releases)
+    if (auto said = unknown_release(known, f.upstream); !said.empty())
+      out.warn(errc::unknown_release, {}, at_read, std::move(said));
+  auto const refuse_form = [&](std::string_view found, profile reader) {
     out.error(errc::unsupported, whole, at_read,
-              "the profile " + std::string{name(front_end)} + " does not read " + std::string{name(form)} +
-                  "; choose the front end that the file is for",
+              "the profile " + std::string{name(front_end)} + " does not read " + std::string{found} +
+                  "; choose the front end that it is for: --profile " + std::string{name(reader)},
               {});
+  };
+  auto const owner = front_end_of(config);
+  bool const foreign = owner && package_of(*owner) != package_of(front_end);
+  auto const found = !foreign                        ? name(form)
+                     : *owner == profile::accelerate ? name(config_form::accelerate_file)
+                     : *owner == profile::torch      ? name(config_form::fully_shard_call)
+                                                     : name(config_form::llamafactory_file);
+  if (!reads(front_end, form)) {
+    refuse_form(name(form), form == config_form::accelerate_file    ? profile::accelerate
+                            : form == config_form::fully_shard_call ? profile::torch
+                                                                    : profile::llamafactory);
+  } else if (foreign && f.form == config_form::automatic && form == config_form::deepspeed) {
+    refuse_form(found, *owner);  // upstream would take none of its keys, in silence
   } else if (form == config_form::fully_shard_call) {
     resolve_fully_shard(config, f, out, r.policies);
   } else if (form == config_form::accelerate_file) {
@@ -130,6 +161,7 @@ inline namespace v0 {
                std::string{name(front_end)} + ".enable_activation_checkpointing", whole);
     decide_process_group(front_end, f, {}, whole, out, r.policies);
   } else {
+    if (foreign) refuse_form(found, *owner);  // and the keys that upstream does not know
     if (json_file && form == config_form::llamafactory_file)
       out.error(errc::json_file_unreadable, whole, at_read, std::string{refusal},
                 {"AttributeError", "llamafactory", "'PosixPath' object has no attribute 'read'"});

@@ -6,6 +6,7 @@
 #include <flatshard/config/precision_mode.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/python_text.hpp>
+#include <flatshard/config/releases.hpp>
 #include <flatshard/config/sixteen_bit_sections.hpp>
 #include <flatshard/dtype.hpp>
 #include <flatshard/policy.hpp>
@@ -130,6 +131,12 @@ static_assert(!deepspeed_roles({.stage = 0, .grad_accum = dtype::f32}).accepted)
 [[nodiscard]] inline engine_roles decide_roles(node const& root, engine_setting const& setting, bool widened, profile p,
                                                findings& out);
 
+/// Decides the dtype of buffers (what a module keeps beside its parameters): as they were loaded, or
+/// `data_types.buffer_dtype`; before DeepSpeed 0.19.2 a 16-bit mode cast the whole module.
+/// Source: DeepSpeed@edaa7221:deepspeed/runtime/engine.py:1517-1550, DeepSpeed@b919284ab.
+inline void decide_buffers(node const& root, precision_mode mode, std::optional<version_number> const& deepspeed,
+                           profile p, findings& out);
+
 // ---- definitions
 
 namespace detail {
@@ -192,6 +199,22 @@ inline engine_roles decide_roles(node const& root, engine_setting const& setting
              "mode " + mode + ", stage " + std::to_string(setting.stage), rule_of(p, "wrapper"),
              root["zero_optimization"]["stage"].where());
   return engine;
+}
+
+inline void decide_buffers(node const& root, precision_mode mode, std::optional<version_number> const& deepspeed,
+                           profile p, findings& out) {
+  auto const at = root["data_types"]["buffer_dtype"];
+  bool const kept = is_since(deepspeed, {0, 19, 2}, true);
+  std::string type = "as loaded", reason = "no 16-bit mode: nothing is cast";
+  if (mode != precision_mode::fp32) {
+    auto const chosen = kept && at->is(value_kind::string) ? dtype_of_deepspeed_word(at->text()) : dtype::none;
+    if (chosen != dtype::none) type = name(chosen);
+    if (!kept) type = name(dtype_of_mode(mode));
+    reason = chosen != dtype::none ? "data_types.buffer_dtype is set"
+             : kept                ? absent_default(deepspeed_named(deepspeed)) + ": only parameters are cast"
+                                   : "before DeepSpeed 0.19.2 the whole module is cast to the mode";
+  }
+  out.decide("buffers", std::move(type), std::move(reason), rule_of(p, "buffers"), at.where());
 }
 
 }  // namespace v0

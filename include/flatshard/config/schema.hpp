@@ -139,9 +139,11 @@ struct section_reader {
   std::size_t root = 0;  ///< length of the outermost section's JSON Pointer
   /// Where a key belongs that a section does not know, as words for a message; empty if nowhere.
   std::string (*home)(std::string_view key) = nullptr;
+  /// The same for a misspelt key that is nearer than `within` to a key of another section.
+  std::string (*elsewhere)(std::string_view key, std::size_t within) = nullptr;
 
   [[nodiscard]] section_reader of(std::string_view class_name, node const& section) const {
-    return {class_name, when, deepspeed, out, section.pointer().size(), home};
+    return {class_name, when, deepspeed, out, section.pointer().size(), home, elsewhere};
   }
   /// Reports a misfit of one value, with upstream's path and words.
   void refuse(misfit const& m, node const& at) const;
@@ -287,14 +289,16 @@ inline bool is_given(node const& section, std::string_view key) {
   return !key.empty() && section->has(key) && !(*section)[key].is_text("auto");
 }
 
-/// Refuses the keys that a section does not know, in the order of the file.
+/// Refuses the keys that a section does not know, in the order of the file. One whose value is "auto" is dropped
+/// upstream before it is looked at, known or not: a warning.
 inline void refuse_unknown_keys(node const& section, std::span<key_names const> rows, section_reader const& r) {
   std::vector<std::string_view> known;
   for (auto const& m : section->members()) {
-    if (m.held.is_text("auto")) continue;  // dropped upstream, known or not
+    bool const dropped = m.held.is_text("auto");
     auto const row =
         std::find_if(rows.begin(), rows.end(), [&](key_names const& n) { return n.key == m.key || n.also == m.key; });
     bool const named = row != rows.end();
+    if (dropped && named) continue;
     bool const second_name = named && row->also == m.key && is_given(section, row->key);
     if (named && !second_name && row->is_known(r.deepspeed)) continue;
     auto detail = "the key \"" + m.key + "\" is ";
@@ -305,7 +309,13 @@ inline void refuse_unknown_keys(node const& section, std::span<key_names const> 
     } else {
       if (known.empty()) known = known_keys(rows, r.deepspeed);
       auto const home = r.home ? r.home(m.key) : std::string{};
-      detail += "not known here" + (home.empty() ? r.out.suggest(m.key, known) : "; it belongs " + home + "; move it");
+      detail += "not known here" +
+                std::string{dropped ? ", and dropped in silence because its value is \"auto\"" : ""} +
+                (home.empty() ? r.out.suggest(m.key, known, r.elsewhere) : "; it belongs " + home + "; move it");
+    }
+    if (dropped) {
+      r.out.warn(errc::unknown_key, section.key_place(m), r.when, std::move(detail));
+      continue;
     }
     auto path = section[m].pointer().substr(std::min(r.root + 1, section[m].pointer().size()));
     std::replace(path.begin(), path.end(), '/', '.');
@@ -336,7 +346,7 @@ inline void section_reader::refuse_fields(misfit const& m, node const& section, 
 
 template <Section S>
 void read_section(node const& at, S& into, section_reader const& r) {
-  auto const before = r.out.problems.size();
+  auto const before = r.out.errors();
   for_each_row<S>([&](auto const& row) {
     auto const key = detail::is_given(at, row.key) ? row.key : row.also;
     if (detail::is_given(at, key) && row.is_known(r.deepspeed))
@@ -344,7 +354,7 @@ void read_section(node const& at, S& into, section_reader const& r) {
   });
   detail::refuse_unknown_keys(at, names_of<S>(), r);
   if constexpr (requires { check_fields(into, at, r); })
-    if (!r.out.failed_since(before)) check_fields(into, at, r);
+    if (r.out.errors() == before) check_fields(into, at, r);
 }
 
 namespace detail {

@@ -3,6 +3,7 @@
 /// differs from it is a mismatch, which is raised when training starts.
 #pragma once
 
+#include <flatshard/config/accelerate_precision.hpp>
 #include <flatshard/config/autofill.hpp>
 #include <flatshard/config/deepspeed_plugin.hpp>
 #include <flatshard/config/findings.hpp>
@@ -42,6 +43,55 @@ struct trainer_mismatch {
 static_assert(model_init_dtype(profile::transformers_v4, false, false, false) == dtype::f16);
 static_assert(model_init_dtype(profile::transformers_v5, false, false, false) == dtype::f32);
 static_assert(model_init_dtype(profile::transformers_v4, false, false, true) == dtype::f32);
+
+/// The mode of two sections that are not odd under the training arguments: accelerate's refusal comes first (its
+/// Accelerator is made with the Trainer), then a section that says otherwise than its argument, then DeepSpeed's own
+/// check. Complexity: O(1), constexpr. Source: docs/config.md, precision.
+[[nodiscard]] constexpr mode_choice transformers_mode(precision_word bf16, precision_word fp16, bool bf16_argument,
+                                                      bool fp16_argument) {
+  auto const wanted = fp16_argument   ? mixed_precision::fp16
+                      : bf16_argument ? mixed_precision::bf16
+                                      : mixed_precision::no;
+  auto const beneath = accelerate_mode(bf16, fp16, wanted);
+  if (beneath.rule == "acc.conflict") return beneath;
+  auto const differs = [](precision_word said, bool argument) {
+    return said != precision_word::automatic && (said == precision_word::on) != argument;
+  };
+  if (differs(fp16, fp16_argument)) return {precision_mode::refused, "transformers.mismatch", "fp16"};
+  if (differs(bf16, bf16_argument)) return {precision_mode::refused, "transformers.mismatch", "bf16"};
+  return beneath;
+}
+
+namespace detail {
+/// One row of the table in docs/config.md: bf16, fp16, and what happens without arguments, with bf16, with fp16.
+/// `refused` with the rule's last word: a mismatch, or accelerate's conflict.
+struct transformers_cell {
+  precision_mode mode = precision_mode::refused;
+  std::string_view rule{};
+  [[nodiscard]] constexpr bool holds(mode_choice const& found) const {
+    return found.mode == mode && (mode != precision_mode::refused || found.rule == rule);
+  }
+};
+constexpr bool transformers_row(precision_word b, precision_word f, transformers_cell none, transformers_cell bf16,
+                                transformers_cell fp16) {
+  return none.holds(transformers_mode(b, f, false, false)) && bf16.holds(transformers_mode(b, f, true, false)) &&
+         fp16.holds(transformers_mode(b, f, false, true));
+}
+constexpr bool transformers_table() {
+  using enum precision_word;
+  constexpr transformers_cell fp32{precision_mode::fp32}, bf16{precision_mode::bf16}, fp16{precision_mode::fp16},
+      mismatch{precision_mode::refused, "transformers.mismatch"}, conflict{precision_mode::refused, "acc.conflict"};
+  return transformers_row(automatic, automatic, fp32, bf16, fp16) &&
+         transformers_row(automatic, off, fp32, bf16, mismatch) &&
+         transformers_row(automatic, on, mismatch, conflict, fp16) &&
+         transformers_row(on, automatic, mismatch, bf16, conflict) &&
+         transformers_row(on, off, mismatch, bf16, conflict) &&
+         transformers_row(on, on, mismatch, conflict, conflict) &&
+         transformers_row(off, automatic, fp32, mismatch, fp16) &&
+         transformers_row(off, off, fp32, mismatch, mismatch) && transformers_row(off, on, mismatch, conflict, fp16);
+}
+}  // namespace detail
+static_assert(detail::transformers_table());
 
 /// The Trainer's edits of its copy `config` of the file `root`; it keeps the mismatches until training starts. Holds
 /// references: configuration, facts and findings must outlive it.

@@ -312,14 +312,14 @@ inline void read_zero_section(node const& root, zero_section& into, section_read
                      std::string{python_name(at->kind())}});
     return;
   }
-  auto const before = r.out.problems.size();
+  auto const before = r.out.errors();
   if (auto const leaf = at["leaf_module"];
       leaf.present() && !leaf->is(value_kind::object) && !leaf->is(value_kind::null) && !leaf->is_text("auto"))
     r.out.error(errc::section_not_object, leaf.where(), r.when,
                 "found " + detail::shown(*leaf) + ", allowed: an object",
                 {"TypeError", "deepspeed", "leaf_module configuration must be a mapping of fields to values"});
   read_section(at, into, r);
-  if (!r.out.failed_since(before)) detail::replace_zero_keys(at, into, r);
+  if (r.out.errors() == before) detail::replace_zero_keys(at, into, r);
 }
 
 }  // namespace v0
