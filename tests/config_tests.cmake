@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Configurations under every front end.
-flatshard_test(config_golden_test LABELS fast golden LINK flatshard::json flatshard_resolver)
+flatshard_test(config_golden_test LABELS fast golden LINK flatshard::json flatshard_frontend flatshard_resolver)
 flatshard_test(key_table_test LABELS fast)
 target_compile_definitions(key_table_test PRIVATE FLATSHARD_DOCS="${PROJECT_SOURCE_DIR}/docs")
 flatshard_test(resolve_test LABELS fast LINK flatshard::json flatshard_resolver)
@@ -9,14 +9,4 @@ flatshard_test(front_ends_test LABELS fast LINK flatshard::json flatshard_resolv
 flatshard_test(concrete_test LABELS fast golden LINK flatshard::json flatshard_resolver)
 flatshard_test(accelerate_test LABELS fast LINK flatshard::json flatshard_resolver)
 flatshard_test(diagnosed_cases_test LABELS fast LINK flatshard::json flatshard_resolver)
-flatshard_test(frontend_test LABELS fast LINK flatshard::json flatshard_resolver)
-
-find_package(yaml-cpp QUIET)  # front-end files; without it their tests say that they are skipped
-if(TARGET yaml-cpp)
-  foreach(name config_golden_test frontend_test)
-    if(TARGET ${name})
-      target_link_libraries(${name} PRIVATE yaml-cpp)
-      target_compile_definitions(${name} PRIVATE FLATSHARD_YAML)
-    endif()
-  endforeach()
-endif()
+flatshard_test(frontend_test LABELS fast LINK flatshard::json flatshard_frontend flatshard_resolver)

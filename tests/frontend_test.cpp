@@ -3,6 +3,8 @@
 
 #include "../tools/resolver.hpp"
 
+#include <flatshard/config/accelerate_launch.hpp>
+
 #include <cstdio>
 #include <fstream>
 #include <string>

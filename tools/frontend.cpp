@@ -1,0 +1,532 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "frontend.hpp"
+
+#include <flatshard/config/resolve.hpp>
+#include <flatshard/hjson.hpp>
+#include <flatshard/json.hpp>
+#include <flatshard/safetensors_writer.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <set>
+#include <span>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#if defined(FLATSHARD_YAML)
+#include <yaml-cpp/eventhandler.h>
+#include <yaml-cpp/exceptions.h>
+#include <yaml-cpp/parser.h>
+#endif
+
+namespace flatshard::frontend {
+
+namespace {
+
+[[nodiscard]] problem yaml_problem(errc code, place where, std::string text, std::string upstream) {
+  return {code, std::move(where), std::move(text), severity::error, std::string{at_read}, std::move(upstream)};
+}
+
+/// A fault of a text that yaml-cpp lets pass and upstream's reader (libyaml) does not.
+struct text_fault {
+  std::size_t at;
+  char const* detail;
+  char const* upstream;
+};
+
+/// Finds the first byte that is no UTF-8, or a control character that YAML does not have. One pass over the bytes.
+[[nodiscard]] std::optional<text_fault> scan_characters(std::string_view text) {
+  auto const bad = flatshard::utf8_end(text);
+  for (std::size_t i = 0; i < bad; ++i) {
+    auto const c = static_cast<unsigned char>(text[i]);
+    auto const two = text.substr(i, 2), three = text.substr(i, 3);
+    bool const control = (c < 0x20 && c != '\t' && c != '\n' && c != '\r') || c == 0x7F ||
+                         (c == 0xC2 && two >= "\xC2\x80" && two <= "\xC2\x9F" && two != "\xC2\x85") ||
+                         three == "\xEF\xBF\xBE" || three == "\xEF\xBF\xBF";
+    if (control)
+      return text_fault{i, "a control character, which YAML does not have",
+                        "ReaderError (yaml): control characters are not allowed"};
+  }
+  if (bad == text.size()) return std::nullopt;
+  return text_fault{bad, "the text is not UTF-8", "UnicodeDecodeError (builtins): 'utf-8' codec can't decode the text"};
+}
+
+/// Finds a tab where a block key could stand, and a quote that is never closed. One pass over the characters.
+[[nodiscard]] std::optional<text_fault> scan_yaml(std::string_view text) {
+  char quote = 0;
+  std::size_t quote_at = 0, flow = 0, indent = 0, block_indent = 0, line_start = 0;
+  // key_allowed: nothing but blanks, `-` and `?` since the line began; token_start: a quote here opens a scalar
+  bool comment = false, token_start = true, block = false, block_open = false, key_allowed = true;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    auto const c = text[i];
+    if (c == '\n') {
+      comment = false;
+      line_start = i + 1;
+      if (!quote) {
+        token_start = true;
+        key_allowed = flow == 0;
+      }
+      if (block_open) {
+        block = true;
+        block_open = false;
+      }
+      auto const first = text.find_first_not_of(' ', line_start);
+      if (!quote && first != std::string_view::npos && text[first] != '\n' && text[first] != '\r') {
+        indent = first - line_start;
+        if (block && indent <= block_indent) block = false;
+      }
+      continue;
+    }
+    if (comment || block) continue;
+    if (quote) {
+      if (quote == '"' && c == '\\')
+        ++i;
+      else if (c == quote) {
+        if (quote == '\'' && i + 1 < text.size() && text[i + 1] == '\'')
+          ++i;
+        else
+          quote = 0;
+      }
+      continue;
+    }
+    bool const after_blank = i == line_start || text[i - 1] == ' ' || text[i - 1] == '\t';
+    bool const before_blank =
+        i + 1 >= text.size() || text[i + 1] == ' ' || text[i + 1] == '\n' || text[i + 1] == '\t' || text[i + 1] == '\r';
+    if (c == '\t') {
+      if (key_allowed)
+        return text_fault{i, "a tab stands where a key or an element may begin; use spaces",
+                          "ScannerError (yaml): found character that cannot start any token"};
+      continue;
+    }
+    if (c == ' ' || c == '\r') continue;
+    if (c == '#' && after_blank) {
+      comment = true;
+      continue;
+    }
+    if ((c == '"' || c == '\'') && token_start) {
+      quote = c;
+      quote_at = i;
+    } else if ((c == '|' || c == '>') && token_start && flow == 0) {
+      block_open = true;
+      block_indent = indent;
+    } else if ((c == '[' || c == '{') && (token_start || flow != 0)) {
+      ++flow;
+    } else if ((c == ']' || c == '}') && flow != 0) {
+      --flow;
+    }
+    bool const entry = (c == '-' || c == '?') && before_blank && token_start;
+    key_allowed = key_allowed && entry;
+    bool const property = token_start && (c == '&' || c == '!');  // the value comes after it
+    if (property) {
+      while (i + 1 < text.size() && text[i + 1] != ' ' && text[i + 1] != '\n' && text[i + 1] != '\t' &&
+             text[i + 1] != ',')
+        ++i;
+      continue;
+    }
+    token_start = entry || (c == ':' && before_blank) || (flow != 0 && (c == ',' || c == '[' || c == '{' || c == ':'));
+  }
+  if (quote)
+    return text_fault{quote_at, "a quote is never closed", "ScannerError (yaml): found unexpected end of stream"};
+  return std::nullopt;
+}
+
+#if defined(FLATSHARD_YAML)
+
+/// yaml-cpp's events, kept so that an alias can be played again.
+struct yaml_event {
+  enum class kind { scalar, alias, array, object, end } what;
+  std::size_t at{};       // byte offset in the text that yaml-cpp reads
+  std::string text, tag;  // of a scalar
+  std::size_t anchor{};   // of a value with an anchor, or an alias
+  bool flow = false;      // of an object: written in braces
+};
+
+/// A limit of our own, which upstream does not have.
+struct limit_passed : YAML::ParserException {
+  using ParserException::ParserException;
+};
+
+class event_recorder : public YAML::EventHandler {
+ public:
+  std::vector<yaml_event> events;
+  void OnDocumentStart(YAML::Mark const&) override {}
+  void OnDocumentEnd() override {}
+  void OnNull(YAML::Mark const& m, YAML::anchor_t a) override { add(yaml_event::kind::scalar, m, "", "?", a); }
+  void OnAlias(YAML::Mark const& m, YAML::anchor_t a) override { add(yaml_event::kind::alias, m, "", "", a); }
+  void OnScalar(YAML::Mark const& m, std::string const& tag, YAML::anchor_t a, std::string const& text) override {
+    add(yaml_event::kind::scalar, m, text, tag, a);
+  }
+  void OnSequenceStart(YAML::Mark const& m, std::string const& tag, YAML::anchor_t a,
+                       YAML::EmitterStyle::value) override {
+    add(yaml_event::kind::array, m, "", tag, a);
+  }
+  void OnSequenceEnd() override { add(yaml_event::kind::end, YAML::Mark::null_mark(), "", "", 0); }
+  void OnMapStart(YAML::Mark const& m, std::string const& tag, YAML::anchor_t a,
+                  YAML::EmitterStyle::value style) override {
+    add(yaml_event::kind::object, m, "", tag, a);
+    events.back().flow = style == YAML::EmitterStyle::Flow;
+  }
+  void OnMapEnd() override { add(yaml_event::kind::end, YAML::Mark::null_mark(), "", "", 0); }
+  void OnAnchor(YAML::Mark const& m, std::string const& name) override {
+    if (!anchors_.insert(name).second)  // PyYAML's composer refuses it, yaml-cpp and YAML itself do not
+      throw YAML::ParserException{m, "the anchor &" + name + " stands twice"};
+  }
+
+ private:
+  void add(yaml_event::kind what, YAML::Mark const& m, std::string text, std::string tag, YAML::anchor_t anchor) {
+    if (events.size() > 2 * max_text_values) throw limit_passed{m, "the text has too many values"};
+    if (what == yaml_event::kind::array || what == yaml_event::kind::object) ++depth_;
+    if (what == yaml_event::kind::end) --depth_;
+    if (depth_ > max_nesting) throw limit_passed{m, "the text is nested more than 256 deep"};
+    events.push_back({what, m.pos < 0 ? 0 : static_cast<std::size_t>(m.pos), std::move(text), std::move(tag),
+                      static_cast<std::size_t>(anchor), false});
+  }
+  std::size_t depth_ = 0;
+  std::set<std::string> anchors_;
+};
+
+/// Builds values from recorded events: aliases played again, merge keys applied, duplicate keys refused or kept as the
+/// reader has it.
+class yaml_builder {
+ public:
+  yaml_builder(std::vector<yaml_event> const& events, std::string_view text, std::size_t skipped, std::string_view file,
+               yaml_reader reader)
+      : events_{events}, text_{text}, skipped_{skipped}, file_{file}, reader_{reader}, lines_{text} {}
+
+  [[nodiscard]] std::optional<value> build() {
+    std::size_t at = 0;
+    auto v = read(at, 0);
+    return fault_ ? std::nullopt : std::optional{std::move(v)};
+  }
+  [[nodiscard]] problem const& fault() const { return *fault_; }
+
+ private:
+  value fail(errc code, std::size_t event, std::string detail, std::string upstream) {
+    if (!fault_) {
+      auto const p = place_of(event);
+      fault_ = yaml_problem(code, {std::string{file_}, {}, p.line, p.column}, std::move(detail), std::move(upstream));
+    }
+    return {};
+  }
+  [[nodiscard]] text_place place_of(std::size_t event) const {
+    auto const begin = std::min(events_[event].at + skipped_, text_.size());
+    auto const& e = events_[event];
+    bool const plain = e.what == yaml_event::kind::scalar && text_.substr(begin, e.text.size()) == e.text;
+    return lines_(begin, begin + (plain ? e.text.size() : 0));
+  }
+  value read(std::size_t& at, std::size_t depth) {
+    auto const here = at++;
+    auto const& e = events_[here];
+    if (fault_) return {};
+    if (++values_ > max_text_values)
+      return fail(errc::yaml_syntax, here, "the text has more than 100000 values, our limit", "");
+    if (depth >= max_nesting)
+      return fail(errc::yaml_syntax, here, "the text is nested more than 256 deep, our limit", "");
+    if (e.anchor != 0 && e.what != yaml_event::kind::alias) remember(e.anchor, here, false);
+    value v;
+    switch (e.what) {
+      case yaml_event::kind::scalar:
+        bytes_ += e.text.size();  // aliases count as often as they stand
+        if (bytes_ > max_text_bytes)
+          return fail(errc::yaml_syntax, here, "the text has more than 4 MiB with its aliases, our limit", "");
+        v = scalar(here);
+        break;
+      case yaml_event::kind::array: v = array(at, here, depth); break;
+      case yaml_event::kind::object: v = object(at, here, depth); break;
+      case yaml_event::kind::alias: {
+        if (e.anchor >= anchors_.size() || !anchors_[e.anchor].done)
+          return fail(errc::yaml_syntax, here, "an alias stands inside the value that it names",
+                      "ComposerError (yaml)");
+        auto from = anchors_[e.anchor].event;
+        return read(from, depth);
+      }
+      case yaml_event::kind::end: return {};
+    }
+    if (e.anchor != 0) remember(e.anchor, here, true);
+    if (!fault_) v.place_at(place_of(here));
+    return v;
+  }
+  void remember(std::size_t anchor, std::size_t event, bool done) {
+    if (anchor >= anchors_.size()) anchors_.resize(anchor + 1);
+    anchors_[anchor] = {event, done};
+  }
+  value scalar(std::size_t here) {
+    auto const& e = events_[here];
+    if (e.tag == "?" || e.tag.empty()) {
+      if (e.text == "<<" || e.text == "=")
+        return fail(errc::yaml_syntax, here, "the word " + e.text + " has a meaning of its own in YAML 1.1; quote it",
+                    "ConstructorError (yaml): could not determine a constructor for the tag");
+      return yaml_scalar(e.text, reader_);
+    }
+    constexpr std::string_view prefix = "tag:yaml.org,2002:";
+    if (e.tag == "!") return value{e.text};
+    auto const type = e.tag.starts_with(prefix) ? std::string_view{e.tag}.substr(prefix.size()) : std::string_view{};
+    if (type == "str") return value{e.text};
+    auto const plain = yaml_scalar(e.text, reader_);
+    if (type == "null") return nullptr;
+    if (type == "bool" && plain.is(value_kind::boolean)) return plain;
+    if (type == "int" && plain.is(value_kind::integer)) return plain;
+    if (type == "float" && plain.is_number()) return value{*plain.number()};
+    return fail(errc::yaml_syntax, here, "the tag " + e.tag + " is not understood here", "ConstructorError (yaml)");
+  }
+  value array(std::size_t& at, std::size_t, std::size_t depth) {
+    auto v = value::array();
+    while (!fault_ && events_[at].what != yaml_event::kind::end) {
+      auto element = read(at, depth + 1);
+      if (fault_) return {};
+      v.push_back(std::move(element));
+    }
+    ++at;
+    return v;
+  }
+  value object(std::size_t& at, std::size_t here, std::size_t depth) {
+    auto own = value::object();
+    std::vector<value> merged;
+    std::set<std::string> texts;
+    std::unordered_map<std::string, std::size_t> positions;
+    while (!fault_ && events_[at].what != yaml_event::kind::end) {
+      auto const key_event = at;
+      bool const merge_key = is_merge_key(key_event);
+      auto const key = merge_key ? value{"<<"} : read(at, depth + 1);
+      if (merge_key) ++at;
+      if (!events_[here].flow && !fault_ && !colon_after(key_event))
+        return fail(errc::yaml_syntax, key_event, "a key has no \": \" after it on its line",
+                    "ScannerError (yaml): could not find expected ':'");
+      if (fault_) return {};
+      if (key.is(value_kind::array) || key.is(value_kind::object))
+        return fail(errc::yaml_syntax, key_event, "a key must be a scalar", "ConstructorError (yaml)");
+      auto const key_bytes = key.text().size();
+      path_bytes_ += key_bytes;
+      if (path_bytes_ > max_path_bytes)
+        return fail(errc::yaml_syntax, here,
+                    "the keys on the way to one value have more than 16 KiB together, our limit", "");
+      auto v = read(at, depth + 1);
+      path_bytes_ -= key_bytes;
+      if (fault_) return {};
+      if (merge_key) {
+        if (v.is(value_kind::object))
+          merged.push_back(std::move(v));
+        else if (v.is(value_kind::array))  // of a list the first mapping wins
+          for (auto i = v.elements().size(); i-- > 0;) merged.push_back(v.elements()[i]);
+        else
+          return fail(errc::yaml_syntax, key_event, "a merge key needs an object", "ConstructorError (yaml)");
+        continue;
+      }
+      auto const name = key.is(value_kind::string) ? std::string{key.text()} : to_json(key);
+      if (reader_ == yaml_reader::omegaconf && key.is(value_kind::string) && !texts.insert(name).second)
+        return fail(errc::duplicate_keys, key_event, "the key \"" + name + "\" stands twice in one mapping; remove one",
+                    "ConstructorError (omegaconf): found duplicate key " + name);
+      auto const position = positions.try_emplace(name, own.members().size()).first->second;
+      own.add_at(position, name, place_of(key_event), std::move(v));
+    }
+    ++at;
+    if (merged.empty()) return own;
+    std::unordered_map<std::string, std::size_t> places;
+    std::vector<object_member> all;  // merged keys first, a later merge over an earlier one, own keys over all
+    for (auto const& m : merged) {
+      if (!m.is(value_kind::object))
+        return fail(errc::yaml_syntax, here, "a merge key needs objects", "ConstructorError (yaml)");
+      for (auto const& k : m.members()) put(all, places, k);
+    }
+    for (auto const& k : own.members()) put(all, places, k);
+    auto whole = value::object();
+    for (auto& k : all) whole.add_at(whole.members().size(), k.key, k.key_at, std::move(k.held));
+    return whole;
+  }
+  [[nodiscard]] bool is_merge_key(std::size_t event) const {
+    auto const& e = events_[event];
+    return e.what == yaml_event::kind::scalar && e.tag == "?" && e.text == "<<";
+  }
+  /// yaml-cpp takes a lone word in a block mapping for a key; upstream wants its colon, on the same line. A key after
+  /// `?` needs none.
+  [[nodiscard]] bool colon_after(std::size_t event) const {
+    auto const& e = events_[event];
+    if (e.what != yaml_event::kind::scalar) return true;
+    auto at = std::min(e.at + skipped_, text_.size());
+    auto const before = text_.substr(0, at).find_last_not_of(' ');
+    if (before != std::string_view::npos && text_[before] == '?') return true;
+    auto const line_end = std::min(text_.find('\n', at), text_.size());
+    while (at < line_end && (text_[at] == '&' || text_[at] == '!')) {
+      at = std::min(text_.find(' ', at), line_end);
+      at = std::min(text_.find_first_not_of(' ', at), line_end);
+    }
+    if (at < line_end && (text_[at] == '"' || text_[at] == '\'')) {
+      auto const quote = text_[at];
+      for (++at; at < line_end && (text_[at] != quote || (quote == '\'' && text_.substr(at, 2) == "''")); ++at)
+        at += text_[at] == quote || (quote == '"' && text_[at] == '\\');
+      ++at;
+    } else {
+      if (text_.substr(at, e.text.size()) != e.text) return false;
+      at += e.text.size();
+    }
+    at = std::min(text_.find_first_not_of(" \t", std::min(at, line_end)), line_end);
+    return at < line_end && text_[at] == ':';
+  }
+  /// Merged members by position, so that later ones replace earlier ones in place.
+  static void put(std::vector<object_member>& into, std::unordered_map<std::string, std::size_t>& positions,
+                  object_member const& m) {
+    auto const [at, fresh] = positions.try_emplace(m.key, into.size());
+    if (fresh)
+      into.push_back(m);
+    else
+      into[at->second] = m;
+  }
+
+  struct anchored {
+    std::size_t event = 0;
+    bool done = false;
+  };
+  std::vector<yaml_event> const& events_;
+  std::string_view text_;
+  std::size_t skipped_;
+  std::string_view file_;
+  yaml_reader reader_;
+  line_table lines_;
+  std::vector<anchored> anchors_;
+  std::size_t values_ = 0, bytes_ = 0, path_bytes_ = 0;
+  std::optional<problem> fault_;
+};
+
+#endif
+
+}  // namespace
+
+result<document> parse_yaml(std::string_view text, std::string_view file, yaml_reader reader) {
+  auto const refused = [&](errc code, std::size_t at, std::string detail, std::string upstream) {
+    auto const p = line_table{text}(std::min(at, text.size()), at);
+    return config_error{
+        yaml_problem(code, {std::string{file}, {}, p.line, p.column}, std::move(detail), std::move(upstream))};
+  };
+  if (text.size() > max_text_bytes)
+    return refused(errc::yaml_syntax, 0, "the text is larger than 4 MiB, our limit", "");
+#if defined(FLATSHARD_YAML)
+  std::size_t const skipped = text.starts_with("\xEF\xBB\xBF") ? 3 : 0;
+  auto const body = text.substr(skipped);
+  auto fault = scan_characters(body);
+  if (!fault) fault = scan_yaml(body);
+  if (fault) return refused(errc::yaml_syntax, fault->at + skipped, fault->detail, fault->upstream);
+  std::istringstream in{std::string{body}};
+  event_recorder recorder;
+  try {
+    YAML::Parser parser{in};
+    parser.HandleNextDocument(recorder);
+    auto const first = recorder.events.size();
+    if (parser.HandleNextDocument(recorder))
+      return refused(errc::yaml_syntax, first < recorder.events.size() ? recorder.events[first].at + skipped : 0,
+                     "the text holds more than one document",
+                     "ComposerError (yaml): expected a single document in the stream");
+  } catch (limit_passed const& e) {
+    return refused(errc::yaml_syntax, static_cast<std::size_t>(std::max(e.mark.pos, 0)) + skipped,
+                   e.msg + ", our limit", "");
+  } catch (YAML::Exception const& e) {
+    return refused(errc::yaml_syntax, e.mark.pos < 0 ? 0 : static_cast<std::size_t>(e.mark.pos) + skipped,
+                   "not YAML: " + e.msg, "ParserError (yaml): " + e.msg);
+  }
+  bool const nothing = recorder.events.empty() || (recorder.events.size() == 1 && recorder.events[0].text.empty());
+  if (nothing && body.find("---") == std::string_view::npos &&
+      (body.starts_with("...") || body.find("\n...") != std::string_view::npos))
+    return refused(errc::yaml_syntax, skipped, "the text ends a document that it never begins",
+                   "ParserError (yaml): did not find expected node content");
+  auto const blank = reader == yaml_reader::omegaconf ? value::object() : value{nullptr};
+  if (recorder.events.empty()) return document{blank, std::string{file}, std::string{text}};
+  yaml_builder builder{recorder.events, text, skipped, file, reader};
+  auto root = builder.build();
+  if (!root) return config_error{builder.fault()};
+  if (root->is(value_kind::null)) root = blank;
+  return document{std::move(*root), std::string{file}, std::string{text}};
+#else
+  static_cast<void>(reader);
+  return refused(errc::yaml_syntax, 0,
+                 "this program was built without yaml-cpp and cannot read YAML; install libyaml-cpp-dev and rebuild",
+                 "");
+#endif
+}
+
+result<document> parse_llamafactory(std::string_view text, std::string_view file,
+                                    std::span<std::string const> overrides) {
+  auto read = parse_yaml(text, file);
+  if (!read) return read;
+  auto config = *std::move(read);
+  if (config.value_of_root().is(value_kind::string)) {  // omegaconf takes a lone word for a key
+    auto keys = value::object();
+    keys.set(config.value_of_root().text(), nullptr);
+    config.edit() = std::move(keys);
+  }
+  for (auto const& one : overrides) {
+    auto const equals_at = one.find('=');
+    auto to = value{nullptr};
+    if (equals_at != std::string::npos) {
+      auto const parsed = parse_yaml(std::string_view{one}.substr(equals_at + 1), "override " + one);
+      if (!parsed) return parsed.error();
+      bool const nothing = one.find_first_not_of(' ', equals_at + 1) == std::string::npos;
+      to = nothing ? value{nullptr} : parsed->value_of_root();
+    }
+    if (auto const refusal = apply_override(config, std::string_view{one}.substr(0, equals_at), std::move(to)))
+      return config_error{*refusal};
+  }
+  expand_json_sections(config, [](std::string_view json) -> std::optional<value> {
+    auto const parsed = parse_json(json);
+    return parsed ? std::optional{parsed->value_of_root()} : std::nullopt;
+  });
+  return config;
+}
+
+result<document> parse_accelerate(std::string_view text, std::string_view file) {
+  return file.ends_with(".json") ? parse_json(text, file) : parse_yaml(text, file, yaml_reader::pyyaml);
+}
+
+result<document> parse_configuration(std::string_view text, std::string_view file,
+                                     std::span<std::string const> overrides, profile front_end) {
+  if (front_end == profile::deepspeed) return parse_hjson(text, file);  // whatever the file's name
+  if (!file.ends_with(".yaml") && !file.ends_with(".yml")) {
+    auto json = parse_json(text, file);
+    if (json) return json;
+    auto const yaml = parse_yaml(text, file);
+    if (!yaml || !yaml->value_of_root().is(value_kind::object) ||
+        text.find_first_not_of(" \t\r\n") == std::string::npos)
+      return json;
+    auto refused = json.error();
+    refused.problems.front().detail += "; as YAML the text can be read: give the file a name that ends in .yaml";
+    return refused;
+  }
+  if (front_end == profile::accelerate) return parse_accelerate(text, file);
+  return parse_llamafactory(text, file, overrides);
+}
+
+result<document> read_configuration(std::string const& path, std::span<std::string const> overrides,
+                                    profile front_end) {
+  auto text = read_text(path);
+  if (!text) return text.error();
+  return parse_configuration(*text, path, overrides, front_end);
+}
+
+void read_named_files(document const& config, facts& f) {
+  auto const beside = [&](std::string const& path) {
+    std::error_code ignored;
+    if (std::filesystem::exists(path, ignored)) return path;
+    auto const other = std::filesystem::path{config.file()}.parent_path() / path;
+    return std::filesystem::exists(other, ignored) ? other.string() : path;
+  };
+  for (auto const& path : {config_file_of(config), accelerate_config_file_of(config, f)}) {
+    if (path.empty() || f.file(path)) continue;
+    auto read = parse_file(beside(path));
+    if (read)
+      f.files.push_back({path, *std::move(read), {}});
+    else
+      f.files.push_back({path, {}, read.error().problems});
+  }
+  if (auto const folder = checkpoint_folder_of(config); !folder.empty() && !f.file(folder)) {
+    std::error_code ignored;
+    if (std::filesystem::exists(folder, ignored)) f.files.push_back({folder, {}, {}});
+  }
+}
+
+}  // namespace flatshard::frontend
