@@ -81,6 +81,11 @@ template <class Names>
 /// So a configuration that is nothing but mistakes costs no more than its own size.
 inline constexpr std::size_t most_problems_of_a_kind = 100, most_problem_bytes = std::size_t{1} << 20;
 
+/// Sentences are for people: what a configuration puts into one beyond so many bytes is left out.
+inline constexpr std::size_t most_sentence_bytes = 4096;
+/// A sentence, cut between two characters of its UTF-8 where it is longer than most_sentence_bytes, with its length.
+[[nodiscard]] std::string sentence(std::string text);
+
 /// Collects decisions and problems in upstream's order of evaluation.
 class findings {
  public:
@@ -89,7 +94,8 @@ class findings {
 
   /// Adds a decision and returns it for more fields; the reference holds until the next one is added.
   decision& decide(std::string key, std::string value, std::string reason, std::string rule, place source) {
-    decisions.push_back({std::move(key), std::move(value), {}, std::move(reason), std::move(rule), std::move(source)});
+    decisions.push_back(
+        {std::move(key), std::move(value), {}, sentence(std::move(reason)), std::move(rule), std::move(source)});
     return decisions.back();
   }
   /// What upstream refuses.
@@ -105,6 +111,8 @@ class findings {
   }
   /// Any problem, as it is; one beyond most_problems_of_a_kind is counted.
   void add(problem p) {
+    p.detail = sentence(std::move(p.detail));
+    p.upstream = sentence(std::move(p.upstream));
     auto const number = std::max<std::size_t>(p.more, 1);
     if (p.level == severity::error) errors_ += number;
     auto kind = std::find_if(kinds_.begin(), kinds_.end(),
@@ -166,6 +174,13 @@ class findings {
 inline void report_duplicates(node const& at, findings& out);
 
 // ---- definitions
+
+inline std::string sentence(std::string text) {
+  if (text.size() <= most_sentence_bytes) return text;
+  auto end = most_sentence_bytes;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+  return text.substr(0, end) + "... (" + std::to_string(text.size()) + " bytes)";
+}
 
 inline std::string python_text(value const& v) {
   switch (v.kind()) {
