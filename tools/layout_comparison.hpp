@@ -147,7 +147,7 @@ inline std::string more(std::uint64_t n, std::uint64_t least) {
   });
   add(row("fsdp2", "PyTorch FSDP2: each tensor cut by rows"), [&] { return plan_of(m, c, r, w, cut, fs::fsdp2{}); });
   add(row("megatron", "Megatron-FSDP: whole rows packed; experts apart"), [&] {
-    return plan_of(m, c, r, w, cut, fs::megatron{}, fs::sharding_rule{".experts.", fs::megatron{}});
+    return plan_of(m, c, r, w, cut, fs::megatron{}, fs::sharding_rule{"*.experts.*", fs::megatron{}});
   });
   auto even = row("ragged", "veScale: each tensor cut in proportion, here evenly");
   even.runs = false;

@@ -4,6 +4,7 @@
 
 #include <flatshard/layout.hpp>
 #include <flatshard/mesh.hpp>
+#include <flatshard/name_pattern.hpp>
 #include <flatshard/policy.hpp>
 #include <flatshard/quantity.hpp>
 #include <flatshard/require.hpp>
@@ -33,28 +34,19 @@ inline constexpr std::array<memory_space, 3> memory_spaces{memory_space::device,
 /// Which states of a model are cut over the ranks; each includes those before it. ZeRO's stages 0 to 3.
 enum class cut_states : std::uint8_t { nothing, optimizer, gradients, parameters };
 
-/// How training treats a parameter.
-struct parameter_traits {
-  bool frozen = false;      ///< no gradient, no optimizer state
-  bool tied = false;        ///< another name of a parameter that is listed before: it takes no space of its own
-  bool persistent = false;  ///< gathered once a step and not released in between
-  bool ignored = false;     ///< whole on every rank; neither gathered nor reduced
-  friend constexpr bool operator==(parameter_traits const&, parameter_traits const&) = default;
-};
-
-/// What holds for the parameters whose name contains `part`; of several rules the first that fits. The text must
-/// outlive the plan.
+/// What holds for the parameters whose names fit `pattern` (name_pattern.hpp); of several rules the first that fits.
+/// The text must outlive the plan.
 struct plan_rule {
-  std::string_view part;
+  std::string_view pattern;
   std::optional<precision> types{};
-  parameter_traits traits{};
-  std::size_t expert_ranks = 1;  ///< neighbouring ranks that hold different experts: sharded over the others alone
+  parameter_traits traits{};  ///< beside those that the parameter has already
 };
 
-/// Another sharding policy for the parameters whose name contains `part`. The text must outlive the call.
+/// Another sharding policy for the parameters whose names fit `pattern`; an empty pattern fits none, and the policy is
+/// taken where a unit says so. The text must outlive the call.
 template <ShardingPolicy P>
 struct sharding_rule {
-  std::string_view part;
+  std::string_view pattern;
   P policy;
 };
 template <ShardingPolicy P>
@@ -73,9 +65,11 @@ struct after_forward {
 struct plan_unit {
   std::string_view name;
   std::span<parameter const> parameters;
-  std::span<parameter_traits const> traits{};  ///< one a parameter, or none at all
+  std::span<parameter_traits const> traits{};  ///< one a parameter, or none at all; beside the parameter's own
   std::optional<after_forward> keep{};         ///< instead of the settings'
   std::span<precision const> types{};          ///< one a parameter, or none at all: the plan's
+  /// One a parameter, or none at all: the number of the sharding rule that cuts it, from 1; 0: what patterns say.
+  std::span<std::size_t const> rules{};
 };
 
 /// How a step is run. The defaults are what `sharded_unit` does when each call follows the other.
@@ -170,7 +164,7 @@ class training_plan {
   struct part {  // parameters that share a buffer
     precision types;
     parameter_traits traits;
-    std::size_t expert_ranks = 1, policy = 0;
+    std::size_t policy = 0;
     std::vector<parameter> parameters{};
   };
   struct rank_row {
@@ -201,6 +195,16 @@ class training_plan {
 // ---- definitions
 
 namespace detail {
+
+/// Traits that hold if either says so; the second's ranks of different experts where it names some.
+[[nodiscard]] constexpr parameter_traits both(parameter_traits a, parameter_traits const& b) {
+  a.frozen |= b.frozen;
+  a.tied |= b.tied;
+  a.persistent |= b.persistent;
+  a.ignored |= b.ignored;
+  if (b.expert_ranks != 1) a.expert_ranks = b.expert_ranks;
+  return a;
+}
 
 /// Elements that each rank owns. Complexity: O(T + W) with `even_pieces`, else O(pieces + W).
 template <class Layout>
@@ -244,13 +248,9 @@ constexpr training_plan::training_plan(mesh<2> ranks, precision types, plan_sett
 
 constexpr training_plan::part training_plan::rules_for(parameter const& p, part found) const {
   for (auto const& rule : rules_) {
-    if (p.name.find(rule.part) == std::string_view::npos) continue;
+    if (!matches(rule.pattern, p.name)) continue;
     if (rule.types) found.types = *rule.types;
-    found.traits.frozen |= rule.traits.frozen;
-    found.traits.tied |= rule.traits.tied;
-    found.traits.persistent |= rule.traits.persistent;
-    found.traits.ignored |= rule.traits.ignored;
-    found.expert_ranks = rule.expert_ranks;
+    found.traits = detail::both(found.traits, rule.traits);
     break;
   }
   return found;
@@ -261,20 +261,23 @@ constexpr std::size_t training_plan::add(plan_unit const& unit, P const& policy,
                                          sharding_rule<Others> const&... others) {
   require(unit.traits.empty() || unit.traits.size() == unit.parameters.size(), "traits are one a parameter, or none");
   require(unit.types.empty() || unit.types.size() == unit.parameters.size(), "types are one a parameter, or none");
+  require(unit.rules.empty() || unit.rules.size() == unit.parameters.size(), "rules are one a parameter, or none");
   auto const keep = unit.keep.value_or(settings_.keep);
   require(keep.ranks == 0 || mesh_.size(1) % keep.ranks == 0, "the group after forward must divide the world size");
   std::vector<part> parts;
   for (std::size_t i = 0; i < unit.parameters.size(); ++i) {
     auto const& p = unit.parameters[i];
-    auto here = rules_for(
-        p, {unit.types.empty() ? types_ : unit.types[i], unit.traits.empty() ? parameter_traits{} : unit.traits[i]});
+    parameter_traits const own = p.traits;
+    auto here = rules_for(p, {unit.types.empty() ? types_ : unit.types[i],
+                              unit.traits.empty() ? own : detail::both(own, unit.traits[i])});
     if (here.traits.tied) continue;
+    here.policy = unit.rules.empty() ? 0 : unit.rules[i];
+    require(here.policy <= sizeof...(Others), "a unit names sharding rules that it is added with");
     std::size_t number = 0;
-    static_cast<void>(((++number, p.name.find(others.part) != std::string_view::npos && (here.policy = number, true)) ||
-                       ... || false));
+    if (here.policy == 0)
+      static_cast<void>(((++number, matches(others.pattern, p.name) && (here.policy = number, true)) || ... || false));
     auto const same = std::find_if(parts.begin(), parts.end(), [&](part const& q) {
-      return q.types == here.types && q.traits == here.traits && q.expert_ranks == here.expert_ranks &&
-             q.policy == here.policy;
+      return q.types == here.types && q.traits == here.traits && q.policy == here.policy;
     });
     if (same == parts.end()) {
       here.parameters.push_back(p);
@@ -314,15 +317,15 @@ constexpr void training_plan::repeat(std::span<std::string_view const> names) {
 
 template <ShardingPolicy P>
 constexpr void training_plan::add_part(part const& together, P const& policy) {
-  require(together.expert_ranks > 0 && mesh_.size(1) % together.expert_ranks == 0,
-          "the ranks of different experts must divide the shard group");
+  auto const experts = together.traits.expert_ranks;
+  require(experts > 0 && mesh_.size(1) % experts == 0, "the ranks of different experts must divide the shard group");
   plan_buffer b;
   b.unit = units_.size() - 1;
   b.types = together.types;
   b.traits = together.traits;
   b.tensors = together.parameters.size();
-  b.stride = together.expert_ranks;
-  b.ranks = b.traits.ignored ? 1 : mesh_.size(1) / together.expert_ranks;
+  b.stride = experts;
+  b.ranks = b.traits.ignored ? 1 : mesh_.size(1) / experts;
   if (b.traits.ignored) {
     for (auto const& p : together.parameters) b.real += elements{p.dims.numel()};
     b.segment = b.gathered = b.whole = b.real;
