@@ -219,7 +219,7 @@ class layout {
   /// Tensor `t` as it was given, by value. Complexity: O(1).
   [[nodiscard]] constexpr parameter parameter_at(std::size_t t) const {
     require(t < size(), "the unit has no parameter of that number");
-    return {table_.name(t), shape{table_.sizes(t)}, table_.type(t), table_.traits(t)};
+    return {table_.name(t), shape{table_.sizes(t)}, table_.type(t), table_.traits(t).unpacked()};
   }
   [[nodiscard]] constexpr placement const& place_at(std::size_t t) const {
     require(t < size(), "the unit has no parameter of that number");

@@ -102,6 +102,7 @@ struct plan_buffer {
   elements whole;           ///< of the whole tensors after a gather
   bool copied = false;      ///< the gathered segments do not hold the tensors in one piece and are copied
   std::size_t unaligned{};  ///< tensors whose place in the gathered buffer is no multiple of 16 bytes
+  std::string_view policy;  ///< what the sharding policy calls itself; nothing where nothing is cut
   friend constexpr bool operator==(plan_buffer const&, plan_buffer const&) = default;
 };
 
@@ -176,6 +177,9 @@ class training_plan {
     return units_[u];
   }
   [[nodiscard]] constexpr part rules_for(parameter const& p, part found) const;
+  // The unit's parameters by buffer; `patterns` are those of the sharding rules.
+  [[nodiscard]] constexpr std::vector<part> parts_of(plan_unit const& unit,
+                                                     std::span<std::string_view const> patterns) const;
   template <ShardingPolicy P>
   constexpr void add_part(part const& together, P const& policy);
   constexpr void hold(plan_buffer const& b, rank_row& row, elements segment, elements owned);
@@ -256,26 +260,22 @@ constexpr training_plan::part training_plan::rules_for(parameter const& p, part 
   return found;
 }
 
-template <ShardingPolicy P, ShardingPolicy... Others>
-constexpr std::size_t training_plan::add(plan_unit const& unit, P const& policy,
-                                         sharding_rule<Others> const&... others) {
+constexpr std::vector<training_plan::part> training_plan::parts_of(plan_unit const& unit,
+                                                                   std::span<std::string_view const> patterns) const {
   require(unit.traits.empty() || unit.traits.size() == unit.parameters.size(), "traits are one a parameter, or none");
   require(unit.types.empty() || unit.types.size() == unit.parameters.size(), "types are one a parameter, or none");
   require(unit.rules.empty() || unit.rules.size() == unit.parameters.size(), "rules are one a parameter, or none");
-  auto const keep = unit.keep.value_or(settings_.keep);
-  require(keep.ranks == 0 || mesh_.size(1) % keep.ranks == 0, "the group after forward must divide the world size");
   std::vector<part> parts;
   for (std::size_t i = 0; i < unit.parameters.size(); ++i) {
     auto const& p = unit.parameters[i];
-    parameter_traits const own = p.traits;
+    auto const own = p.traits.unpacked();
     auto here = rules_for(p, {unit.types.empty() ? types_ : unit.types[i],
                               unit.traits.empty() ? own : detail::both(own, unit.traits[i])});
     if (here.traits.tied) continue;
     here.policy = unit.rules.empty() ? 0 : unit.rules[i];
-    require(here.policy <= sizeof...(Others), "a unit names sharding rules that it is added with");
-    std::size_t number = 0;
-    if (here.policy == 0)
-      static_cast<void>(((++number, matches(others.pattern, p.name) && (here.policy = number, true)) || ... || false));
+    require(here.policy <= patterns.size(), "a unit names sharding rules that it is added with");
+    for (std::size_t k = 0; k < patterns.size() && here.policy == 0; ++k)
+      if (matches(patterns[k], p.name)) here.policy = k + 1;
     auto const same = std::find_if(parts.begin(), parts.end(), [&](part const& q) {
       return q.types == here.types && q.traits == here.traits && q.policy == here.policy;
     });
@@ -286,6 +286,16 @@ constexpr std::size_t training_plan::add(plan_unit const& unit, P const& policy,
       same->parameters.push_back(p);
     }
   }
+  return parts;
+}
+
+template <ShardingPolicy P, ShardingPolicy... Others>
+constexpr std::size_t training_plan::add(plan_unit const& unit, P const& policy,
+                                         sharding_rule<Others> const&... others) {
+  auto const keep = unit.keep.value_or(settings_.keep);
+  require(keep.ranks == 0 || mesh_.size(1) % keep.ranks == 0, "the group after forward must divide the world size");
+  std::array<std::string_view, sizeof...(Others)> const patterns{others.pattern...};
+  auto const parts = parts_of(unit, patterns);
   units_.push_back({unit.name, buffers_.size(), 0, keep});
   last_.assign(world_size(), rank_row{});
   for (auto const& together : parts) {
@@ -334,6 +344,7 @@ constexpr void training_plan::add_part(part const& together, P const& policy) {
     return;
   }
   listed_layout<P> const l{policy, std::span<parameter const>{together.parameters}, world{b.ranks}};
+  b.policy = detail::policy_name<P>();
   b.real = l.real();
   b.segment = l.segment();
   b.gathered = l.gathered();

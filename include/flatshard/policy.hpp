@@ -162,7 +162,7 @@ struct packed_traits {
   constexpr packed_traits(parameter_traits const& t)
       : number{std::size_t{t.frozen} | std::size_t{t.tied} << 1 | std::size_t{t.persistent} << 2 |
                std::size_t{t.ignored} << 3 | t.expert_ranks << 4} {}
-  constexpr operator parameter_traits() const {
+  [[nodiscard]] constexpr parameter_traits unpacked() const {
     return {(number & 1) != 0, (number & 2) != 0, (number & 4) != 0, (number & 8) != 0, number >> 4};
   }
   friend constexpr bool operator==(packed_traits, packed_traits) = default;
