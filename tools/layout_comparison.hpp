@@ -111,10 +111,11 @@ inline fs::training_plan plan_of(plan_model const& m, training_choice const& c, 
   return plan;
 }
 
-/// How much more `n` is than `least`, as `3.1 %`.
+/// How much more `n` is than `least`: `3.1 %`, `less than 0.001 %`.
 inline std::string more(std::uint64_t n, std::uint64_t least) {
   if (n <= least || least == 0) return "0 %";
-  return fmt::format("{:.2g} %", 100 * static_cast<double>(n - least) / static_cast<double>(least));
+  auto const share = 100 * static_cast<double>(n - least) / static_cast<double>(least);
+  return share < 0.001 ? "less than 0.001 %" : fmt::format("{:.2g} %", share);
 }
 
 }  // namespace layout_rows
