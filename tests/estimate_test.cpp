@@ -37,6 +37,14 @@ static_assert(one_unit(1).wire == wire_bytes{{0}, {204}});
 static_assert(one_unit(4).wire.between == bytes{0});
 static_assert(one_unit(0).peak.kind == step_kind::backward && one_unit(0).peak.live.sum() == bytes{64 + 128});
 static_assert(one_unit(0).padding == elements{12} && one_unit(0).empty_ranks == 0);
+// Of 12 elements of this rank's expert, 6 on each of two ranks padded to 8; ranks 1 and 3 hold as many of another one.
+static_assert([] {
+  training_plan plan{mesh{1, 4}, fsdp2_bf16};
+  std::array<parameter, 1> const expert{parameter{"e", {12}, dtype::none, {.expert_ranks = 2}}};
+  plan.add({.name = "u", .parameters = expert}, dense);
+  auto const e = estimate_of(plan);
+  return e.padding == elements{8} && e.parameters.padding() == bytes{8 * 4} && e.most_owned == elements{8};
+}());
 static_assert(one_unit(0).least_owned == elements{2} && one_unit(0).most_owned == elements{8});
 static_assert(one_unit(0).parameters.held.most == bytes{32} && one_unit(0).parameters.owned.total == bytes{80});
 static_assert(one_unit(0).parameters.padding() == bytes{48});

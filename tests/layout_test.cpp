@@ -212,6 +212,43 @@ TEST_CASE("64-bit sizes: around 2^31, 2^32 and 2^40 elements nothing wraps; past
   CHECK_THROWS_AS((layout{native{}, overflow, world{3}}), broken_rule);
 }
 
+TEST_CASE("the hash covers types and traits, tensor by tensor") {
+  auto const of = [](parameter const& second) {
+    std::vector<parameter> const unit{{"a", {10}}, second};
+    layout const l{zero3{}, unit, world{4}};
+    CHECK(l.parameter_at(1) == second);
+    CHECK(l.hash() == layout{zero3{}, std::array{unit[0], unit[1]}, world<4>{}}.hash());
+    return std::array{l.hash(), l.unit_hash(), l.hash(fsdp2_bf16)};
+  };
+  std::vector const all{of({"b", {7}}),
+                        of({"b", {7}, dtype::bf16}),
+                        of({"b", {7}, dtype::f32}),
+                        of({"b", {7}, dtype::none, {.frozen = true}}),
+                        of({"b", {7}, dtype::none, {.tied = true}}),
+                        of({"b", {7}, dtype::none, {.persistent = true}}),
+                        of({"b", {7}, dtype::none, {.ignored = true}}),
+                        of({"b", {7}, dtype::none, {.expert_ranks = 2}}),
+                        of({"b", {7}, dtype::none, {.expert_ranks = 4}}),
+                        of({"b", {7}, dtype::bf16, {.frozen = true}})};
+  for (std::size_t i = 0; i < all.size(); ++i)
+    for (std::size_t j = 0; j < all.size(); ++j)
+      for (std::size_t k = 0; k < 3; ++k) CHECK((all[i][k] == all[j][k]) == (i == j));
+
+  std::vector<parameter> const unit{{"a", {10}}};
+  layout const l{native{}, unit, world{4}};
+  for (auto const r : roles) {  // and over a precision every role
+    auto types = fsdp2_bf16;
+    (r == role::parameter_storage ? types.parameter_storage
+     : r == role::compute         ? types.compute
+     : r == role::output          ? types.output
+     : r == role::reduce          ? types.reduce
+     : r == role::grad_accum      ? types.grad_accum
+     : r == role::master          ? types.master
+                                  : types.optimizer_state) = dtype::f16;
+    CHECK(l.hash(types) != l.hash(fsdp2_bf16));
+  }
+}
+
 TEST_CASE("the hash tells layouts apart") {
   std::vector<parameter> const unit{{"a", {10}}, {"b", {7}}};
   std::vector<parameter> const renamed{{"a", {10}}, {"c", {7}}};

@@ -164,10 +164,10 @@ TEST_CASE("frozen, tied, persistent and ignored parameters") {
   CHECK(plan.real() == elements{17});                    // the tied one takes no space
   CHECK(plan.held()[0] == rank_bytes{32 + 32, 32, 64});  // the frozen one has no gradient and no states
   CHECK(order_of(plan) == "G0 G0 F0 R0 G0 G0 B0 S0 R0 =0 U0");
-  training_plan kept{mesh{1, 4}, fsdp2_bf16, {.micro_batches = 2}, {{.part = "b", .traits = {.persistent = true}}}};
+  training_plan kept{mesh{1, 4}, fsdp2_bf16, {.micro_batches = 2}, {{.pattern = "b", .traits = {.persistent = true}}}};
   kept.add({.name = "u", .parameters = small}, dense);
   CHECK(order_of(kept) == "G0 G0 F0 R0 G0 B0 S0 S0 R0 G0 F0 R0 G0 B0 S0 S0 R0 =0 U0");
-  training_plan whole{mesh{1, 4}, fsdp2_bf16, {}, {{.part = "a", .traits = {.ignored = true}}}};
+  training_plan whole{mesh{1, 4}, fsdp2_bf16, {}, {{.pattern = "a", .traits = {.ignored = true}}}};
   whole.add({.name = "u", .parameters = small}, dense);
   CHECK(whole.held()[0] == rank_bytes{10 * 4 + 32, 10 * 4 + 32, 10 * 8 + 64});
   CHECK(order_of(whole) == "G0 F0 R0 G0 B0 S0 R0 =0 U0");
@@ -177,7 +177,8 @@ TEST_CASE("frozen, tied, persistent and ignored parameters") {
 TEST_CASE("precision, policy and group by pattern") {
   constexpr precision narrow{
       .parameter_storage = dtype::bf16, .grad_accum = dtype::bf16, .optimizer_state = dtype::bf16};
-  training_plan plan{mesh{1, 4}, fsdp2_bf16, {}, {{.part = "b", .types = narrow}, {.part = "c", .expert_ranks = 2}}};
+  training_plan plan{
+      mesh{1, 4}, fsdp2_bf16, {}, {{.pattern = "b", .types = narrow}, {.pattern = "c", .traits = {.expert_ranks = 2}}}};
   plan.add({.name = "u", .parameters = small}, dense, sharding_rule{"a", owned{{}, 8, 8}});
   REQUIRE(plan.buffers().size() == 3);
   auto const by_tensors = plan.buffers();
@@ -190,6 +191,62 @@ TEST_CASE("precision, policy and group by pattern") {
   CHECK(plan.owned()[1].parameters == 3 * 4);
   CHECK(plan.owned()[2].parameters == 0);
   CHECK(plan.owned_elements()[0] == 20);
+}
+
+TEST_CASE("patterns fit whole names") {
+  static_assert(matches("model.layers.*.mlp.*", "model.layers.10.mlp.gate.weight") && !matches("*.mlp", "a.mlp.b"));
+  static_assert(matches("", "") && !matches("", "a") && matches("*", "") && matches("*", "a.b"));
+  static_assert(matches("model.layers.1.*", "model.layers.1.q") && !matches("model.layers.1.*", "model.layers.10.q"));
+  static_assert(matches("?.?", "a.b") && !matches("?", "") && !matches("a?", "a") && !matches("a", "b"));
+  static_assert(matches("*ab*ab", "aabab") && matches("**a**", "bab") && !matches("*ab*ab", "abb"));
+  static_assert(!matches("[a]", "a") && matches("[a]", "[a]") && matches("a.b", "a.b") && !matches("a.b", "axb"));
+  // by brute force: every pattern of up to four characters against every name of up to four
+  auto const words = [](std::string_view letters) {
+    std::vector<std::string> all{""};
+    for (std::size_t i = 0; all[i].size() < 4; ++i)
+      for (auto const c : letters) all.push_back(all[i] + c);
+    return all;
+  };
+  auto const slow = [](auto const& self, std::string_view p, std::string_view n) -> bool {
+    if (p.empty()) return n.empty();
+    if (p[0] == '*') return self(self, p.substr(1), n) || (!n.empty() && self(self, p, n.substr(1)));
+    return !n.empty() && (p[0] == '?' || p[0] == n[0]) && self(self, p.substr(1), n.substr(1));
+  };
+  std::size_t wrong = 0;
+  for (auto const& p : words("ab*?"))
+    for (auto const& n : words("ab")) wrong += matches(p, n) != slow(slow, p, n) ? 1u : 0u;
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("traits of a parameter, of a unit's list and of a rule hold together") {
+  std::vector<parameter> const three{
+      {"a", {10}, dtype::none, {.frozen = true}}, {"b", {7}, dtype::none, {.expert_ranks = 2}}, {"c", {3}}};
+  auto const more = std::to_array<parameter_traits>({{.persistent = true}, {}, {}});
+  training_plan plan{mesh{1, 4},
+                     fsdp2_bf16,
+                     {},
+                     {{.pattern = "?", .traits = {.persistent = true}}, {.pattern = "c", .traits = {.frozen = true}}}};
+  plan.add({.name = "u", .parameters = three, .traits = more}, dense);
+  REQUIRE(plan.buffers().size() == 3);
+  CHECK(plan.buffers()[0].traits == parameter_traits{.frozen = true, .persistent = true});
+  CHECK(plan.buffers()[1].traits == parameter_traits{.persistent = true, .expert_ranks = 2});
+  CHECK(plan.buffers()[1].ranks == 2);
+  CHECK(plan.buffers()[2].traits == parameter_traits{.persistent = true});  // the first rule that fits decides alone
+}
+
+TEST_CASE("a unit names the sharding rule of a parameter by its number") {
+  auto const numbers = std::to_array<std::size_t>({2, 0, 1});
+  training_plan plan{mesh{1, 4}, fsdp2_bf16};
+  plan.add({.name = "u", .parameters = small, .rules = numbers}, dense, sharding_rule{"a", native{{}, 4, 4}},
+           sharding_rule{"", owned{{}, 8, 8}});
+  REQUIRE(plan.buffers().size() == 3);
+  CHECK(plan.buffers()[0].segment == elements{16});  // a by the second rule: whole on one rank
+  CHECK(plan.buffers()[1].segment == elements{8});   // b
+  CHECK(plan.buffers()[2].segment == elements{4});   // c by the first, whose pattern it does not fit
+  CHECK_THROWS_WITH(plan.add({.name = "u", .parameters = small, .rules = numbers}, dense),
+                    "a unit names sharding rules that it is added with");
+  CHECK_THROWS_WITH(plan.add({.name = "u", .parameters = small, .rules = std::span{numbers}.first(2)}, dense),
+                    "rules are one a parameter, or none");
 }
 
 TEST_CASE_TEMPLATE("owned elements by rank are those of the layout", Policy, native, zero3, fsdp2, owned, planned,
@@ -228,7 +285,7 @@ TEST_CASE("broken rules have a sentence each") {
   CHECK_THROWS_WITH(
       training_plan(mesh{1, 4}, fsdp2_bf16, {.cut = cut_states::gradients, .parameters = memory_space::host}),
       "parameters that are whole on every rank stay on the device");
-  training_plan plan{mesh{1, 4}, fsdp2_bf16, {}, {{.part = "c", .expert_ranks = 3}}};
+  training_plan plan{mesh{1, 4}, fsdp2_bf16, {}, {{.pattern = "c", .traits = {.expert_ranks = 3}}}};
   CHECK_THROWS_WITH(plan.repeat("none"), "the plan has no unit of that number");
   CHECK_THROWS_WITH(plan.add({.name = "u", .parameters = small}, dense),
                     "the ranks of different experts must divide the shard group");

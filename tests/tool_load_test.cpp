@@ -152,6 +152,39 @@ TEST_CASE("every layout and world reads each byte of the checkpoint once") {
   }
 }
 
+TEST_CASE("an override stores what its pattern fits in another dtype") {
+  folder const dir;
+  auto const model = make(dir, "m", {"--arch", "qwen3", "--size", "1M", "--files", "2"});
+  auto const tensors = read_checkpoint(model, false);
+  std::uint64_t norms = 0;
+  for (auto const& [name, tensor] : tensors)
+    if (name.ends_with("norm.weight")) norms += elements_of({{name, tensor}});
+  REQUIRE(norms > 0);
+  std::vector<std::string> const plain{model, "--world", "1", "--layout", "zero3"};
+  auto const with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), plain.begin(), plain.end());
+    return load(more);
+  };
+  auto const before = with({}), after = with({"--override", "*norm.weight=parameter_storage:fp32"});
+  CHECK(sum(after, "shard_bytes") == sum(before, "shard_bytes") + 2 * norms);
+  CHECK(sum(after, "data_bytes") == sum(before, "data_bytes"));
+  auto const first = with({"--override", "*.layers.0.*=parameter_storage:bf16", "--override",
+                           "*=parameter_storage:fp32"});  // of two that fit the first decides
+  CHECK(sum(first, "shard_bytes") < 2 * sum(before, "shard_bytes"));
+  CHECK(sum(first, "shard_bytes") > sum(after, "shard_bytes"));
+
+  auto const fails = [&](int code, std::string_view says, std::string const& rule) {
+    auto const r = run({"load", model, "--world", "2", "--override", rule});
+    CHECK(r.code == code);
+    CHECK_MESSAGE(r.says(says), r.err);
+    CHECK(r.out.empty());
+  };
+  fails(1, "--override 'norm' fits no parameter of " + model, "norm=parameter_storage:fp32");
+  fails(2, "load takes parameter_storage:DTYPE alone", "*=compute:fp32");
+  fails(2, "load takes parameter_storage:DTYPE alone", "*=parameter_storage:fp32,owned");
+  fails(2, "is neither a layout", "*=fp32");
+}
+
 TEST_CASE("a rank's memory is its shard and little more") {
   folder const dir;
   auto const model = make(dir, "model", {"--arch", "llama", "--size", "100M"});

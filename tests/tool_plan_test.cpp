@@ -251,6 +251,186 @@ TEST_CASE("plan: every layout is compared, and what cannot place the model says 
     CHECK_MESSAGE(text.out.find(part) != std::string::npos, part);
 }
 
+TEST_CASE("plan: the recommendation for the published shapes, and that its reasons hold") {
+  folder dir;
+  for (auto const* const arch : {"llama-3-8b", "qwen3-0.6b", "qwen2.5-0.5b", "qwen3-30b-a3b", "gpt-oss-20b"})
+    for (auto const* const world : {"8", "64"}) {
+      CAPTURE(arch);
+      CAPTURE(world);
+      auto const d = plan_json({"--arch", arch, "--config", fsdp2(dir, "64"), "--world", world, "--node-size", "8"});
+      CHECK((*d["recommendation"])["layout"].is_text("native"));  // the table of docs/tool.md
+      flatshard::value const* best = nullptr;
+      std::uint64_t least = UINT64_MAX;
+      for (auto const& l : d["layouts"]->elements()) {
+        if (l["layout"].is_text("native")) best = &l;
+        if (!l["refused"].is(flatshard::value_kind::null) || !l["runs"].is_true()) continue;
+        if (l["layout"].is_text("zero12") || l["layout"].is_text("hsdp") || l["layout"].is_text("hpz")) continue;
+        least = std::min(least, number(l["device_peak"]["most"]));
+      }
+      REQUIRE(best != nullptr);
+      auto const peak = number((*best)["device_peak"]["most"]);
+      CHECK(peak - least <= least / 50);
+      CHECK(number((*best)["copied_gathers"]) == 0);
+      CHECK(number((*best)["unaligned_tensors"]) == 0);
+      CHECK(number((*best)["slot_alignment"]) >= 256);
+      for (auto const& l : d["layouts"]->elements())  // what needs less memory has odd segments or copies
+        if (l["refused"].is(flatshard::value_kind::null) && number(l["device_peak"]["most"]) < peak)
+          CHECK((number(l["slot_alignment"]) < 256 || number(l["copied_gathers"]) != 0));
+      auto const why = (*d["recommendation"])["why"].elements();
+      REQUIRE(why.size() == 3);
+      CHECK((why[0].text().find(peak == least ? "needs the least device memory" : " % more than the least") !=
+             std::string_view::npos));
+      CHECK(why[0].text().find("e-") == std::string_view::npos);
+      CHECK(why[1].is_text("the gathered buffer is the tensors: no copy follows a gather"));
+      CHECK(why[2].text().find(std::to_string(number((*best)["slot_alignment"]))) != std::string_view::npos);
+    }
+}
+
+TEST_CASE("plan --frozen: no gradient and no optimizer state, on every line") {
+  folder dir;
+  constexpr std::uint64_t embedding = 525'336'576, trained = llama_elements - embedding;
+  auto const config = fsdp2(dir, "8", R"(, "reshard_after_forward": true)");
+  auto const d =
+      plan_json({"--arch", "llama-3-8b", "--config", config, "--world", "8", "--frozen", "model.embed_tokens.weight"});
+  auto const& memory = *d["memory"];
+  CHECK(number(memory["parameters"]["held"]["most"]) == llama_elements / 8 * 4);
+  CHECK(number(memory["gradients"]["held"]["most"]) == trained / 8 * 4);
+  CHECK(number(memory["optimizer"]["held"]["most"]) == trained / 8 * 8);
+  // two bf16 gathers of all, one fp32 reduction of what is trained: of each 7/8
+  CHECK(number((*d["wire"])["inside"]) == llama_elements / 2 * 7 + trained / 2 * 7 + 14);
+  CHECK(d["units"]->elements()[0]["buffers"].elements()[0]["frozen"].is_true());
+  CHECK_FALSE(d["units"]->elements()[1]["buffers"].elements()[0]["frozen"].is_true());
+  auto const notes = d["notes"]->elements();
+  REQUIRE(!notes.empty());
+  CHECK(notes[0].is_text("--frozen 'model.embed_tokens.weight': 1 tensor, 525,336,576 elements"));
+  for (auto const& line : (*d["deepspeed"])["lines"].elements())
+    if (line["what"].is_text("gradients") || line["what"].is_text("optimizer"))
+      CHECK(line["reason"].text().find("none for 525,336,576 frozen parameters") != std::string_view::npos);
+  // DeepSpeed's stages keep no whole gradient of it either
+  auto const ds = plan_json({"--arch", "llama-3-8b", "--config", configuration(dir, R"("stage": 1)"), "--world", "8",
+                             "--frozen", "*embed_tokens*", "--frozen", "model.layers.?.*"});
+  CHECK(number((*d["model"])["parameters"]) == llama_elements);
+  CHECK(number((*ds["memory"])["gradients"]["held"]["most"]) == 2 * (trained - 10 * std::uint64_t{218'112'000}));
+}
+
+TEST_CASE("plan --expert-parallel: a rank has its share of the experts, over the ranks that have the same") {
+  folder dir;
+  constexpr std::uint64_t all = 30'532'122'624, experts = 48 * 128 * std::uint64_t{3 * 2048 * 768},
+                          dense = all - experts;
+  auto const config = fsdp2(dir, "64", R"(, "reshard_after_forward": true)");
+  auto const at = [&](std::vector<std::string> more) {
+    std::vector<std::string> words{"--arch", "qwen3-30b-a3b", "--config", config, "--world", "64", "--node-size", "8"};
+    words.insert(words.end(), more.begin(), more.end());
+    return plan_json(words);
+  };
+  auto const plain = at({}), shared = at({"--expert-parallel", "8"});
+  // Each rank keeps 1/64 of everything either way, but moves an eighth of the experts alone.
+  for (auto const* const line : {"parameters", "gradients", "optimizer"})
+    CHECK(number((*shared["memory"])[line]["held"]["most"]) == number((*plain["memory"])[line]["held"]["most"]));
+  auto const wire = [](flatshard::document const& d) {
+    return number((*d["wire"])["inside"]) + number((*d["wire"])["between"]);
+  };
+  CHECK(wire(plain) == 8 * (all / 64 * 63) + 14);
+  CHECK(wire(shared) == 8 * (dense / 64 * 63) + 8 * (experts / 8 / 8 * 7) + 14);
+  std::size_t found = 0;
+  for (auto const& u : shared["units"]->elements())
+    for (auto const& b : u["buffers"].elements()) {
+      if (number(b["expert_ranks"]) == 1) continue;
+      ++found;
+      CHECK(number(b["expert_ranks"]) == 8);
+      CHECK(number(b["ranks"]) == 8);
+      CHECK(number(b["stride"]) == 8);
+      CHECK(number(b["tensors"]) == 16 * 3);
+      CHECK(number(b["elements"]) == experts / 48 / 8);
+      CHECK(number(u["count"]) == 48);
+    }
+  CHECK(found == 1);
+  CHECK(number((*shared["model"])["parameters"]) == all);
+  for (auto const& l : shared["layouts"]->elements()) CHECK(l["refused"].is(flatshard::value_kind::null));
+
+  // Whole parameters: a rank holds the dense ones and its experts.
+  auto const whole = plan_json({"--arch", "qwen3-30b-a3b", "--config", configuration(dir, R"("stage": 2)"), "--world",
+                                "64", "--expert-parallel", "16", "--experts", "*.experts.*"});
+  CHECK(number((*whole["memory"])["parameters"]["held"]["most"]) == 2 * (dense + experts / 16));
+  // One tensor of all experts is cut by its first dimension.
+  auto const stacked = plan_json({"--arch", "gpt-oss-20b", "--config", configuration(dir, R"("stage": 3)"), "--world",
+                                  "8", "--expert-parallel", "4", "--html", dir / "p.html"});
+  std::uint64_t elements = 0;
+  for (auto const& u : stacked["units"]->elements())
+    for (auto const& b : u["buffers"].elements())
+      if (number(b["expert_ranks"]) == 4) elements += number(u["count"]) * number(b["elements"]);
+  CHECK(elements == 24 * std::uint64_t{8} * (2880 * 5760 + 5760 + 2880 * 2880 + 2880));
+  CHECK(slurp(dir / "p.html").find("experts shared by 4 ranks") != std::string::npos);
+}
+
+TEST_CASE("plan --override: other dtypes and another layout for what a pattern fits") {
+  folder dir;
+  auto const config = fsdp2(dir, "8", R"(, "reshard_after_forward": true)");
+  auto const d = plan_json({"--arch", "llama-3-8b", "--config", config, "--world", "8",                     //
+                            "--override", "*norm.weight=compute:fp32,reduce:fp32",                          //
+                            "--override", "model.embed_tokens.*=owned,parameter_storage:bf16,master:fp32",  //
+                            "--override", "*.weight=optimizer_state:bf16"});
+  constexpr std::uint64_t norms = 65 * 4096, embedding = 525'336'576, rest = llama_elements - norms - embedding;
+  auto const& memory = *d["memory"];
+  CHECK(number(memory["parameters"]["held"]["total"]) == 4 * norms + 4 * rest + 8 * (2 * embedding));
+  CHECK(number(memory["parameters"]["owned"]["total"]) == 4 * norms + 4 * rest + 2 * embedding);
+  CHECK(number(memory["optimizer"]["owned"]["total"]) == 8 * norms + 4 * rest + 12 * embedding);
+  auto const embed = d["units"]->elements()[0]["buffers"].elements();
+  REQUIRE(embed.size() == 1);
+  CHECK(embed[0]["layout"].is_text("owned"));
+  CHECK(embed[0]["precision"]["master"].is_text("fp32"));
+  CHECK(embed[0]["precision"]["parameter_storage"].is_text("bf16"));
+  CHECK(embed[0]["precision"].members().size() == 2);
+  auto const layer = d["units"]->elements()[1]["buffers"].elements();
+  REQUIRE(layer.size() == 2);
+  CHECK(layer[0]["layout"].is_text("fsdp2"));
+  CHECK(layer[0]["precision"].members().size() + layer[1]["precision"].members().size() == 2);
+  // gathers and reductions of the norms in fp32: reduce was fp32 already
+  CHECK(number((*d["wire"])["inside"]) == (llama_elements + 7 * embedding + norms / 2) * 7 + 14);  // owned: 8 slots
+  auto const text = plan({"--arch", "llama-3-8b", "--config", config, "--world", "8", "--override",
+                          "*norm.weight=compute:fp32", "--override", "lm_head.*=zero3"});
+  CHECK(text.out.find("compute fp32") != std::string::npos);
+  CHECK(text.out.find("  zero3\n") != std::string::npos);
+  CHECK(text.out.find("--override '*norm.weight=compute:fp32': 65 tensors, 266,240 elements") != std::string::npos);
+}
+
+TEST_CASE("plan: rules that fit nothing, decide nothing or cannot be read") {
+  folder dir;
+  auto const config = fsdp2(dir, "8");
+  auto const fails = [&](int code, std::string_view says, std::vector<std::string> more) {
+    std::vector<std::string> words{"--arch", "qwen3-30b-a3b", "--config", config, "--world", "8"};
+    words.insert(words.end(), more.begin(), more.end());
+    auto const r = plan(words);
+    CHECK(r.code == code);
+    CHECK_MESSAGE(r.says(says), r.err);
+    CHECK(r.out.empty());
+  };
+  fails(1,
+        "--frozen 'embed_tokens' fits no parameter of qwen3-30b-a3b; a pattern stands for a whole name such as "
+        "model.embed_tokens.weight, * for any characters in it: '*embed_tokens*'",
+        {"--frozen", "embed_tokens"});
+  fails(1, "--frozen '*.weight' decides nothing", {"--frozen", "*", "--frozen", "*.weight"});
+  fails(1, "--override '*.bias' fits no parameter", {"--override", "*.bias=reduce:fp32"});
+  fails(1, "--override '*norm*=zero3' decides nothing: an earlier one fits each of its parameters",
+        {"--override", "*=native", "--override", "*norm*=zero3"});
+  fails(1, "--experts '*.expert.*' fits no parameter", {"--experts", "*.expert.*", "--expert-parallel", "2"});
+  fails(1, "--expert-parallel 3 does not divide the 128 experts of model.layers.0.mlp.experts",
+        {"--expert-parallel", "3"});
+  fails(1, "--expert-parallel 16 does not divide the 8 ranks of a shard group", {"--expert-parallel", "16"});
+  fails(2, "must be PATTERN=SETTING", {"--override", "*norm*"});
+  fails(2, "must be PATTERN=SETTING", {"--override", "=owned"});
+  fails(2, "must be PATTERN=SETTING", {"--override", "*="});
+  fails(2, "'zero4' is neither a layout (native, zero3, fsdp2, owned, planned) nor ROLE:DTYPE",
+        {"--override", "*=zero4"});
+  fails(2, "'weights:fp32' is neither a layout", {"--override", "*=weights:fp32"});
+  fails(2, "compute is fp32, bf16 or fp16, found 'none'", {"--override", "*=compute:none"});
+  fails(2, "master is fp32, bf16 or fp16, or none, found 'int8'", {"--override", "*=master:int8"});
+  fails(2, "names two layouts", {"--override", "*=zero3,native"});
+  fails(2, "names reduce twice", {"--override", "*=reduce:fp32,reduce:bf16"});
+  fails(2, "--expert-parallel", {"--experts", "*"});
+  fails(2, "must be a whole number from 1", {"--expert-parallel", "0"});
+}
+
 TEST_CASE("plan: every configuration, stage and world plans every architecture") {
   folder dir;
   for (auto const* const arch : {"llama-3-8b", "qwen3-0.6b", "qwen2.5-0.5b", "qwen3-30b-a3b", "gpt-oss-20b", "llama"})

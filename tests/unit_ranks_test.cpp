@@ -135,14 +135,18 @@ TEST_CASE_TEMPLATE("what memory held before is never seen", Sharding, native, ze
 TEST_CASE("ranks that disagree on the layout, the configuration or the world all get the error, before data moves") {
   struct one_case {
     char const* what;
-    bool layouts, configurations, silent, worlds = false, dtypes = false;
+    bool layouts, configurations, silent, worlds = false, dtypes = false, files = false, traits = false;
   };
   for (auto const& c :
        {one_case{"the layouts of the units", true, false, false},
         one_case{"the resolved configuration", false, true, false}, one_case{"the layout of a unit", true, false, true},
         one_case{"the world size of the units", false, false, false, true},
         one_case{"the layouts of the units", false, false, false, false, true},
-        one_case{"the layout of a unit", false, false, true, false, true}}) {
+        one_case{"the layout of a unit", false, false, true, false, true},
+        one_case{"the layouts of the units", false, false, false, false, false, true},
+        one_case{"the layout of a unit", false, false, true, false, false, true},
+        one_case{"the layouts of the units", false, false, false, false, false, false, true},
+        one_case{"the layout of a unit", false, false, true, false, false, false, true}}) {
     std::atomic<int> failed{0};
     thread_group group{world{3}, {.deadline = 20s}};
     CHECK_THROWS_AS(group.run([&](thread_communicator& comm) {
@@ -151,6 +155,8 @@ TEST_CASE("ranks that disagree on the layout, the configuration or the world all
       auto const odd_one = index(comm.self()) == 1;
       std::vector<parameter> unit_parameters{{"a", {40}}, {"b", {2}}};
       if (odd_one && c.layouts) std::swap(unit_parameters[0], unit_parameters[1]);
+      if (odd_one && c.files) unit_parameters[1].type = dtype::bf16;  // its file holds another type
+      unit_parameters[1].traits = parameter_traits{.frozen = odd_one && c.traits};
       std::vector<sharded_unit<precision, zero3>> units;
       auto const ranks = world{odd_one && c.worlds ? std::size_t{4} : std::size_t{3}};
       auto const& types = odd_one && c.dtypes ? accelerate_fsdp2_bf16 : fsdp2_bf16;  // another dtype on the wire

@@ -21,6 +21,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -55,44 +56,66 @@ namespace layout_rows {
 
 namespace fs = flatshard;
 
+/// Adds a unit to a plan.
+using unit_adder = std::function<void(fs::training_plan&, fs::plan_unit const&)>;
+
+/// Adds units in a layout, beside it in the layouts of overrides (in the order of `override_layouts`) and in more.
 template <class Policy, class... Others>
-fs::training_plan plan_of(plan_model const& m, training_choice const& c, std::uint64_t replicas, std::uint64_t shards,
-                          fs::plan_settings const& settings, Policy const& policy, Others const&... others) {
+unit_adder in_layout(Policy policy, Others... others) {
+  return [=](fs::training_plan& plan, fs::plan_unit const& unit) {
+    plan.add(unit, policy, fs::sharding_rule{"", fs::native{}}, fs::sharding_rule{"", fs::zero3{}},
+             fs::sharding_rule{"", fs::fsdp2{}}, fs::sharding_rule{"", fs::owned{}},
+             fs::sharding_rule{"", fs::planned{fs::block::rows()}}, others...);
+  };
+}
+
+inline fs::training_plan plan_of(plan_model const& m, training_choice const& c, std::uint64_t replicas,
+                                 std::uint64_t shards, fs::plan_settings const& settings, unit_adder const& add) {
   fs::training_plan plan{fs::mesh{replicas, shards}, c.types, settings};
   if (settings.cut != fs::cut_states::parameters) {  // one flat group over all units
     std::vector<fs::parameter> all;
     for (auto const& part : m.parts) all.insert(all.end(), part.parameters.begin(), part.parameters.end());
     auto traits = c.traits;
     for (auto& t : traits) t.persistent = false;
-    plan.add({.name = "model", .parameters = all, .traits = traits, .types = c.tensor_types}, policy, others...);
+    add(plan, {.name = "model", .parameters = all, .traits = traits, .types = c.tensor_types, .rules = c.rules});
     return plan;
   }
+  auto const of_part = [&](auto const& all, std::size_t from, std::size_t n) {
+    return std::span{all}.subspan(from, n);
+  };
   for (std::size_t u = 0, first = 0; u < m.parts.size();) {
     auto const& part = m.parts[u];
     auto keep = settings.keep.ranks != 0 ? settings.keep : c.keep[u];
     keep.throughout = part.throughout;
     if (keep.ranks != 0 && shards % keep.ranks != 0) keep.ranks = 0;
-    plan.add({.name = part.name,
-              .parameters = part.parameters,
-              .traits = std::span{c.traits}.subspan(first, part.parameters.size()),
-              .keep = keep,
-              .types = std::span{c.tensor_types}.subspan(first, part.parameters.size())},
-             policy, others...);
+    auto const n = part.parameters.size();
+    add(plan, {.name = part.name,
+               .parameters = part.parameters,
+               .traits = of_part(c.traits, first, n),
+               .keep = keep,
+               .types = of_part(c.tensor_types, first, n),
+               .rules = of_part(c.rules, first, n)});
+    auto const same = [&](auto const& all, std::size_t from) {
+      auto const a = of_part(all, first, n), b = of_part(all, from, n);
+      return std::equal(a.begin(), a.end(), b.begin(), b.end());
+    };
     std::vector<std::string_view> alike;
-    auto const begin = u;
-    for (; u < m.parts.size() && (u == begin || (c.keep[u] == c.keep[begin] && m.parts[u].like(part))); ++u) {
-      if (u != begin) alike.push_back(m.parts[u].name);
-      first += m.parts[u].parameters.size();
-    }
+    auto from = first + n;
+    for (++u; u < m.parts.size() && m.parts[u].like(part) && c.keep[u] == c.keep[u - 1] && same(c.traits, from) &&
+              same(c.tensor_types, from) && same(c.rules, from);
+         ++u, from += n)
+      alike.push_back(m.parts[u].name);
+    first = from;
     plan.repeat(alike);
   }
   return plan;
 }
 
-/// How much more `n` is than `least`, as `3.1 %`.
+/// How much more `n` is than `least`: `3.1 %`, `less than 0.001 %`.
 inline std::string more(std::uint64_t n, std::uint64_t least) {
   if (n <= least || least == 0) return "0 %";
-  return fmt::format("{:.2g} %", 100 * static_cast<double>(n - least) / static_cast<double>(least));
+  auto const share = 100 * static_cast<double>(n - least) / static_cast<double>(least);
+  return share < 0.001 ? "less than 0.001 %" : fmt::format("{:.2g} %", share);
 }
 
 }  // namespace layout_rows
@@ -101,6 +124,7 @@ inline std::string more(std::uint64_t n, std::uint64_t least) {
 [[nodiscard]] inline std::vector<layout_row> compare_layouts(plan_model const& m, training_choice const& c,
                                                              std::uint64_t node_size) {
   namespace fs = flatshard;
+  using layout_rows::in_layout;
   using layout_rows::plan_of;
   auto whole = c.settings;
   whole.parameters = fs::memory_space::device;
@@ -134,27 +158,42 @@ inline std::string more(std::uint64_t n, std::uint64_t least) {
   std::size_t const es = fs::bits(c.types.compute) / 8;
   if (c.layout == "whole")
     add(row("whole", "nothing is cut: every rank holds the model"),
-        [&] { return plan_of(m, c, r, w, c.settings, fs::zero3{}); });
+        [&] { return plan_of(m, c, r, w, c.settings, in_layout(fs::zero3{})); });
   add(row("native", "one flat buffer a unit, aligned segments"),
-      [&] { return plan_of(m, c, r, w, cut, fs::native{}); });
-  add(row("zero3", "DeepSpeed stage 3: each tensor cut"), [&] { return plan_of(m, c, r, w, cut, fs::zero3{}); });
+      [&] { return plan_of(m, c, r, w, cut, in_layout(fs::native{})); });
+  add(row("zero3", "DeepSpeed stage 3: each tensor cut"),
+      [&] { return plan_of(m, c, r, w, cut, in_layout(fs::zero3{})); });
   auto zero12 = row("zero12", whole.cut == fs::cut_states::optimizer ? "DeepSpeed stage 1: parameters, gradients whole"
                                                                      : "DeepSpeed stage 2: parameters whole");
   zero12.runs = c.layout == "zero12";
-  if (whole.cut != fs::cut_states::nothing) add(zero12, [&] { return plan_of(m, c, r, w, whole, fs::zero12{}); });
+  if (whole.cut != fs::cut_states::nothing)
+    add(zero12, [&] { return plan_of(m, c, r, w, whole, in_layout(fs::zero12{})); });
   add(row("fsdp1", "PyTorch FSDP1: one flat parameter a unit"), [&] {
-    return plan_of(m, c, r, w, cut, fs::fsdp1{{}, true, es == 0 ? 2 : es});
+    return plan_of(m, c, r, w, cut, in_layout(fs::fsdp1{{}, true, es == 0 ? 2 : es}));
   });
-  add(row("fsdp2", "PyTorch FSDP2: each tensor cut by rows"), [&] { return plan_of(m, c, r, w, cut, fs::fsdp2{}); });
+  add(row("fsdp2", "PyTorch FSDP2: each tensor cut by rows"),
+      [&] { return plan_of(m, c, r, w, cut, in_layout(fs::fsdp2{})); });
   add(row("megatron", "Megatron-FSDP: whole rows packed; experts apart"), [&] {
-    return plan_of(m, c, r, w, cut, fs::megatron{}, fs::sharding_rule{".experts.", fs::megatron{}});
+    return plan_of(m, c, r, w, cut, in_layout(fs::megatron{}, fs::sharding_rule{"*.experts.*", fs::megatron{}}));
   });
   auto even = row("ragged", "veScale: each tensor cut in proportion, here evenly");
   even.runs = false;
-  add(even, [&] { return plan_of(m, c, r, w, cut, fs::ragged{std::vector<std::size_t>(w, 1)}); });
-  add(row("owned", "each tensor whole on one rank"), [&] { return plan_of(m, c, r, w, cut, fs::owned{}); });
+  auto const evenly = [](std::size_t ranks_of_group) {
+    return fs::ragged{std::vector<std::size_t>(ranks_of_group, 1)};
+  };
+  add(even, [&] {  // its units are counted for one number of ranks: experts need another value
+    auto apart = c;
+    std::size_t t = 0;
+    for (auto const& part : m.parts)
+      for (auto const& p : part.parameters) {
+        auto& rule = apart.rules[t++];
+        if (rule == 0 && p.traits.unpacked().expert_ranks != 1) rule = override_layouts.size() + 1;
+      }
+    return plan_of(m, apart, r, w, cut, in_layout(evenly(w), fs::sharding_rule{"", evenly(w / m.expert_ranks)}));
+  });
+  add(row("owned", "each tensor whole on one rank"), [&] { return plan_of(m, c, r, w, cut, in_layout(fs::owned{})); });
   add(row("planned", "no row is cut; the shortest segment"),
-      [&] { return plan_of(m, c, r, w, cut, fs::planned{fs::block::rows()}); });
+      [&] { return plan_of(m, c, r, w, cut, in_layout(fs::planned{fs::block::rows()})); });
   if (node_size > 1 && ranks > node_size && ranks % node_size == 0) {
     if (r == 1) {
       auto hybrid =
@@ -162,7 +201,7 @@ inline std::string more(std::uint64_t n, std::uint64_t least) {
       hybrid.replicas = ranks / node_size;
       hybrid.shards = node_size;
       hybrid.tradeoff = true;
-      add(hybrid, [&] { return plan_of(m, c, ranks / node_size, node_size, cut, fs::native{}); });
+      add(hybrid, [&] { return plan_of(m, c, ranks / node_size, node_size, cut, in_layout(fs::native{})); });
     }
     if (w > node_size && w % node_size == 0) {
       auto hpz = row("hpz", fmt::format("zero3 with a second copy over the {} ranks of a node", node_size));
@@ -170,7 +209,7 @@ inline std::string more(std::uint64_t n, std::uint64_t least) {
       auto inner = cut;
       inner.keep = {node_size, false};
       inner.secondary = true;
-      add(hpz, [&] { return plan_of(m, c, r, w, inner, fs::zero3{}); });
+      add(hpz, [&] { return plan_of(m, c, r, w, inner, in_layout(fs::zero3{})); });
     }
   }
   auto const own = std::find_if(rows.begin(), rows.end(), [&](layout_row const& one) { return one.name == c.layout; });

@@ -5,6 +5,7 @@
 #include "configuration.hpp"
 #include "declared_tensors.hpp"
 #include "findings_text.hpp"
+#include "parameter_rules.hpp"
 #include "process_ranks.hpp"
 #include "report.hpp"
 
@@ -20,6 +21,7 @@
 #include <flatshard/layouts/zero3.hpp>
 #include <flatshard/loader.hpp>
 #include <flatshard/model_units.hpp>
+#include <flatshard/name_pattern.hpp>
 #include <flatshard/quantity.hpp>
 
 #include <algorithm>
@@ -55,6 +57,7 @@ constexpr std::uint64_t most_threads = 1024;
 struct request {
   std::string directory, layout;
   configuration_request configuration;
+  parameter_rules rules;
   std::uint64_t world = 0, rank = 0, deadline_seconds = 600;
   bool one_rank = false, threads = false, as_json = false;
 };
@@ -65,6 +68,7 @@ struct load_plan {
   bool trigger = true;
   std::uint64_t shards = 1;          ///< ranks that share one copy of the model
   std::optional<fs::dtype> storage;  ///< none: as in the file
+  std::vector<parameter_override> overrides;
   std::string reason;
   fs::place source;
 };
@@ -96,21 +100,54 @@ void check_tensors(Policy const& policy, fs::world<> world, fs::checkpoint_files
   fs::throw_bad_input(fs::config_error{std::move(all)});
 }
 
+/// The storage dtype of each tensor of a unit. Throws `failure` where an override asks for what the file cannot become.
+std::vector<fs::dtype> storage_of(fs::model_unit const& unit, load_plan const& plan) {
+  std::vector<fs::dtype> types;
+  for (std::size_t i = 0; i < unit.parameters.size(); ++i) {
+    auto const there = unit.types[i];
+    auto const name = unit.parameters[i].name;
+    auto const rule = std::find_if(plan.overrides.begin(), plan.overrides.end(),
+                                   [&](auto const& one) { return fs::matches(one.pattern, name); });
+    if (rule == plan.overrides.end()) {
+      types.push_back(plan.storage && fs::loadable(there, *plan.storage) ? *plan.storage : there);
+      continue;
+    }
+    types.push_back(rule->types.front().second);
+    if (!fs::loadable(there, types.back()))
+      throw failure{fmt::format("--override '{}': tensor {} is {} in the file, which cannot become {}",
+                                one_line(rule->text), one_line(name), fs::name(there), fs::name(types.back()))};
+  }
+  return types;
+}
+
+/// Throws `failure` for an override that fits no tensor.
+void check_overrides(std::vector<fs::model_unit> const& units, load_plan const& plan, std::string_view directory) {
+  for (auto const& one : plan.overrides) {
+    auto const fits = [&](fs::parameter const& p) { return fs::matches(one.pattern, p.name); };
+    if (std::none_of(units.begin(), units.end(), [&](fs::model_unit const& unit) {
+          return std::any_of(unit.parameters.begin(), unit.parameters.end(), fits);
+        }))
+      throw failure{fits_nothing("--override", one.pattern, directory,
+                                 units.empty() ? std::string_view{} : units.front().parameters.front().name)};
+  }
+}
+
 /// Loads the part of `rank` under `policy` into fresh memory on large pages, which it leaves in `memory`.
 template <class Policy>
 rank_report load_part(Policy policy, fs::world<> world, fs::rank_id rank, fs::checkpoint_files const& checkpoint,
-                      std::optional<fs::dtype> storage, progress_sink const& progress,
-                      fs::kernels::page_buffer& memory) {
+                      load_plan const& plan, progress_sink const& progress, fs::kernels::page_buffer& memory) {
   using unit_layout = fs::listed_layout<Policy>;
   check_tensors(policy, world, checkpoint);
   auto const units = fs::model_units(checkpoint).value();
+  check_overrides(units, plan, checkpoint.directory().string());
   // One segment holds one type: what cannot become the storage dtype (integers, fp8) keeps its own segment.
   std::vector<unit_layout> layouts;
   std::vector<fs::dtype> types;
   for (auto const& unit : units) {
+    auto const storage = storage_of(unit, plan);
     std::vector<std::pair<fs::dtype, std::vector<fs::parameter>>> by_type;
     for (std::size_t i = 0; i < unit.parameters.size(); ++i) {
-      auto const type = storage && fs::loadable(unit.types[i], *storage) ? *storage : unit.types[i];
+      auto const type = storage[i];
       auto const same = std::find_if(by_type.begin(), by_type.end(), [&](auto const& b) { return b.first == type; });
       (same == by_type.end() ? by_type.emplace_back(type, std::vector<fs::parameter>{}) : *same)
           .second.push_back(unit.parameters[i]);
@@ -162,7 +199,7 @@ rank_report load_rank(load_plan const& plan, request const& r, std::uint64_t ran
   auto const started = steady::now();
   auto const checkpoint = fs::open_checkpoint(r.directory).value();
   auto const part = [&](auto policy, std::uint64_t world, std::uint64_t self) {
-    return load_part(policy, fs::world{world}, fs::rank_at(self), checkpoint, plan.storage, progress, memory);
+    return load_part(policy, fs::world{world}, fs::rank_at(self), checkpoint, plan, progress, memory);
   };
   auto const shard = rank % plan.shards;
   auto report = !plan.trigger             ? part(fs::zero3{}, 1, 0)  // one rank's zero3 is the whole model, unpadded
@@ -220,6 +257,12 @@ std::uint64_t expected_bytes(load_plan const& plan, request const& r) {
 
 load_plan plan_of(request const& r) {
   load_plan plan;
+  plan.overrides = r.rules.read_overrides();
+  for (auto const& one : plan.overrides)
+    if (one.layout != 0 || one.types.size() != 1 || one.types.front().first != fs::role::parameter_storage)
+      throw wrong_usage{
+          fmt::format("--override '{}': load takes parameter_storage:DTYPE alone, nothing else changes what it reads",
+                      one_line(one.text))};
   plan.shards = r.world;
   if (r.configuration.file.empty()) {
     plan.layout = r.layout.empty() ? "native" : r.layout;
@@ -362,6 +405,7 @@ void add_load(CLI::App& app, int& code) {
       ->check(one_of({"zero3", "fsdp2", "native"}))
       ->excludes(config)
       ->type_name("NAME");
+  add_override_option(*command, r->rules, "Another dtype for some tensors: parameter_storage:DTYPE");
   add_configuration_options(*command, r->configuration);
   for (auto const* const name : {"--profile", "--bf16", "--device", "--strict"})
     command->get_option(name)->needs(config);  // they say how a configuration is read

@@ -6,6 +6,7 @@
 #include "configuration.hpp"
 #include "findings_text.hpp"
 #include "layout_comparison.hpp"
+#include "parameter_rules.hpp"
 #include "plan_findings.hpp"
 #include "plan_model.hpp"
 #include "plan_page.hpp"
@@ -32,6 +33,7 @@ namespace {
 struct request {
   std::string directory, architecture, size, page;
   configuration_request configuration;
+  parameter_rules rules;
   std::uint64_t world = 1, node_size = 0, micro_batches = 0;
   bool as_json = false;
 };
@@ -55,11 +57,12 @@ plan_findings find_out(request const& r) {
     std::error_code ignored;
     if (std::filesystem::exists(beside / "config.json", ignored)) wanted.model = beside.string();
   }
+  share_experts(f.model, r.rules);
   auto const resolved = resolve_configuration(wanted);
   for (auto const& p : resolved.problems)
     if (p.level != flatshard::severity::note) fmt::print(stderr, "{}\n", problem_text(p, stderr));
   if (resolved.has_errors()) throw failure{"the configuration is refused; `flatshard explain` shows all of it"};
-  f.choice = choose_training(resolved, f.model, r.world, r.micro_batches);
+  f.choice = choose_training(resolved, f.model, r.world, r.micro_batches, r.rules);
   f.rows = compare_layouts(f.model, f.choice, r.node_size);
   if (!f.own().plan) throw failure{fmt::format("layout {} cannot place this model: {}", f.own().name, f.own().refused)};
   f.advice = recommend(f.rows);
@@ -114,6 +117,8 @@ void add_plan(CLI::App& app, int& code) {
                    "Micro-batches of a step (default: as the configuration says, else 1)")
       ->check(whole_number(1, 1000000))
       ->type_name("K");
+  add_override_option(*command, r->rules, "Other dtypes or another layout for some parameters: ROLE:DTYPE, LAYOUT");
+  add_trait_options(*command, r->rules);
   add_configuration_options(*command, r->configuration);
   command->add_flag("--json", r->as_json, "One JSON object on stdout (docs/tool.md has the schema)");
   command->add_option("--html", r->page, "Write a page with pictures: shards, memory over the step, wire, layouts")

@@ -122,6 +122,12 @@ struct plan_findings {
     auto const pad = l.held.most.value - std::min(l.held.most.value, l.owned.most.value);
     return pad == 0 ? std::string{} : fmt::format("; {} is padding", human(pad));
   };
+  std::uint64_t frozen = 0;
+  for (auto const& b : own.plan->buffers())
+    if (b.traits.frozen) frozen += b.real.value * b.traits.expert_ranks;
+  auto const untrained = frozen == 0 ? std::string{} : fmt::format("; none for {} frozen parameters", grouped(frozen));
+  auto const experts =
+      f.model.expert_ranks == 1 ? std::string{} : fmt::format(", of the experts one in {}", f.model.expert_ranks);
   bool const cut = offloaded == fs::offloaded_states::none;
   deepspeed_comparison out;
   out.formula = stage3 ? "stage 3" : "stage 2";
@@ -138,22 +144,23 @@ struct plan_findings {
            ? elsewhere(e.parameters)
            : fmt::format("{} bytes each as {}, {}{}{}", width_of(t.parameter_storage), name(t.parameter_storage),
                          fs::bits(t.parameter_storage) == 16 ? "as DeepSpeed counts" : "DeepSpeed counts 2",
-                         stage3 ? ranks : "", padding(e.parameters))});
+                         stage3 ? ranks : experts, padding(e.parameters))});
   out.lines.push_back(
       {"optimizer", optimizer, on_device(e.optimizer),
        e.optimizer.space != fs::memory_space::device
            ? elsewhere(e.optimizer)
            : fmt::format(
-                 "{} and {} state{} of {}, DeepSpeed counts an fp32 copy and two fp32 moments{}{}",
+                 "{} and {} state{} of {}, DeepSpeed counts an fp32 copy and two fp32 moments{}{}{}",
                  t.master == fs::dtype::none ? "no master copy" : fmt::format("a master copy in {}", name(t.master)),
-                 s.states, s.states == 1 ? "" : "s", name(t.optimizer_state), ranks, padding(e.optimizer))});
+                 s.states, s.states == 1 ? "" : "s", name(t.optimizer_state), ranks, untrained, padding(e.optimizer))});
   out.lines.push_back(
       {"gradients", gradients, on_device(e.gradients),
        e.gradients.space != fs::memory_space::device
            ? elsewhere(e.gradients)
-           : fmt::format("{} bytes each as {}, DeepSpeed counts {}{}{}", width_of(t.grad_accum), name(t.grad_accum),
+           : fmt::format("{} bytes each as {}, DeepSpeed counts {}{}{}{}", width_of(t.grad_accum), name(t.grad_accum),
                          stage3 ? "the fp32 copy of its optimizer step and no 16-bit one" : "a 16-bit and an fp32 copy",
-                         s.cut >= fs::cut_states::gradients ? ranks : ", whole on every rank", padding(e.gradients))});
+                         s.cut >= fs::cut_states::gradients ? ranks : ", whole on every rank", untrained,
+                         padding(e.gradients))});
   out.lines.push_back(
       {"live in the step", live, e.peak.live.sum().value,
        fmt::format("at the {}: gathered {}, full gradients {}, staging {}{}; DeepSpeed counts {}", peak_text(f),
@@ -168,6 +175,20 @@ struct plan_findings {
                            ? "DeepSpeed counts building the model, times 1.5; nothing of ours stays on the host"
                            : "DeepSpeed multiplies by 1.5; ours is what stays there"});
   return out;
+}
+
+/// What sets a buffer apart from the others of its unit: `frozen, experts of 8 ranks, owned, reduce fp32`.
+[[nodiscard]] inline std::string marks_of(plan_findings const& f, flatshard::plan_buffer const& b) {
+  std::vector<std::string> words;
+  auto const& t = b.traits;
+  if (t.frozen) words.emplace_back("frozen");
+  if (t.persistent) words.emplace_back("persistent");
+  if (t.ignored) words.emplace_back("whole");
+  if (t.expert_ranks != 1) words.push_back(fmt::format("experts shared by {} ranks", t.expert_ranks));
+  if (!b.policy.empty() && b.policy != f.own().name && f.own().name != "whole") words.emplace_back(b.policy);
+  for (auto const r : flatshard::roles)
+    if (!t.ignored && b.types(r) != f.choice.types(r)) words.push_back(fmt::format("{} {}", name(r), name(b.types(r))));
+  return fmt::format("{}", fmt::join(words, ", "));
 }
 
 /// Units of the own plan that follow each other and have the same buffers.

@@ -3,23 +3,29 @@
 #pragma once
 
 #include "architectures.hpp"
+#include "parameter_rules.hpp"
 #include "report.hpp"
 
 #include <flatshard/checkpoint_files.hpp>
 #include <flatshard/json.hpp>
 #include <flatshard/model_units.hpp>
+#include <flatshard/name_pattern.hpp>
 #include <flatshard/plan.hpp>
 #include <flatshard/policy.hpp>
 
 #include <algorithm>
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -33,12 +39,13 @@ struct model_part {
   std::vector<flatshard::parameter> parameters;
   std::vector<flatshard::dtype> types;  ///< in the file; empty for an architecture
   bool throughout = false;              ///< used from the first unit to the last
-  /// Whether another part has the same shapes in the same order and the same types.
+  /// Whether another part has the same shapes and traits in the same order and the same types.
   [[nodiscard]] bool like(model_part const& other) const {
     return throughout == other.throughout && types == other.types &&
-           std::equal(
-               parameters.begin(), parameters.end(), other.parameters.begin(), other.parameters.end(),
-               [](auto const& a, auto const& b) { return a.dims == b.dims && last_of(a.name) == last_of(b.name); });
+           std::equal(parameters.begin(), parameters.end(), other.parameters.begin(), other.parameters.end(),
+                      [](auto const& a, auto const& b) {
+                        return a.dims == b.dims && a.traits == b.traits && last_of(a.name) == last_of(b.name);
+                      });
   }
 
  private:
@@ -53,7 +60,7 @@ struct model_part {
   }
 };
 
-/// Names live in `checkpoint` or `tensors`: parts refer to them.
+/// Names live in `checkpoint` or `shapes`: parts refer to them.
 struct plan_model {
   std::string name, source;  ///< `llama-3-8b`; "checkpoint model/" or "architecture"
   std::vector<model_part> parts;
@@ -63,6 +70,13 @@ struct plan_model {
   std::string largest_name;
   std::optional<flatshard::checkpoint_files> checkpoint{};
   std::shared_ptr<std::vector<tensor_shape> const> shapes{};
+  std::uint64_t expert_ranks = 1;  ///< parts hold the experts of one of so many ranks, the counts above all of them
+  /// Parameters in the parts.
+  [[nodiscard]] std::size_t listed() const {
+    std::size_t n = 0;
+    for (auto const& part : parts) n += part.parameters.size();
+    return n;
+  }
 };
 
 namespace model_parts {
@@ -88,25 +102,44 @@ inline void split_root(plan_model& m) {
   if (!after.parameters.empty()) m.parts.push_back(std::move(after));
 }
 
-/// Counts what the report and DeepSpeed's formula need: the largest module's own parameters.
-inline void count(plan_model& m) {
+/// Finds the module with the most parameters of its own, for DeepSpeed's formula.
+inline void find_largest(plan_model& m) {
   std::map<std::string_view, std::uint64_t> modules;
+  m.largest_module = 0;
   for (auto const& part : m.parts)
     for (auto const& p : part.parameters) {
-      auto const n = p.dims.numel();
-      ++m.tensors;
-      m.elements = flatshard::checked_add(m.elements, n);
       auto const dot = p.name.rfind('.');
       auto& sum = modules[dot == std::string_view::npos ? p.name : p.name.substr(0, dot)];
-      sum += n;
+      sum += p.dims.numel();
       if (sum > m.largest_module) {
         m.largest_module = sum;
         m.largest_name = dot == std::string_view::npos ? p.name : p.name.substr(0, dot);
       }
     }
+}
+/// Counts what the report and DeepSpeed's formula need.
+inline void count(plan_model& m) {
+  m.tensors = m.listed();
+  for (auto const& part : m.parts)
+    for (auto const& p : part.parameters) m.elements = flatshard::checked_add(m.elements, p.dims.numel());
   if (m.elements == 0) throw failure{m.source + " has no parameters, so there is nothing to plan"};
+  find_largest(m);
 }
 
+/// `model.layers.0.mlp.experts.17.up_proj.weight` -> `model.layers.0.mlp.experts` and 17: the number behind a word that
+/// ends in "experts". Nothing where one tensor holds all experts.
+inline std::optional<std::pair<std::string_view, std::uint64_t>> expert_of(std::string_view name) {
+  constexpr std::string_view word = "experts.";
+  for (auto at = name.find(word); at != std::string_view::npos; at = name.find(word, at + 1)) {
+    auto const* const begin = name.data() + at + word.size();
+    auto const* const last = name.data() + name.size();
+    std::uint64_t number{};
+    auto const [end, error] = std::from_chars(begin, last, number);
+    if (error == std::errc{} && end != last && *end == '.')
+      return std::pair{name.substr(0, at + word.size() - 1), number};
+  }
+  return {};
+}
 }  // namespace model_parts
 
 /// Reads the headers of a checkpoint. Throws `bad_input`.
@@ -155,6 +188,60 @@ inline void count(plan_model& m) {
   model_parts::split_root(m);
   model_parts::count(m);
   return m;
+}
+
+/// Leaves in the parts what one of `expert_parallel` neighbouring ranks holds, the first, and marks its experts. An
+/// expert is numbered in its parameters' names, or a first dimension counts them. Throws `failure` for experts that
+/// cannot be shared out evenly and for a pattern that fits nothing.
+inline void share_experts(plan_model& m, parameter_rules const& rules) {
+  namespace fs = flatshard;
+  auto const n = m.expert_ranks = rules.expert_parallel;
+  auto const patterns = rules.expert_patterns();
+  for (auto const& pattern : patterns) {
+    auto const fits = [&](fs::parameter const& p) { return fs::matches(pattern, p.name); };
+    if (std::none_of(m.parts.begin(), m.parts.end(), [&](model_part const& part) {
+          return std::any_of(part.parameters.begin(), part.parameters.end(), fits);
+        }))
+      throw failure{fits_nothing("--experts", pattern, m.name, m.parts.front().parameters.front().name)};
+  }
+  if (n == 1) return;
+  auto const expert = [&](std::string_view name) {
+    return std::any_of(patterns.begin(), patterns.end(), [&](auto const& one) { return fs::matches(one, name); });
+  };
+  std::map<std::string_view, std::set<std::uint64_t>> numbers;
+  for (auto const& part : m.parts)
+    for (auto const& p : part.parameters)
+      if (expert(p.name))
+        if (auto const numbered = model_parts::expert_of(p.name)) numbers[numbered->first].insert(numbered->second);
+  auto const share_of = [&](std::uint64_t all, std::string_view whose) {
+    if (all % n != 0)
+      throw failure{fmt::format("--expert-parallel {} does not divide the {} experts of {}", n, all, one_line(whose))};
+    return all / n;
+  };
+  for (auto& part : m.parts) {
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < part.parameters.size(); ++i) {
+      auto p = part.parameters[i];
+      if (expert(p.name)) {
+        p.traits = fs::parameter_traits{.expert_ranks = n};
+        if (auto const numbered = model_parts::expert_of(p.name)) {
+          auto const& all = numbers[numbered->first];
+          auto const share = share_of(all.size(), numbered->first);
+          if (static_cast<std::uint64_t>(std::distance(all.begin(), all.find(numbered->second))) >= share) continue;
+        } else {
+          if (p.dims.rank == 0) throw failure{"--experts fits " + one_line(p.name) + ", which has no dimension"};
+          p.dims.dims[0] = share_of(p.dims.dims[0], p.name);
+        }
+      }
+      part.parameters[kept] = p;
+      if (!part.types.empty()) part.types[kept] = part.types[i];
+      ++kept;
+    }
+    part.parameters.resize(kept);
+    if (!part.types.empty()) part.types.resize(kept);
+  }
+  std::erase_if(m.parts, [](model_part const& part) { return part.parameters.empty(); });
+  model_parts::find_largest(m);
 }
 
 }  // namespace tool

@@ -297,12 +297,12 @@ class page {
     open_table("Units and their buffers",
                {"Units", "#Alike", "#Tensors", "#Elements", "#Segment", "#Padding", "#Unaligned"});
     for (auto const& run : runs)
-      for (auto const& b : plan.buffers(run.first))
-        row({run_name(plan, run) + (b.traits.persistent ? " (persistent)"
-                                    : b.traits.ignored  ? " (whole)"
-                                                        : ""),
-             grouped(run.count), grouped(b.tensors), grouped(b.real.value), grouped(b.segment.value),
-             grouped(b.gathered.value - b.real.value), grouped(b.unaligned)});
+      for (auto const& b : plan.buffers(run.first)) {
+        auto const marks = marks_of(f_, b);
+        row({run_name(plan, run) + (marks.empty() ? "" : " (" + marks + ")"), grouped(run.count), grouped(b.tensors),
+             grouped(b.real.value), grouped(b.segment.value), grouped(b.gathered.value - b.real.value),
+             grouped(b.unaligned)});
+      }
     close_table();
     add("</section>\n");
   }

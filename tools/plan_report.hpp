@@ -92,17 +92,12 @@ inline void shards(plan_findings const& f) {
            {"segment", right},
            {"padding", right},
            {"", right},
-           {"traits"}}};
+           {"marks"}}};
   for (auto const& run : unit_runs(plan))
     for (auto const& b : plan.buffers(run.first)) {
-      std::string traits;
-      for (auto const& [set, word] :
-           {std::pair{b.traits.frozen, "frozen"}, std::pair{b.traits.persistent, "persistent"},
-            std::pair{b.traits.ignored, "whole"}})
-        if (set) traits += (traits.empty() ? "" : ", ") + std::string{word};
       auto const pad = b.gathered.value - b.real.value;
       t.row({run_name(plan, run), grouped(run.count), grouped(b.tensors), grouped(b.real.value), grouped(b.ranks),
-             grouped(b.segment.value), grouped(pad), percent(pad, b.real.value), traits});
+             grouped(b.segment.value), grouped(pad), percent(pad, b.real.value), marks_of(f, b)});
     }
   fmt::print("{}", t.text());
   fmt::print("  a rank owns {} to {} elements; {} own{} nothing; {} elements of padding in all\n",
@@ -211,13 +206,19 @@ inline json texts(std::vector<std::string> const& all) {
   return out;
 }
 
-inline json units_json(fs::training_plan const& plan) {
+inline json units_json(plan_findings const& f) {
+  auto const& plan = *f.own().plan;
   json::array units;
   for (auto const& run : unit_runs(plan)) {
     json::array buffers;
-    for (auto const& b : plan.buffers(run.first))
+    for (auto const& b : plan.buffers(run.first)) {
+      json::object precision;  // what is not the plan's
+      for (auto const r : fs::roles)
+        if (b.types(r) != f.choice.types(r)) precision.emplace_back(std::string{name(r)}, name(b.types(r)));
       buffers.push_back(json::object{{"tensors", b.tensors},
                                      {"elements", b.real.value},
+                                     {"layout", b.policy.empty() ? json{} : json{b.policy}},
+                                     {"precision", std::move(precision)},
                                      {"ranks", b.ranks},
                                      {"stride", b.stride},
                                      {"segment", b.segment.value},
@@ -226,7 +227,9 @@ inline json units_json(fs::training_plan const& plan) {
                                      {"copied", b.copied},
                                      {"frozen", b.traits.frozen},
                                      {"persistent", b.traits.persistent},
-                                     {"whole", b.traits.ignored}});
+                                     {"whole", b.traits.ignored},
+                                     {"expert_ranks", b.traits.expert_ranks}});
+    }
     units.push_back(json::object{{"first", plan.unit_name(run.first)},
                                  {"last", plan.unit_name(run.first + run.count - 1)},
                                  {"count", run.count},
@@ -318,7 +321,7 @@ inline void print_plan(plan_findings const& f) {
       {"optimizer_states", c.settings.states},
       {"precision", std::move(precision)},
       {"notes", texts(c.notes)},
-      {"units", units_json(*own.plan)},
+      {"units", units_json(f)},
       {"memory", json::object{{"parameters", line_json(e.parameters)},
                               {"gradients", line_json(e.gradients)},
                               {"optimizer", line_json(e.optimizer)},

@@ -2,11 +2,13 @@
 /// From a resolved configuration to how a plan cuts and trains a model, with the reason for each choice.
 #pragma once
 
+#include "parameter_rules.hpp"
 #include "plan_model.hpp"
 #include "report.hpp"
 
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/layouts/zero3.hpp>
+#include <flatshard/name_pattern.hpp>
 #include <flatshard/plan.hpp>
 #include <flatshard/segment_loader.hpp>
 
@@ -32,6 +34,7 @@ struct training_choice {
   std::vector<flatshard::after_forward> keep;       ///< one a part of the model
   std::vector<flatshard::parameter_traits> traits;  ///< one a tensor, in the order of the parts
   std::vector<flatshard::precision> tensor_types;   ///< the same
+  std::vector<std::size_t> rules;                   ///< the same: the number of another layout, parameter_rules.hpp
   std::vector<std::string> notes;
 };
 
@@ -128,17 +131,70 @@ inline void choose_fsdp2(fs::fsdp2_policy const& f, plan_model const& m, trainin
   if (given.is(fs::value_kind::null) && m.parts.size() > 1) c.keep.back().ranks = 1;
 }
 
+/// Freezes and overrides what the command line's patterns fit, and says how much that is. Throws `failure` for a
+/// pattern that decides nothing.
+inline void apply_rules(parameter_rules const& rules, plan_model const& m, training_choice& c) {
+  struct tally {
+    std::uint64_t tensors = 0, elements = 0;
+    bool fits = false;
+  };
+  auto const for_each_fitting = [&](std::string const& pattern, auto decides) {
+    tally sum;
+    std::size_t t = 0;
+    for (auto const& part : m.parts)
+      for (auto const& p : part.parameters) {
+        auto const number = t++;
+        if (!fs::matches(pattern, p.name)) continue;
+        sum.fits = true;
+        if (!decides(number)) continue;
+        ++sum.tensors;
+        sum.elements += p.dims.numel();
+      }
+    return sum;
+  };
+  auto const say = [&](std::string_view option, std::string const& text, std::string const& pattern, tally const& sum) {
+    if (!sum.fits) throw failure{fits_nothing(option, pattern, m.name, m.parts.front().parameters.front().name)};
+    if (sum.tensors == 0)
+      throw failure{fmt::format("{} '{}' decides nothing: an earlier one fits each of its parameters", option, text)};
+    c.notes.push_back(fmt::format("{} '{}': {} tensor{}, {} elements", option, one_line(text), grouped(sum.tensors),
+                                  sum.tensors == 1 ? "" : "s", grouped(sum.elements)));
+  };
+  for (auto const& pattern : rules.frozen)
+    say("--frozen", pattern, pattern, for_each_fitting(pattern, [&](std::size_t t) {
+          bool const first = !c.traits[t].frozen;
+          c.traits[t].frozen = true;
+          return first;
+        }));
+  std::vector<bool> decided(c.traits.size());
+  for (auto const& one : rules.read_overrides())
+    say("--override", one.text, one.pattern, for_each_fitting(one.pattern, [&](std::size_t t) {
+          if (decided[t]) return false;
+          decided[t] = true;
+          c.tensor_types[t] = one.applied_to(c.tensor_types[t]);
+          c.rules[t] = one.layout;
+          return true;
+        }));
+  if (m.expert_ranks == 1) return;
+  std::uint64_t held = 0;
+  for (auto const& part : m.parts)
+    for (auto const& p : part.parameters) held += p.dims.numel();
+  c.notes.push_back(fmt::format("--expert-parallel {}: a rank's model has {} of the {} parameters", m.expert_ranks,
+                                grouped(held), grouped(m.elements)));
+}
+
 }  // namespace training_choices
 
-/// What the configuration says about training `model`; `micro_batches` 0: as the configuration says.
+/// What the configuration and the command line's rules say about training `model`; `micro_batches` 0: as the
+/// configuration says.
 [[nodiscard]] inline training_choice choose_training(flatshard::resolution const& r, plan_model const& m,
-                                                     std::uint64_t world, std::uint64_t micro_batches) {
+                                                     std::uint64_t world, std::uint64_t micro_batches,
+                                                     parameter_rules const& rules) {
   namespace fs = flatshard;
   auto const& p = r.policies;
   training_choice c;
   c.types = p.dtypes;
   c.shards = world;
-  c.traits.resize(m.tensors);
+  c.traits.resize(m.listed());
   for (auto const& part : m.parts) c.keep.push_back({0, part.throughout});
   c.settings.micro_batches = micro_batches != 0 ? micro_batches : training_choices::micro_batches_of(p);
   c.settings.recompute = p.activation_checkpointing;
@@ -159,11 +215,16 @@ inline void choose_fsdp2(fs::fsdp2_policy const& f, plan_model const& m, trainin
     c.notes.emplace_back(
         "the order of modules is not known for this architecture: what is in no layer is planned as "
         "one unit that stays gathered");
-  c.tensor_types.assign(m.tensors, c.types);
+  c.tensor_types.assign(m.listed(), c.types);
+  c.rules.assign(m.listed(), 0);
+  training_choices::apply_rules(rules, m, c);
+  if (c.shards % m.expert_ranks != 0)
+    throw failure{
+        fmt::format("--expert-parallel {} does not divide the {} ranks of a shard group", m.expert_ranks, c.shards)};
   std::size_t odd = 0, t = 0;
   for (auto const& part : m.parts)
     for (std::size_t i = 0; i < part.parameters.size(); ++i, ++t) {
-      if (part.types.empty() || fs::loadable(part.types[i], c.types.parameter_storage)) continue;
+      if (part.types.empty() || fs::loadable(part.types[i], c.tensor_types[t].parameter_storage)) continue;
       ++odd;
       auto const kept = part.types[i];
       c.traits[t].frozen = c.traits[t].ignored = true;

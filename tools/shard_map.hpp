@@ -7,6 +7,8 @@
 #include <flatshard/layout.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
 #include <flatshard/layouts/native.hpp>
+#include <flatshard/layouts/owned.hpp>
+#include <flatshard/layouts/planned.hpp>
 #include <flatshard/layouts/zero12.hpp>
 #include <flatshard/layouts/zero3.hpp>
 
@@ -14,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -82,25 +85,42 @@ unit_map map_of(Policy const& policy, std::vector<fs::parameter> const& paramete
 
 }  // namespace shard_maps
 
-/// The parameters of unit `u` of the own plan that are cut together first: what is neither persistent nor whole.
+/// The parameters of unit `u` of the own plan that share its first buffer of those that are cut; what is persistent, in
+/// another group or in another layout only where there is nothing else.
 [[nodiscard]] inline unit_map shard_map(plan_findings const& f, std::size_t u) {
   namespace fs = flatshard;
   auto const& own = f.own();
   bool const together = own.plan->settings().cut != fs::cut_states::parameters;
-  std::vector<fs::parameter> cut, kept;
+  struct kind {
+    fs::parameter_traits traits;
+    fs::precision types;
+    std::size_t rule;
+    bool operator==(kind const&) const = default;
+    [[nodiscard]] bool plain() const { return !traits.persistent && traits.expert_ranks == 1 && rule == 0; }
+  };
+  std::vector<std::pair<kind, fs::parameter>> all;
   for (std::size_t part = 0, t = 0; part < f.model.parts.size(); ++part)
     for (auto const& p : f.model.parts[part].parameters) {
-      auto const& traits = f.choice.traits[t++];
-      if ((!together && part != u) || traits.ignored) continue;
-      (traits.persistent && !together ? kept : cut).push_back(p);
+      kind one{f.choice.traits[t], f.choice.tensor_types[t], f.choice.rules[t]};
+      ++t;
+      one.traits.expert_ranks = p.traits.unpacked().expert_ranks;
+      if (together) one.traits.persistent = false;
+      if ((together || part == u) && !one.traits.ignored) all.emplace_back(one, p);
     }
-  if (cut.empty()) cut = std::move(kept);
-  auto const w = own.shards;
-  return own.name == "zero3"    ? shard_maps::map_of(fs::zero3{}, cut, w)
-         : own.name == "fsdp2"  ? shard_maps::map_of(fs::fsdp2{}, cut, w)
-         : own.name == "zero12" ? shard_maps::map_of(fs::zero12{}, cut, w)
-         : own.name == "whole"  ? shard_maps::map_of(fs::native{{}, 1, 1}, cut, 1)
-                                : shard_maps::map_of(fs::native{}, cut, w);
+  auto const first = std::find_if(all.begin(), all.end(), [](auto const& one) { return one.first.plain(); });
+  std::vector<fs::parameter> cut;
+  kind const drawn = all.empty() ? kind{} : first == all.end() ? all.front().first : first->first;
+  for (auto const& [one, p] : all)
+    if (one == drawn) cut.push_back(p);
+  auto const name = drawn.rule != 0 ? override_layouts[drawn.rule - 1] : std::string_view{own.name};
+  auto const w = own.shards / drawn.traits.expert_ranks;
+  return name == "zero3"     ? shard_maps::map_of(fs::zero3{}, cut, w)
+         : name == "fsdp2"   ? shard_maps::map_of(fs::fsdp2{}, cut, w)
+         : name == "zero12"  ? shard_maps::map_of(fs::zero12{}, cut, w)
+         : name == "owned"   ? shard_maps::map_of(fs::owned{}, cut, w)
+         : name == "planned" ? shard_maps::map_of(fs::planned{fs::block::rows()}, cut, w)
+         : name == "whole"   ? shard_maps::map_of(fs::native{{}, 1, 1}, cut, 1)
+                             : shard_maps::map_of(fs::native{}, cut, w);
 }
 
 }  // namespace tool

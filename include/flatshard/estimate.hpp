@@ -213,7 +213,7 @@ constexpr step_estimate estimate_of(training_plan const& plan, std::size_t node_
   for (auto const& b : plan.buffers()) {
     out.tensors += b.tensors;
     if (b.traits.ignored) continue;
-    out.padding += b.gathered - b.real;
+    out.padding += (b.gathered - b.real) * b.traits.expert_ranks;  // as many groups, each with experts of its own
     out.unaligned += b.unaligned;
     if (b.segment.value == 0) continue;
     out.slot_alignment = std::min(out.slot_alignment, alignment_of(b.segment, b.types.compute));

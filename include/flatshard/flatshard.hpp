@@ -27,6 +27,7 @@
 #include <flatshard/layouts/zero3.hpp>       // IWYU pragma: export
 #include <flatshard/memory_arena.hpp>        // IWYU pragma: export
 #include <flatshard/mesh.hpp>                // IWYU pragma: export
+#include <flatshard/name_pattern.hpp>        // IWYU pragma: export
 #include <flatshard/parameter_table.hpp>     // IWYU pragma: export
 #include <flatshard/plan.hpp>                // IWYU pragma: export
 #include <flatshard/policy.hpp>              // IWYU pragma: export

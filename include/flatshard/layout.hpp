@@ -136,7 +136,7 @@ concept sees_unit = requires(P const& p, std::span<parameter const> unit, std::s
 /// The gathered buffer is the segments of all ranks in rank order: W * S elements. One template for constant and
 /// run-time shapes (`std::array` or list of parameters) and for static and dynamic worlds. Memory: O(T), nothing of
 /// size T * W; a listed layout takes 44 bytes a tensor (48 if its pieces lie out of tensor order) and each different
-/// shape once. Beyond the three functions of `ShardingPolicy` a policy may say
+/// kind (shape, type and traits) once. Beyond the three functions of `ShardingPolicy` a policy may say
 ///   `name`               what it is called in hashes and messages
 ///   `order`              a `piece_order`
 ///   `contiguous_gather`  true if the gathered buffer holds each tensor in one piece
@@ -216,10 +216,10 @@ class layout {
       return 0;
     }
   }
-  /// The name and shape of tensor `t`, by value. Complexity: O(1).
+  /// Tensor `t` as it was given, by value. Complexity: O(1).
   [[nodiscard]] constexpr parameter parameter_at(std::size_t t) const {
     require(t < size(), "the unit has no parameter of that number");
-    return {table_.name(t), shape{table_.sizes(t)}};
+    return {table_.name(t), shape{table_.sizes(t)}, table_.type(t), table_.traits(t).unpacked()};
   }
   [[nodiscard]] constexpr placement const& place_at(std::size_t t) const {
     require(t < size(), "the unit has no parameter of that number");
@@ -389,10 +389,10 @@ class layout {
     return found;
   }
 
-  /// `layout_hash`: FNV-1a 64 over version, policy, world, segment and, per tensor, name, shape and placement; equal on
-  /// all ranks that share the layout. Complexity: O(T). Source: docs/formats.md.
+  /// `layout_hash`: FNV-1a 64 over version, policy, world, segment and, per tensor, name, shape, type, traits and
+  /// placement; equal on all ranks that share the layout. Complexity: O(T). Source: docs/formats.md.
   [[nodiscard]] constexpr std::uint64_t hash() const {
-    auto h = detail::fnv(detail::fnv(detail::fnv_offset, std::uint64_t{1}), detail::policy_name<P>());
+    auto h = detail::fnv(detail::fnv(detail::fnv_offset, std::uint64_t{2}), detail::policy_name<P>());
     h = detail::fnv(detail::fnv(h, world_.value()), segment_.value);
     if constexpr (requires { policy_.hash(h); }) h = policy_.hash(h);
     for (std::size_t t = 0; t < size(); ++t) {
@@ -401,9 +401,16 @@ class layout {
     }
     return h;
   }
-  /// FNV-1a 64 over names and shapes alone: equal for the same unit in every world and policy. Complexity: O(T).
+  /// The same continued over the dtypes of all roles: equal on all ranks whose buffers are alike. Complexity: O(T).
+  [[nodiscard]] constexpr std::uint64_t hash(PrecisionPolicy auto const& precision) const {
+    auto h = hash();
+    for (auto const r : roles) h = detail::fnv(h, name(precision(r)));
+    return h;
+  }
+  /// FNV-1a 64 over names, shapes, types and traits alone: equal for the same unit in every world and policy.
+  /// Complexity: O(T).
   [[nodiscard]] constexpr std::uint64_t unit_hash() const {
-    auto h = detail::fnv(detail::fnv(detail::fnv_offset, std::uint64_t{1}), size());
+    auto h = detail::fnv(detail::fnv(detail::fnv_offset, std::uint64_t{2}), size());
     for (std::size_t t = 0; t < size(); ++t) h = fold_parameter(h, t);
     return h;
   }
@@ -494,7 +501,7 @@ class layout {
     auto const sizes = table_.sizes(t);
     h = detail::fnv(h, sizes.size());
     for (auto const d : sizes) h = detail::fnv(h, d);
-    return h;
+    return detail::fnv(detail::fnv(h, name(table_.type(t))), table_.traits(t).number);
   }
   constexpr std::size_t checked(rank_id r) const {
     auto const i = index(r);

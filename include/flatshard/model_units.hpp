@@ -250,7 +250,7 @@ inline result<std::vector<model_unit>> model_units(checkpoint_files const& check
               .problems.front());
       continue;
     }
-    units[unit].parameters.push_back({tensor.name, shape{std::span<std::size_t const>{tensor.dims}}});
+    units[unit].parameters.push_back({tensor.name, shape{std::span<std::size_t const>{tensor.dims}}, tensor.type});
     units[unit].types.push_back(tensor.type);
   }
   if (!problems.empty()) return config_error{std::move(problems)};

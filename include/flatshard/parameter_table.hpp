@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What a layout keeps of its parameters: their names, shapes and places, in few bytes a tensor.
+/// What a layout keeps of its parameters: their names, shapes, types, traits and places, in few bytes a tensor.
 #pragma once
 
 #include <flatshard/policy.hpp>
@@ -29,19 +29,22 @@ constexpr std::uint64_t fnv(std::uint64_t hash, std::uint64_t number) {
   return hash;
 }
 
-/// The shapes of a list of parameters, each different one kept once: [rank, dimensions...] runs in one pool.
-class shape_pool {
+/// The kinds of a list of parameters (shape, type and traits), each different one kept once: [rank, type, traits,
+/// dimensions...] runs in one pool.
+class kind_pool {
  public:
-  constexpr std::uint32_t intern(shape const& s) {
-    if (last_ != none && equal(last_, s)) return last_;
+  constexpr std::uint32_t intern(parameter const& p) {
+    if (last_ != none && equal(last_, p)) return last_;
     if (2 * (count_ + 1) > slots_.size()) grow();
-    auto at = hash(s.sizes()) & (slots_.size() - 1);
-    while (slots_[at] != none && !equal(slots_[at], s)) at = (at + 1) & (slots_.size() - 1);
+    auto at = hash(p.dims.sizes()) & (slots_.size() - 1);
+    while (slots_[at] != none && !equal(slots_[at], p)) at = (at + 1) & (slots_.size() - 1);
     if (slots_[at] == none) {
-      require(pool_.size() < none - shape::max_rank - 1, "a layout holds fewer than 2^32 different dimensions");
+      require(pool_.size() < none - shape::max_rank - 3, "a layout holds fewer than 2^32 different dimensions");
       slots_[at] = static_cast<std::uint32_t>(pool_.size());
-      pool_.push_back(s.rank);
-      for (auto const d : s.sizes()) pool_.push_back(d);
+      pool_.push_back(p.dims.rank);
+      pool_.push_back(static_cast<std::size_t>(p.type));
+      pool_.push_back(p.traits.number);
+      for (auto const d : p.dims.sizes()) pool_.push_back(d);
       ++count_;
     }
     return last_ = slots_[at];
@@ -51,8 +54,14 @@ class shape_pool {
     slots_ = {};
     pool_.shrink_to_fit();
   }
-  [[nodiscard]] constexpr std::span<std::size_t const> operator[](std::uint32_t at) const {
-    return {pool_.data() + at + 1, pool_[at]};
+  [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::uint32_t at) const {
+    return {pool_.data() + at + 3, pool_[at]};
+  }
+  [[nodiscard]] constexpr dtype type(std::uint32_t at) const { return static_cast<dtype>(pool_[at + 1]); }
+  [[nodiscard]] constexpr packed_traits traits(std::uint32_t at) const {
+    packed_traits held;
+    held.number = pool_[at + 2];
+    return held;
   }
 
  private:
@@ -62,16 +71,17 @@ class shape_pool {
     for (auto const d : sizes) h = (h ^ d) * 0x9E3779B97F4A7C15u;
     return h ^ (h >> 29);
   }
-  [[nodiscard]] constexpr bool equal(std::uint32_t at, shape const& s) const {
-    auto const held = (*this)[at];
-    return std::equal(held.begin(), held.end(), s.sizes().begin(), s.sizes().end());
+  [[nodiscard]] constexpr bool equal(std::uint32_t at, parameter const& p) const {
+    auto const held = sizes(at), wanted = p.dims.sizes();
+    return type(at) == p.type && pool_[at + 2] == p.traits.number &&
+           std::equal(held.begin(), held.end(), wanted.begin(), wanted.end());
   }
   constexpr void grow() {
     std::vector<std::uint32_t> const old = std::move(slots_);
     slots_.assign(old.empty() ? 16 : old.size() * 2, none);
     for (auto const held : old) {
       if (held == none) continue;
-      auto at = hash((*this)[held]) & (slots_.size() - 1);
+      auto at = hash(sizes(held)) & (slots_.size() - 1);
       while (slots_[at] != none) at = (at + 1) & (slots_.size() - 1);
       slots_[at] = held;
     }
@@ -83,7 +93,7 @@ class shape_pool {
 };
 
 /// What a layout keeps of its parameters: all of it when their number is part of the type, else 20 bytes a tensor and
-/// each different shape once.
+/// each different kind once.
 template <std::size_t T>
 struct fixed_table {
   using order_type = std::array<std::uint32_t, T>;
@@ -92,25 +102,29 @@ struct fixed_table {
   constexpr explicit fixed_table(std::array<parameter, T> const& of_unit) : parameters{of_unit} {}
   [[nodiscard]] constexpr std::string_view name(std::size_t t) const { return parameters[t].name; }
   [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::size_t t) const { return parameters[t].dims.sizes(); }
+  [[nodiscard]] constexpr dtype type(std::size_t t) const { return parameters[t].type; }
+  [[nodiscard]] constexpr packed_traits traits(std::size_t t) const { return parameters[t].traits; }
 };
 struct listed_table {
   using order_type = std::vector<std::uint32_t>;
   std::vector<std::string_view> names;
-  std::vector<std::uint32_t> shapes;
-  shape_pool pool;
+  std::vector<std::uint32_t> kinds;
+  kind_pool pool;
   std::vector<placement> places;
   constexpr explicit listed_table(std::span<parameter const> of_unit) {
     names.reserve(of_unit.size());
-    shapes.reserve(of_unit.size());
+    kinds.reserve(of_unit.size());
     for (auto const& p : of_unit) {
       names.push_back(p.name);
-      shapes.push_back(pool.intern(p.dims));
+      kinds.push_back(pool.intern(p));
     }
     pool.close();
     places.resize(of_unit.size(), placement{});
   }
   [[nodiscard]] constexpr std::string_view name(std::size_t t) const { return names[t]; }
-  [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::size_t t) const { return pool[shapes[t]]; }
+  [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::size_t t) const { return pool.sizes(kinds[t]); }
+  [[nodiscard]] constexpr dtype type(std::size_t t) const { return pool.type(kinds[t]); }
+  [[nodiscard]] constexpr packed_traits traits(std::size_t t) const { return pool.traits(kinds[t]); }
 };
 
 }  // namespace detail

@@ -4,6 +4,7 @@
 
 #include <flatshard/layout.hpp>
 #include <flatshard/mesh.hpp>
+#include <flatshard/name_pattern.hpp>
 #include <flatshard/policy.hpp>
 #include <flatshard/quantity.hpp>
 #include <flatshard/require.hpp>
@@ -33,28 +34,19 @@ inline constexpr std::array<memory_space, 3> memory_spaces{memory_space::device,
 /// Which states of a model are cut over the ranks; each includes those before it. ZeRO's stages 0 to 3.
 enum class cut_states : std::uint8_t { nothing, optimizer, gradients, parameters };
 
-/// How training treats a parameter.
-struct parameter_traits {
-  bool frozen = false;      ///< no gradient, no optimizer state
-  bool tied = false;        ///< another name of a parameter that is listed before: it takes no space of its own
-  bool persistent = false;  ///< gathered once a step and not released in between
-  bool ignored = false;     ///< whole on every rank; neither gathered nor reduced
-  friend constexpr bool operator==(parameter_traits const&, parameter_traits const&) = default;
-};
-
-/// What holds for the parameters whose name contains `part`; of several rules the first that fits. The text must
-/// outlive the plan.
+/// What holds for the parameters whose names fit `pattern` (name_pattern.hpp); of several rules the first that fits.
+/// The text must outlive the plan.
 struct plan_rule {
-  std::string_view part;
+  std::string_view pattern;
   std::optional<precision> types{};
-  parameter_traits traits{};
-  std::size_t expert_ranks = 1;  ///< neighbouring ranks that hold different experts: sharded over the others alone
+  parameter_traits traits{};  ///< beside those that the parameter has already
 };
 
-/// Another sharding policy for the parameters whose name contains `part`. The text must outlive the call.
+/// Another sharding policy for the parameters whose names fit `pattern`; an empty pattern fits none, and the policy is
+/// taken where a unit says so. The text must outlive the call.
 template <ShardingPolicy P>
 struct sharding_rule {
-  std::string_view part;
+  std::string_view pattern;
   P policy;
 };
 template <ShardingPolicy P>
@@ -73,9 +65,11 @@ struct after_forward {
 struct plan_unit {
   std::string_view name;
   std::span<parameter const> parameters;
-  std::span<parameter_traits const> traits{};  ///< one a parameter, or none at all
+  std::span<parameter_traits const> traits{};  ///< one a parameter, or none at all; beside the parameter's own
   std::optional<after_forward> keep{};         ///< instead of the settings'
   std::span<precision const> types{};          ///< one a parameter, or none at all: the plan's
+  /// One a parameter, or none at all: the number of the sharding rule that cuts it, from 1; 0: what patterns say.
+  std::span<std::size_t const> rules{};
 };
 
 /// How a step is run. The defaults are what `sharded_unit` does when each call follows the other.
@@ -108,6 +102,7 @@ struct plan_buffer {
   elements whole;           ///< of the whole tensors after a gather
   bool copied = false;      ///< the gathered segments do not hold the tensors in one piece and are copied
   std::size_t unaligned{};  ///< tensors whose place in the gathered buffer is no multiple of 16 bytes
+  std::string_view policy;  ///< what the sharding policy calls itself; nothing where nothing is cut
   friend constexpr bool operator==(plan_buffer const&, plan_buffer const&) = default;
 };
 
@@ -170,7 +165,7 @@ class training_plan {
   struct part {  // parameters that share a buffer
     precision types;
     parameter_traits traits;
-    std::size_t expert_ranks = 1, policy = 0;
+    std::size_t policy = 0;
     std::vector<parameter> parameters{};
   };
   struct rank_row {
@@ -182,6 +177,9 @@ class training_plan {
     return units_[u];
   }
   [[nodiscard]] constexpr part rules_for(parameter const& p, part found) const;
+  // The unit's parameters by buffer; `patterns` are those of the sharding rules.
+  [[nodiscard]] constexpr std::vector<part> parts_of(plan_unit const& unit,
+                                                     std::span<std::string_view const> patterns) const;
   template <ShardingPolicy P>
   constexpr void add_part(part const& together, P const& policy);
   constexpr void hold(plan_buffer const& b, rank_row& row, elements segment, elements owned);
@@ -201,6 +199,16 @@ class training_plan {
 // ---- definitions
 
 namespace detail {
+
+/// Traits that hold if either says so; the second's ranks of different experts where it names some.
+[[nodiscard]] constexpr parameter_traits both(parameter_traits a, parameter_traits const& b) {
+  a.frozen |= b.frozen;
+  a.tied |= b.tied;
+  a.persistent |= b.persistent;
+  a.ignored |= b.ignored;
+  if (b.expert_ranks != 1) a.expert_ranks = b.expert_ranks;
+  return a;
+}
 
 /// Elements that each rank owns. Complexity: O(T + W) with `even_pieces`, else O(pieces + W).
 template <class Layout>
@@ -244,37 +252,32 @@ constexpr training_plan::training_plan(mesh<2> ranks, precision types, plan_sett
 
 constexpr training_plan::part training_plan::rules_for(parameter const& p, part found) const {
   for (auto const& rule : rules_) {
-    if (p.name.find(rule.part) == std::string_view::npos) continue;
+    if (!matches(rule.pattern, p.name)) continue;
     if (rule.types) found.types = *rule.types;
-    found.traits.frozen |= rule.traits.frozen;
-    found.traits.tied |= rule.traits.tied;
-    found.traits.persistent |= rule.traits.persistent;
-    found.traits.ignored |= rule.traits.ignored;
-    found.expert_ranks = rule.expert_ranks;
+    found.traits = detail::both(found.traits, rule.traits);
     break;
   }
   return found;
 }
 
-template <ShardingPolicy P, ShardingPolicy... Others>
-constexpr std::size_t training_plan::add(plan_unit const& unit, P const& policy,
-                                         sharding_rule<Others> const&... others) {
+constexpr std::vector<training_plan::part> training_plan::parts_of(plan_unit const& unit,
+                                                                   std::span<std::string_view const> patterns) const {
   require(unit.traits.empty() || unit.traits.size() == unit.parameters.size(), "traits are one a parameter, or none");
   require(unit.types.empty() || unit.types.size() == unit.parameters.size(), "types are one a parameter, or none");
-  auto const keep = unit.keep.value_or(settings_.keep);
-  require(keep.ranks == 0 || mesh_.size(1) % keep.ranks == 0, "the group after forward must divide the world size");
+  require(unit.rules.empty() || unit.rules.size() == unit.parameters.size(), "rules are one a parameter, or none");
   std::vector<part> parts;
   for (std::size_t i = 0; i < unit.parameters.size(); ++i) {
     auto const& p = unit.parameters[i];
-    auto here = rules_for(
-        p, {unit.types.empty() ? types_ : unit.types[i], unit.traits.empty() ? parameter_traits{} : unit.traits[i]});
+    auto const own = p.traits.unpacked();
+    auto here = rules_for(p, {unit.types.empty() ? types_ : unit.types[i],
+                              unit.traits.empty() ? own : detail::both(own, unit.traits[i])});
     if (here.traits.tied) continue;
-    std::size_t number = 0;
-    static_cast<void>(((++number, p.name.find(others.part) != std::string_view::npos && (here.policy = number, true)) ||
-                       ... || false));
+    here.policy = unit.rules.empty() ? 0 : unit.rules[i];
+    require(here.policy <= patterns.size(), "a unit names sharding rules that it is added with");
+    for (std::size_t k = 0; k < patterns.size() && here.policy == 0; ++k)
+      if (matches(patterns[k], p.name)) here.policy = k + 1;
     auto const same = std::find_if(parts.begin(), parts.end(), [&](part const& q) {
-      return q.types == here.types && q.traits == here.traits && q.expert_ranks == here.expert_ranks &&
-             q.policy == here.policy;
+      return q.types == here.types && q.traits == here.traits && q.policy == here.policy;
     });
     if (same == parts.end()) {
       here.parameters.push_back(p);
@@ -283,6 +286,16 @@ constexpr std::size_t training_plan::add(plan_unit const& unit, P const& policy,
       same->parameters.push_back(p);
     }
   }
+  return parts;
+}
+
+template <ShardingPolicy P, ShardingPolicy... Others>
+constexpr std::size_t training_plan::add(plan_unit const& unit, P const& policy,
+                                         sharding_rule<Others> const&... others) {
+  auto const keep = unit.keep.value_or(settings_.keep);
+  require(keep.ranks == 0 || mesh_.size(1) % keep.ranks == 0, "the group after forward must divide the world size");
+  std::array<std::string_view, sizeof...(Others)> const patterns{others.pattern...};
+  auto const parts = parts_of(unit, patterns);
   units_.push_back({unit.name, buffers_.size(), 0, keep});
   last_.assign(world_size(), rank_row{});
   for (auto const& together : parts) {
@@ -314,15 +327,15 @@ constexpr void training_plan::repeat(std::span<std::string_view const> names) {
 
 template <ShardingPolicy P>
 constexpr void training_plan::add_part(part const& together, P const& policy) {
-  require(together.expert_ranks > 0 && mesh_.size(1) % together.expert_ranks == 0,
-          "the ranks of different experts must divide the shard group");
+  auto const experts = together.traits.expert_ranks;
+  require(experts > 0 && mesh_.size(1) % experts == 0, "the ranks of different experts must divide the shard group");
   plan_buffer b;
   b.unit = units_.size() - 1;
   b.types = together.types;
   b.traits = together.traits;
   b.tensors = together.parameters.size();
-  b.stride = together.expert_ranks;
-  b.ranks = b.traits.ignored ? 1 : mesh_.size(1) / together.expert_ranks;
+  b.stride = experts;
+  b.ranks = b.traits.ignored ? 1 : mesh_.size(1) / experts;
   if (b.traits.ignored) {
     for (auto const& p : together.parameters) b.real += elements{p.dims.numel()};
     b.segment = b.gathered = b.whole = b.real;
@@ -331,6 +344,7 @@ constexpr void training_plan::add_part(part const& together, P const& policy) {
     return;
   }
   listed_layout<P> const l{policy, std::span<parameter const>{together.parameters}, world{b.ranks}};
+  b.policy = detail::policy_name<P>();
   b.real = l.real();
   b.segment = l.segment();
   b.gathered = l.gathered();

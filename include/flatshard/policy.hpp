@@ -143,15 +143,47 @@ struct shape {
   }
 };
 
+/// How training treats a parameter. A layout places all of its parameters alike; a plan goes by these, and
+/// `layout::hash` covers them, so that ranks which differ in one are told.
+struct parameter_traits {
+  bool frozen = false;           ///< no gradient, no optimizer state
+  bool tied = false;             ///< another name of a parameter that is listed before: it takes no space of its own
+  bool persistent = false;       ///< gathered once a step and not released in between
+  bool ignored = false;          ///< whole on every rank; neither gathered nor reduced
+  std::size_t expert_ranks = 1;  ///< neighbouring ranks that hold different experts: sharded over the others alone
+  friend constexpr bool operator==(parameter_traits const&, parameter_traits const&) = default;
+};
+
+/// The same in one number, as five members a parameter cost the compiler more in a table of 10 000: the flags in the
+/// lowest bits, in their order, then the ranks of different experts.
+struct packed_traits {
+  std::size_t number = 16;
+  constexpr packed_traits() = default;
+  constexpr packed_traits(parameter_traits const& t)
+      : number{std::size_t{t.frozen} | std::size_t{t.tied} << 1 | std::size_t{t.persistent} << 2 |
+               std::size_t{t.ignored} << 3 | t.expert_ranks << 4} {}
+  [[nodiscard]] constexpr parameter_traits unpacked() const {
+    return {(number & 1) != 0, (number & 2) != 0, (number & 4) != 0, (number & 8) != 0, number >> 4};
+  }
+  friend constexpr bool operator==(packed_traits, packed_traits) = default;
+};
+
 /// A parameter of a unit. The name is not owned: it must outlive every list and layout that refers to it.
 struct parameter {
   std::string_view name;
   shape dims;
+  dtype type = dtype::none;  ///< in the model or its file, where that is known; buffers go by the roles of a precision
+  packed_traits traits;
   constexpr parameter() = default;
-  constexpr parameter(std::string_view its_name, shape its_dims) : name{its_name}, dims{its_dims} {}
+  constexpr parameter(std::string_view its_name, shape its_dims, dtype its_type = dtype::none)
+      : name{its_name}, dims{its_dims}, type{its_type} {}
+  constexpr parameter(std::string_view its_name, shape its_dims, dtype its_type, parameter_traits const& its_traits)
+      : name{its_name}, dims{its_dims}, type{its_type}, traits{its_traits} {}
   // The length by the compiler at once, where std::string_view counts letter after letter: 10 000 literals.
-  constexpr parameter(char const* its_name, shape its_dims)
-      : name{its_name, __builtin_strlen(its_name)}, dims{its_dims} {}
+  constexpr parameter(char const* its_name, shape its_dims, dtype its_type = dtype::none)
+      : name{its_name, __builtin_strlen(its_name)}, dims{its_dims}, type{its_type} {}
+  constexpr parameter(char const* its_name, shape its_dims, dtype its_type, parameter_traits const& its_traits)
+      : parameter{std::string_view{its_name}, its_dims, its_type, its_traits} {}
   friend constexpr bool operator==(parameter const&, parameter const&) = default;
 };
 

@@ -128,13 +128,8 @@ class sharded_unit {
   [[nodiscard]] layout_type const& layout() const { return layout_; }
   [[nodiscard]] Precision const& precision() const { return precision_; }
   [[nodiscard]] unit_counters const& counters() const { return counters_; }
-  /// The layout's hash continued over the dtypes of all roles: equal on ranks that hold the same unit. Complexity:
-  /// O(T).
-  [[nodiscard]] std::uint64_t hash() const {
-    auto h = layout_.hash();
-    for (auto const r : roles) h = detail::fnv(h, name(precision_(r)));
-    return h;
-  }
+  /// The layout's hash over this precision: equal on ranks that hold the same unit. Complexity: O(T).
+  [[nodiscard]] std::uint64_t hash() const { return layout_.hash(precision_); }
   /// True between `gather` and `release`.
   [[nodiscard]] bool live() const { return weights_.taken(); }
 
