@@ -800,11 +800,22 @@ TEST_CASE("problems beyond a hundred of a kind, or beyond their bytes, are count
   CHECK(out.problems.size() == 202);
   add(errc::unknown_key, severity::error, "another moment", at_load);
   CHECK(out.problems.size() == 203);
-  add(errc::wrong_type, severity::error, std::string(2 * most_problem_bytes, 'x'));  // the first of its kind
-  CHECK(out.problems.size() == 204);
-  for (int i = 0; i < 3; ++i) add(errc::wrong_type, severity::error, std::string(most_problem_bytes, 'x'));
-  CHECK(out.problems.size() == 205);
-  CHECK(out.problems.back().more == 3);
+  std::size_t listed = 0;  // of many kinds, until their texts are as long as all may be
+  for (int i = 0; i < 10'000 && (out.problems.back().more == 0 || listed == 0); ++i, ++listed)
+    add(i % 2 == 0 ? errc::wrong_type : errc::bad_number, severity::error, std::string(2 * most_sentence_bytes, 'x'),
+        std::to_string(i / 50));
+  CHECK(listed < 2 * most_problem_bytes / most_sentence_bytes);
+  for (auto const& p : out.problems) CHECK(p.detail.size() < most_sentence_bytes + 32);
+  auto const kept = out.problems.size();
+  add(errc::bad_offload, severity::error, std::string(most_sentence_bytes, 'x'));  // the first of its kind
+  CHECK(out.problems.size() == kept + 1);
+  std::string long_text;
+  while (long_text.size() < 3 * most_sentence_bytes) long_text += "x\xC3\xA4";
+  auto const said = sentence(long_text);
+  CHECK(said.size() < most_sentence_bytes + 32);
+  CHECK(said.find("... (" + std::to_string(long_text.size()) + " bytes)") != std::string::npos);
+  CHECK(parse_json('"' + said + '"').has_value());  // no half character
+  CHECK(sentence("short") == "short");
   findings again;  // what is counted stays counted when it moves on
   for (auto& p : out.problems) again.add(std::move(p));
   CHECK(again.errors() == out.errors());

@@ -81,10 +81,14 @@ std::vector<column> columns_of(configuration_request const& request, bool world_
   auto const reader = reader_of(text, request);
   auto own_text = text;
   if (reader == fs::profile::accelerate && !world_given) own_text.known.world.reset();  // num_processes says it
-  auto const own = read_as(reader, own_text, request);
+  auto own = read_as(reader, own_text, request);
   auto const form = own.document ? fs::form_of(*own.document, own.known, reader) : fs::config_form::deepspeed;
   bool const belongs_to_one = form != fs::config_form::deepspeed;
   auto const named = own.resolved.policies.config_file;
+  own.document.reset();  // as large as the file, and so are the policies
+  own.resolved = {};
+  own.known.form = fs::config_form::deepspeed;  // of the named file
+  if (!own.known.world) own.known.world = text.known.world;
   auto const add = [&](fs::profile p, std::string const& file, fs::resolution resolved) {
     resolved.policies = {};  // not printed, and as large as the file
     columns.push_back({p, file, std::move(resolved)});
@@ -95,10 +99,7 @@ std::vector<column> columns_of(configuration_request const& request, bool world_
     if (!belongs_to_one || same_front_end) {
       add(p, text.name, read_as(p, belongs_to_one ? own_text : text, request).resolved);
     } else if (auto const* const file = own.known.file(named); file != nullptr) {
-      auto known = own.known;
-      known.form = fs::config_form::deepspeed;
-      if (!known.world) known.world = text.known.world;
-      auto resolved = decide(file->content, p, known);
+      auto resolved = decide(file->content, p, own.known);
       add(p, named, request.strict ? strict(std::move(resolved)) : std::move(resolved));
     }
   }

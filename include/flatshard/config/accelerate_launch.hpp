@@ -74,6 +74,7 @@ inline void check_accelerate_keys(node const& root, findings& out) {
   std::sort(unknown.begin(), unknown.end(), [](auto const* a, auto const* b) { return a->key < b->key; });
   std::string all;
   for (auto const* m : unknown) all += (all.empty() ? "'" : ", '") + m->key + "'";
+  all = sentence(std::move(all));
   for (auto const* m : unknown) {
     auto hint = out.suggest(m->key, accelerate_keys);
     if (m->key.starts_with("fsdp_")) hint = "; it belongs into fsdp_config";

@@ -65,7 +65,7 @@ value concrete_section(value const& written, S const& read) {
         out.set(row.key, to_value(held));
       }
     });
-    if (!known) out.set(m.key, m.held);
+    if (!known) out.add_at(out.members().size(), m.key, {}, m.held);
   }
   return out;
 }
@@ -84,7 +84,7 @@ inline void drop_auto(value& from) {
     if (m.held.is_text("auto")) continue;
     auto held = m.held;
     if (held.is(value_kind::object)) drop_auto(held);
-    kept.set(m.key, std::move(held));
+    kept.add_at(kept.members().size(), m.key, m.key_at, std::move(held));
   }
   from = std::move(kept);
 }
@@ -98,7 +98,7 @@ inline value concrete_zero(value const& written, zero_policy const& policy,
   auto zero = concrete_section(written, read);
   auto out = value::object({{"stage", policy.stage}});
   for (auto const& m : zero.members())
-    if (m.key != "stage") out.set(m.key, m.held);
+    if (m.key != "stage") out.add_at(out.members().size(), m.key, {}, m.held);
   // what deprecated keys said
   for (auto const& [old_key, key, device] : {std::tuple{"cpu_offload_param", "offload_param", policy.offload_param},
                                              std::tuple{"cpu_offload", "offload_optimizer", policy.offload_optimizer}})
@@ -119,7 +119,7 @@ value concrete_mode(value const& written, bool on, std::optional<version_number>
   auto const kept = concrete_section(written, read);
   auto out = value::object({{"enabled", on}});
   for (auto const& m : kept.members())
-    if (m.key != "enabled") out.set(m.key, m.held);
+    if (m.key != "enabled") out.add_at(out.members().size(), m.key, {}, m.held);
   return out;
 }
 

@@ -119,12 +119,15 @@ void expand_json_sections(document& file, Parse&& parse) {
 
 namespace detail {
 inline void report_conversions(node const& before, value const& after, findings& out) {
-  for (auto const& m : before->members())
-    if (m.held.is(value_kind::string) && !after[m.key].is(value_kind::string))
-      out.warn(after[m.key].is(value_kind::boolean) ? errc::string_as_bool : errc::odd_truth_value,
-               before[m.key].where(), at_read,
-               "found the string " + to_json(m.held) + ", which LLaMA-Factory turns into " + to_json(after[m.key]) +
+  for (std::size_t i = 0; i < after.members().size(); ++i) {  // the same keys in the same order
+    auto const& m = before->members()[i];
+    auto const& became = after.members()[i].held;
+    if (m.held.is(value_kind::string) && !became.is(value_kind::string))
+      out.warn(became.is(value_kind::boolean) ? errc::string_as_bool : errc::odd_truth_value, before[m].where(),
+               at_read,
+               "found the string " + to_json(m.held) + ", which LLaMA-Factory turns into " + to_json(became) +
                    " inside sections; write it without quotes");
+  }
 }
 }  // namespace detail
 
