@@ -70,38 +70,50 @@ namespace tool {
   return key.starts_with(section) ? key.substr(section.size()) : key;
 }
 
+/// The columns of a screen, as text that folds counts them.
+inline constexpr std::size_t screen_columns = 100;
+
 /// One decision in a line: key, value, why, and in brackets the rule (unless it is `<profile>.<key>`) and the place,
-/// without the file's name if that is `file`, which stands above. `brief`: line and column alone, and keys without
-/// `zero_optimization.`.
+/// without the file's name if that is `file`, which stands above. `brief`: keys without `zero_optimization.`, and of
+/// places line and column alone, where they still stand on the screen.
 [[nodiscard]] inline std::string decisions_text(std::span<flatshard::decision const> decisions, std::string_view file,
                                                 std::string_view profile, bool brief = false) {
+  auto const key_of = [&](flatshard::decision const& d) { return one_line(brief ? brief_key(d.key) : d.key); };
+  auto const value_of = [](flatshard::decision const& d) {
+    return one_line(d.value) + (d.load_value.empty() ? "" : fmt::format(" (at load: {})", one_line(d.load_value)));
+  };
+  std::size_t keys = 0, values = 0;
+  for (auto const& d : decisions) {
+    keys = std::max(keys, key_of(d).size());
+    values = std::max(values, value_of(d).size());
+  }
   table lines{{{}, {}, {}}};
   for (auto const& d : decisions) {
-    auto value = one_line(d.value);
-    if (!d.load_value.empty()) value += fmt::format(" (at load: {})", one_line(d.load_value));
+    auto const reason = one_line(d.reason);
     std::string origin;
     if (!d.rule.starts_with(profile)) origin = d.rule;
     // The root stands for a key that is absent: the reason says so.
-    auto const at = d.source.pointer.empty() ? std::string{}
-                    : brief && d.source.file == file && d.source.line != 0
-                        ? fmt::format("{}:{}", d.source.line, d.source.column)
-                    : d.source.file == file && d.source.line != 0
-                        ? fmt::format("{}:{} {}", d.source.line, d.source.column, d.source.pointer)
-                    : d.source.file == file ? d.source.pointer
-                                            : to_string(d.source);
+    auto at = d.source.pointer.empty() ? std::string{}
+              : brief && d.source.file == file && d.source.line != 0
+                  ? fmt::format("{}:{}", d.source.line, d.source.column)
+              : d.source.file == file && d.source.line != 0
+                  ? fmt::format("{}:{} {}", d.source.line, d.source.column, d.source.pointer)
+              : d.source.file == file ? d.source.pointer
+                                      : to_string(d.source);
+    auto const width = keys + values + reason.size() + origin.size() + at.size() + 9;  // gaps, blank and brackets
+    if (brief && width > screen_columns) at.clear();
     if (!at.empty()) origin += (origin.empty() ? "" : ", ") + one_line(at);
-    lines.row({one_line(brief ? brief_key(d.key) : d.key), value,
-               one_line(d.reason) + (origin.empty() ? "" : ' ' + paint('[' + origin + ']', colour::dim, stdout))});
+    lines.row({key_of(d), value_of(d),
+               reason + (origin.empty() ? "" : ' ' + paint('[' + origin + ']', colour::dim, stdout))});
   }
   return lines.text();
 }
 
 /// Words one after the other with `between`, a blank at its end, as many on a line of 100 columns as fit.
 [[nodiscard]] inline std::string packed_text(std::span<std::string const> words, std::string_view between) {
-  constexpr std::size_t columns = 100;
   std::string text, line;
   for (auto const& word : words) {
-    if (!line.empty() && line.size() + between.size() + word.size() > columns) {
+    if (!line.empty() && line.size() + between.size() + word.size() > screen_columns) {
       text += line + std::string{between.substr(0, between.size() - 1)} + '\n';
       line.clear();
     }
