@@ -135,6 +135,14 @@ TEST_CASE_TEMPLATE("changes reach the shards by write_back alone; padding stays 
           full.write_back(comm, rank_at(w - 1), {});
         }
         holds([&](std::size_t, std::size_t i) { return static_cast<float>(w) * static_cast<float>(i % 100); });
+        unit.publish(comm, {});  // it was published before: only write_back says that the storage is old
+        for (auto const& mine : unit.layout().pieces(comm.self()))
+          for (std::size_t i = 0; i < mine.size().value; ++i)
+            detail::with_element(unit.storage().type, [&]<class T>(T) {
+              REQUIRE(widen(detail::typed<T>(unit.storage())[mine.local.value + i]) ==
+                      rounded(static_cast<float>(w) * static_cast<float>((mine.begin.value + i) % 100),
+                              unit.storage().type));
+            });
         auto const kept = unit.updated();
         for (std::size_t j = 0; j < kept.count.value; ++j)
           if (unit.layout().at(comm.self(), elements{j}).padding)

@@ -212,6 +212,27 @@ TEST_CASE("neighbours of other types and units share a chunk: nothing is read tw
   CHECK(wrong == 0);
 }
 
+TEST_CASE("a range that ends at the offset where another file's begins is not read on") {
+  test_folder here{"loader-touching"};
+  std::vector<tensor_spec> const a{{"a", dtype::bf16, {40}}};
+  write_test_file(here.path / "x-1.safetensors", a);
+  auto const end = open_checkpoint(here.path / "x-1.safetensors").value().header_size().value + 80;
+  bool found = false;
+  for (std::size_t odd = 0; odd < 200 && !found; ++odd) {
+    std::vector<tensor_spec> const b{{"odd", dtype::u8, {odd}}, {"b", dtype::bf16, {40}}};
+    write_test_file(here.path / "x-2.safetensors", b);
+    found = open_checkpoint(here.path / "x-2.safetensors").value().header_size().value + odd == end;
+    if (!found) continue;
+    write_index(here.path / "model.safetensors.index.json",
+                {{"a", "x-1.safetensors"}, {"odd", "x-2.safetensors"}, {"b", "x-2.safetensors"}}, {160 + odd});
+    auto const from = open_checkpoint(here.path).value();
+    for (std::size_t const w : {1u, 2u, 3u})
+      for (auto const storage : {dtype::bf16, dtype::f32})
+        check_model<native>(from, {a[0], b[1]}, w, storage, false, {});
+  }
+  REQUIRE(found);
+}
+
 TEST_CASE("several files: each byte is read once over all ranks, long ranges straight into the segment") {
   test_folder here{"loader-files"};
   std::vector<tensor_spec> const first{{"l.0.a", dtype::bf16, {512, 1024}}, {"l.0.b", dtype::bf16, {64}}},

@@ -114,9 +114,11 @@ void train_once(std::size_t w, precision p, unsigned char poison,
 
 TEST_CASE_TEMPLATE("gather, reduce-scatter and norm over 1 to 8 ranks, at every precision", Sharding, native, zero3,
                    fsdp2, zero12, fsdp1, megatron, owned, planned) {
+  auto widened = deepspeed_bf16;  // stored in bf16, cast to fp32 before the gather
+  widened.compute = dtype::f32;
   for (std::size_t const w : {1u, 2u, 3u, 4u, 7u, 8u})
     for (auto const& p : {fsdp2_bf16, fsdp2_fp32, deepspeed_bf16, deepspeed_fp32,
-                          precision{.reduce = dtype::f32, .grad_accum = dtype::bf16}}) {
+                          precision{.reduce = dtype::f32, .grad_accum = dtype::bf16}, widened}) {
       CAPTURE(w);
       train_once<Sharding>(w, p, 0x77);
     }
@@ -161,6 +163,8 @@ TEST_CASE("ranks that disagree on the layout, the configuration or the world all
       auto const ranks = world{odd_one && c.worlds ? std::size_t{4} : std::size_t{3}};
       auto const& types = odd_one && c.dtypes ? accelerate_fsdp2_bf16 : fsdp2_bf16;  // another dtype on the wire
       units.emplace_back(std::span<parameter const>{unit_parameters}, ranks, types, zero3{}, arena);
+      std::vector<parameter> const alike{{"c", {9}}};  // the last of the units is the same everywhere
+      units.emplace_back(std::span<parameter const>{alike}, ranks, fsdp2_bf16, zero3{}, arena);
       try {
         if (c.silent) {  // nobody asked for an agreement: the unit's first collective does
           static_cast<void>(gather(units[0], comm, inline_stream{}));
