@@ -158,9 +158,9 @@ inline batch_result complete_batch(batch_sizes given) {
         "train_batch_size = " + text(micro) + " * " + text(steps) + " * " + text(world) + " = " + text(train) + "; ";
   } else if (t) {
     steps = 1;
-    auto const share = divide(train, world, "//");
-    if (!share) return out;
-    micro = *share;
+    auto const of_rank = divide(train, world, "//");
+    if (!of_rank) return out;
+    micro = *of_rank;
     out.trace = "gradient_accumulation_steps = 1, train_micro_batch_size_per_gpu = " + text(train) + " // " +
                 text(world) + " = " + text(micro) + "; ";
   } else if (m) {
