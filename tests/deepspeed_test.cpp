@@ -414,7 +414,8 @@ TEST_CASE("buffers: kept since 0.19.2, cast with the whole module before") {
 TEST_CASE("batch sizes that are no numbers fail in Python's words, at the operation that meets them first") {
   auto const words = [](std::string_view text, facts f = {}) {
     if (!f.world) f.world = 4;
-    auto const* const p = find(decide(read(text), profile::deepspeed, f), errc::wrong_type);
+    auto const decided = decide(read(text), profile::deepspeed, f);
+    auto const* const p = find(decided, errc::wrong_type);
     REQUIRE(p != nullptr);
     return p->upstream.substr(p->upstream.find("): ") + 3);
   };
