@@ -77,6 +77,9 @@ TEST_CASE("without a commit nothing is left, and an older file is untouched") {
   CHECK(content(path) == "older");
   CHECK(entries(here.path) == 1);
   CHECK_THROWS_AS((safetensors_writer{here.path / "no" / "x", {}}), file_error);
+  for (auto const& taken : {here.path, std::filesystem::path{"/dev/null"}})
+    CHECK_THROWS_WITH_AS((safetensors_writer{taken, {{"a", dtype::u8, {3}}}}), doctest::Contains("is no regular file"),
+                         file_error);
   std::vector<tensor_spec> const twice{{"a", dtype::u8, {}}, {"a", dtype::u8, {}}};
   CHECK_THROWS_AS((safetensors_writer{path, twice}), broken_rule);
   std::vector<tensor_spec> const wide{{"a", dtype::u8, {std::size_t{1} << 40, std::size_t{1} << 40}}};

@@ -533,11 +533,6 @@ class page {
 std::string page_text(plan_findings const& f) { return page{f}.text(); }
 
 void write_page(std::string const& path, plan_findings const& f) {
-  namespace files = std::filesystem;
-  std::error_code ignored;
-  auto const there = files::status(path, ignored);
-  if (files::exists(there) && !files::is_regular_file(there))
-    throw failure{fmt::format("cannot write the page: {} is no regular file", one_line(path))};
   auto const text = page_text(f);
   flatshard::replacing_file file{path, flatshard::bytes{text.size()}};
   file.write_at(std::as_bytes(std::span{text}), {0});

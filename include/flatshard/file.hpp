@@ -191,11 +191,16 @@ class input_file {
 };
 
 /// A file that appears under its name only when it is complete: written to a temporary sibling
-/// (`NAME.tmp-PID-N`), then synchronised and renamed. Without `commit` nothing is left.
+/// (`NAME.tmp-PID-N`), then synchronised and renamed. Without `commit` nothing is left. What has the name already must
+/// be a regular file, or a link to one, which itself is replaced: a device or a folder never is.
 class replacing_file {
  public:
   /// Creates the temporary sibling with `size` bytes, all a hole. Throws `file_error`.
   replacing_file(std::filesystem::path path, bytes size) : path_{std::move(path)} {
+    std::error_code ignored;
+    auto const there = std::filesystem::status(path_, ignored);
+    if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there))
+      throw file_error{EEXIST, "replacement", path_.string() + ", which is no regular file"};
     for (unsigned attempt = 0; file_.number() < 0; ++attempt) {
       temporary_ = path_;
       temporary_ += ".tmp-" + std::to_string(::getpid()) + '-' + std::to_string(attempt);
