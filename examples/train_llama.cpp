@@ -1082,6 +1082,8 @@ void train(arguments const& args) {
     refuse(flatshard::errc::path, args.save, "--save needs a name that is free, or an empty folder");
   for (auto const& [option, target] : {std::pair{"--save", &args.save}, std::pair{"--dump", &args.dump}})
     if (!target->empty()) check_writable(option, *target);
+  if (fs::exists(args.dump) && !fs::is_regular_file(args.dump))
+    refuse(flatshard::errc::path, args.dump, "--dump needs a name that is free or a regular file's");
 
   std::size_t parameters = 0;
   for (auto const& list : unit_tables{model}.parameters)
@@ -1235,12 +1237,12 @@ int main(int argc, char** argv) {
       throw std::runtime_error{"cannot write to standard output"};
     return 0;
   } catch (interrupted const&) {
-    fmt::print(stderr, "train_llama: interrupted; nothing unfinished was left behind\n");
+    std::fputs("train_llama: interrupted; nothing unfinished was left behind\n", stderr);
     std::fflush(nullptr);
     ::raise(caught_signal);  // ends as the signal would have
     return 1;
   } catch (std::exception const& e) {
-    fmt::print(stderr, "train_llama: {}\n", e.what());
+    std::fputs(fmt::format("train_llama: {}\n", e.what()).c_str(), stderr);  // a full stderr throws nothing
     return 1;
   }
 }

@@ -5,6 +5,11 @@ if(TARGET flatshard_tool)
     tool_explain_test.cpp tool_hostile_test.cpp tool_plan_test.cpp)
   target_compile_definitions(tool_test PRIVATE FLATSHARD_TOOL="$<TARGET_FILE:flatshard_tool>")
   add_dependencies(tool_test flatshard_tool)
+  # An error that nobody can be told ends with its code all the same: standard error is full, or closed.
+  flatshard_command_test(tool_without_stderr LABELS fast COMMAND sh -c
+    "for words in 'explain no/such' 'load no/such --world 2' 'make-model . --arch llama'; do
+       \"$0\" $words 2>/dev/full; test $? -eq 1 || exit 1; \"$0\" $words 2>&-; test $? -eq 1 || exit 1; done
+     \"$0\" no-such-command 2>/dev/full; test $? -eq 2" $<TARGET_FILE:flatshard_tool>)
 endif()
 # The program flatshard-perf, alone and started by mpirun.
 if(TARGET flatshard_perf)

@@ -19,8 +19,9 @@
 
 namespace {
 
+/// Throws nothing where stderr is closed or full, as it is called where exceptions end.
 void report_error(std::string const& text) {
-  fmt::print(stderr, "{} {}\n", tool::paint("flatshard:", tool::colour::red, stderr), text);
+  std::fputs(fmt::format("{} {}\n", tool::paint("flatshard:", tool::colour::red, stderr), text).c_str(), stderr);
 }
 
 int run(int count, char** arguments) {
@@ -48,8 +49,10 @@ int run(int count, char** arguments) {
     report_error(chosen.empty() && !words.empty()
                      ? fmt::format("no such command or option: '{}'", tool::one_line(words.front()))
                      : std::string{e.what()});
-    fmt::print(stderr, "Run `flatshard {}--help` for the options.\n",
-               chosen.empty() ? "" : chosen.front()->get_name() + ' ');
+    std::fputs(fmt::format("Run `flatshard {}--help` for the options.\n",
+                           chosen.empty() ? "" : chosen.front()->get_name() + ' ')
+                   .c_str(),
+               stderr);
     return tool::exit_usage;
   }
   return code;

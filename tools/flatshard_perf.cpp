@@ -233,7 +233,7 @@ int run_mpi(perf::request const& asked) {
 #endif
 
 void report_error(std::string const& text) {
-  fmt::print(stderr, "{} {}\n", tool::paint("flatshard-perf:", tool::colour::red, stderr), text);
+  std::fputs(fmt::format("{} {}\n", tool::paint("flatshard-perf:", tool::colour::red, stderr), text).c_str(), stderr);
 }
 
 int run(int count, char** arguments) {
@@ -254,7 +254,7 @@ int run(int count, char** arguments) {
     return tool::exit_fine;
   } catch (CLI::ParseError const& e) {
     report_error(e.what());
-    fmt::print(stderr, "Run `flatshard-perf --help` for the options.\n");
+    std::fputs("Run `flatshard-perf --help` for the options.\n", stderr);
     return tool::exit_usage;
   }
   if (asked.last < asked.first)

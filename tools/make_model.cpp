@@ -327,7 +327,7 @@ void add_make_model(CLI::App& app, int& code) {
       code = exit_fine;
     } catch (interrupted const&) {
       // The directory is gone; now end as the signal would have.
-      fmt::print(stderr, "flatshard: interrupted; nothing was left behind\n");
+      std::fputs("flatshard: interrupted; nothing was left behind\n", stderr);
       std::fflush(nullptr);
       ::raise(caught_signal);
     }
