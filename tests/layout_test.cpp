@@ -22,7 +22,7 @@ __extension__ using wide_int = unsigned __int128;
 
 // The user's own policy, with the three functions and nothing else: tensors dealt out whole, rank after rank.
 struct dealt {
-  friend constexpr bool operator==(dealt, dealt) = default;
+  [[maybe_unused]] friend constexpr bool operator==(dealt, dealt) = default;
   static constexpr piece_order order = piece_order::any;
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
     std::size_t longest = 0;
@@ -42,7 +42,7 @@ struct dealt {
   static constexpr elements local(placement const& t, std::size_t, std::size_t) { return {t.start}; }
 };
 struct no_local {
-  friend constexpr bool operator==(no_local, no_local) = default;
+  [[maybe_unused]] friend constexpr bool operator==(no_local, no_local) = default;
   constexpr elements place(std::span<parameter const>, std::size_t, std::span<placement>) const { return {}; }
   constexpr elements begin(placement const&, std::size_t, std::size_t) const { return {}; }
 };
@@ -50,19 +50,19 @@ static_assert(ShardingPolicy<native> && ShardingPolicy<zero3> && ShardingPolicy<
 static_assert(!ShardingPolicy<no_local>);
 
 struct one_short : dealt {
-  friend constexpr bool operator==(one_short, one_short) = default;
+  [[maybe_unused]] friend constexpr bool operator==(one_short, one_short) = default;
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
     return dealt::place(unit, w, out) - elements{1};
   }
 };
 struct short_slots : zero3 {
-  friend constexpr bool operator==(short_slots, short_slots) = default;
+  [[maybe_unused]] friend constexpr bool operator==(short_slots, short_slots) = default;
   static constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) {
     return zero3{}.place(unit, w, out) - elements{1};
   }
 };
 struct short_buffer : native {
-  friend constexpr bool operator==(short_buffer, short_buffer) = default;
+  [[maybe_unused]] friend constexpr bool operator==(short_buffer, short_buffer) = default;
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
     return {native::place(unit, w, out).value / 2};  // the cuts are those of the whole length
   }
@@ -260,13 +260,13 @@ TEST_CASE("the hash tells layouts apart") {
   CHECK(base != layout{zero3{}, renamed, world{4}}.hash());
   CHECK(base != layout{zero3{}, reshaped, world{4}}.hash());
 
-  std::vector<parameter> const wide{{"a", {3, 4}}}, tall{{"a", {4, 3}}}, flat{{"a", {12}}};
+  std::vector<parameter> const wide{{"a", {3, 4}}}, tall{{"a", {4, 3}}}, line{{"a", {12}}};
   auto const of = [](auto const& policy, std::vector<parameter> const& of_unit) {
     layout const l{policy, of_unit, world{4}};
     return std::pair{l.hash(), l.unit_hash()};
   };
   // placed alike by both, so the dimensions alone tell them apart
-  for (auto const& other : {tall, flat}) {
+  for (auto const& other : {tall, line}) {
     CHECK(of(zero3{}, wide).first != of(zero3{}, other).first);
     CHECK(of(native{}, wide).first != of(native{}, other).first);
     CHECK(of(native{}, wide).second != of(native{}, other).second);

@@ -236,6 +236,10 @@ TEST_CASE("wrong numbers of ranks are wrong usage") {
            {{"load", "x", "--world", "1025", "--threads"}, "--threads takes at most 1024 ranks, --world says 1025"},
            {{"load", "x", "--world", "2", "--profile", "llamafactory"}, "--profile requires --config"},
            {{"load", "x", "--world", "2", "--bf16", "true"}, "--bf16 requires --config"},
+           {{"load", "x", "--world", "2", "--fp16", "true"}, "--fp16 requires --config"},
+           {{"load", "x", "--world", "2", "--set", "/a=1"}, "--set requires --config"},
+           {{"load", "x", "--world", "2", "--release", "deepspeed=0.19.8"}, "--release requires --config"},
+           {{"load", "x", "--world", "2", "--argument", "bf16=true"}, "--argument requires --config"},
            {{"load", "x", "--world", "2", "--device", "cpu"}, "--device requires --config"},
            {{"load", "x", "--world", "2", "--strict"}, "--strict requires --config"},
        }) {
@@ -372,7 +376,7 @@ TEST_CASE("a config.json that declares other tensors is an error with both shape
       std::string key, value;
       std::vector<std::string> says;
     };
-    for (auto const& [key, value, says] : std::vector<wrong>{
+    for (auto const& [changed, value, says] : std::vector<wrong>{
              {"vocab_size",
               "7",
               {"[shape_mismatch]", "model.safetensors", "\"model.embed_tokens.weight\" has shape [", "declares [7, "}},
@@ -395,6 +399,7 @@ TEST_CASE("a config.json that declares other tensors is an error with both shape
              {"tie_word_embeddings",
               arch == "llama" ? "true" : "false",
               {arch == "llama" ? "" : "no tensor \"lm_head.weight\", which"}}}) {
+      auto const& key = changed;  // clang captures no binding
       CAPTURE(key);
       auto const r = with(key, value);
       bool const refused = !says[0].empty();

@@ -133,7 +133,7 @@ TEST_CASE("plan: the JSON has the documented keys and the numbers of the formula
 
 TEST_CASE("plan: DeepSpeed's estimate and ours, line by line, add up and give reasons") {
   folder dir;
-  for (auto const& [zero, device] :
+  for (auto const& [section, device] :
        {std::pair{std::string{R"("stage": 3)"}, 4 * std::uint64_t{525'336'576} + 18 * llama_elements / 8},
         std::pair{std::string{R"("stage": 3, "offload_optimizer": {"device": "cpu"})"},
                   4 * std::uint64_t{525'336'576} + 2 * llama_elements / 8},
@@ -142,6 +142,7 @@ TEST_CASE("plan: DeepSpeed's estimate and ours, line by line, add up and give re
             4 * std::uint64_t{525'336'576}},
         std::pair{std::string{R"("stage": 2)"}, 2 * llama_elements + 18 * llama_elements / 8},
         std::pair{std::string{R"("stage": 2, "offload_optimizer": {"device": "cpu"})"}, 2 * llama_elements}}) {
+    auto const& zero = section;  // clang captures no binding
     CAPTURE(zero);
     auto const d = plan_json({"--arch", "llama-3-8b", "--config", configuration(dir, zero), "--world", "8"});
     auto const lines = (*d["deepspeed"])["lines"].elements();

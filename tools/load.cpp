@@ -407,7 +407,8 @@ void add_load(CLI::App& app, int& code) {
       ->type_name("NAME");
   add_override_option(*command, r->rules, "Another dtype for some tensors: parameter_storage:DTYPE");
   add_configuration_options(*command, r->configuration);
-  for (auto const* const name : {"--profile", "--bf16", "--device", "--strict"})
+  for (auto const* const name :
+       {"--profile", "--bf16", "--fp16", "--argument", "--release", "--set", "--device", "--strict"})
     command->get_option(name)->needs(config);  // they say how a configuration is read
   auto* const rank = command->add_option("--rank", r->rank, "Load the part of this rank alone, in this process")
                          ->check(whole_number(0, largest_world - 1))
