@@ -718,8 +718,7 @@ void with_policies(training_setup const& setup, Use use) {
     return by_value();  // one rank, nothing to cut
   with_static(setup.resolved, [&](auto precision, auto sharding) {
     if (setup.layout == sharding.name) return with_element_type(precision, sharding);
-    if (setup.layout == flatshard::native::name) return with_element_type(precision, flatshard::native{});
-    by_value();
+    by_value();  // a layout that the configuration does not name
   });
 }
 

@@ -163,7 +163,7 @@ TEST_CASE("a layout answers the same when compiled and when run") {
 
 TEST_CASE("every element lies in exactly one place, for random shapes and worlds") {
   std::mt19937_64 random{20260101};
-  for (std::size_t round = 0, rounds = cases_of("FLATSHARD_CASES", 20000); round < rounds; ++round) {
+  for (std::size_t round = 0, rounds = cases_of("FLATSHARD_CASES", 20000) / 10; round < rounds; ++round) {
     auto const w = 1 + static_cast<std::size_t>(random() % 9);
     native aligned;
     aligned.tensor_align = std::size_t{1} << random() % 4;
