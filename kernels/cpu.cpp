@@ -9,6 +9,7 @@
 #include <array>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -54,15 +55,6 @@ instruction_set choose() {
   throw std::runtime_error{"FLATSHARD_CPU=" + std::string{wish} + " is none of generic, avx2, avx512"};
 }
 
-std::size_t last_level_cache() {
-  static std::size_t const size = [] {
-    for (int const level : {_SC_LEVEL4_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE})
-      if (auto const found = sysconf(level); found > 0) return static_cast<std::size_t>(found);
-    return std::size_t{32} << 20;
-  }();
-  return size;
-}
-
 constexpr std::size_t fetch_from = std::size_t{1} << 20;       // bytes from which inputs come from memory
 constexpr std::size_t element_limit = std::size_t{1} << 59;    // the random bits count so far
 constexpr std::size_t thread_share = std::size_t{256} * 1024;  // elements that are worth a thread
@@ -104,6 +96,19 @@ void sum_narrow(kernel_table const& t, void* out, dtype type, sum_loop add, sum_
 }
 
 }  // namespace
+
+bytes last_level_cache() {
+  static bytes const size = [] {
+    for (int const index : {4, 3, 2}) {
+      std::ifstream in{"/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size"};
+      if (std::size_t kibibytes = 0; in >> kibibytes && kibibytes > 0) return bytes{kibibytes << 10};
+    }
+    for (int const level : {_SC_LEVEL4_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE})
+      if (auto const found = sysconf(level); found > 0) return bytes{static_cast<std::size_t>(found)};
+    return bytes{std::size_t{32} << 20};
+  }();
+  return size;
+}
 
 std::string_view name(instruction_set s) {
   switch (s) {
@@ -156,7 +161,7 @@ std::size_t worthy_threads(std::size_t n, work_options const& o) {
   return std::clamp<std::size_t>(n / thread_share, 1, static_cast<std::size_t>(std::max(o.threads, 1)));
 }
 
-bool exceeds_caches(std::size_t bytes) { return bytes > last_level_cache() / 2; }
+bool exceeds_caches(std::size_t bytes) { return bytes > last_level_cache().value / 2; }
 
 void run_cast(void* out, dtype to, void const* in, dtype from, std::size_t n, work_options const& options) {
   if (n == 0) return;
