@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -58,16 +59,22 @@ instruction_set choose() {
 constexpr std::size_t fetch_from = std::size_t{1} << 20;       // bytes from which inputs come from memory
 constexpr std::size_t element_limit = std::size_t{1} << 59;    // the random bits count so far
 constexpr std::size_t thread_share = std::size_t{256} * 1024;  // elements that are worth a thread
+constexpr std::size_t piece = thread_share / 2;                // elements that a thread takes at once
 
-/// Calls work(first, count) for shares of n elements that begin on multiples of 4096, the last share on this thread.
+/// Calls work(first, count) for pieces of n elements that begin on multiples of `piece`. Threads take them in turn, so
+/// that one that starts late or runs slower does less; a single thread gets all at once.
 template <class Work>
 void share_out(std::size_t n, int threads, Work const& work) {
-  auto const parts = worthy_threads(n, {.threads = threads});
-  auto const share = round_up(ceil_div(n, parts), 4096);
+  auto extra = worthy_threads(n, {.threads = threads}) - 1;
+  if (extra == 0) return work(0, n);
+  std::atomic<std::size_t> next = 0;
+  auto const take = [&] {
+    for (std::size_t first; (first = next.fetch_add(piece, std::memory_order_relaxed)) < n;)
+      work(first, std::min(piece, n - first));
+  };
   std::vector<std::jthread> others;
-  std::size_t first = 0;
-  for (; first + share < n; first += share) others.emplace_back([&work, first, share] { work(first, share); });
-  work(first, n - first);
+  for (; extra > 0; --extra) others.emplace_back(take);
+  take();
 }
 
 std::byte* at(void* p, std::size_t i, dtype t) { return static_cast<std::byte*>(p) + i * (bits(t) / 8); }

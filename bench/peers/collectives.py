@@ -19,6 +19,7 @@ import time
 import turns
 
 LARGE, SMALL = 16 << 20, 64 << 10  # elements of a unit
+AS_ROOT = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
 def answer_questions():
@@ -71,8 +72,7 @@ def gloo(ranks):
 def mpi(program, launcher, ranks, elements, calls):
     """Seconds by call of one run of mpi_bench."""
     command = [launcher, "--oversubscribe", "-n", str(ranks), program, str(elements), str(calls)]
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, **root}, text=True)
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=AS_ROOT, text=True)
     return {name: float(seconds) for name, seconds in (line.split() for line in run.stdout.splitlines())}
 
 
@@ -91,7 +91,8 @@ def main():
         if not os.path.exists(needed):
             return print(f"collectives.py: skipped, there is no {needed}")
     launcher = shutil.which("mpirun.openmpi") or shutil.which("mpirun")
-    if launcher is None or "Open MPI" not in subprocess.run([launcher, "--version"], capture_output=True, text=True).stdout:
+    version = launcher and subprocess.run([launcher, "--version"], stdout=subprocess.PIPE, env=AS_ROOT, text=True).stdout
+    if not version or ("Open MPI" not in version and "OpenRTE" not in version):
         return print("collectives.py: skipped, Open MPI's mpirun was not found")
 
     for ranks in (int(r) for r in asked.ranks.split(",")):
