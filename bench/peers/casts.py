@@ -7,7 +7,6 @@
 PyTorch runs twice: as installed, and with huge pages on (THP_MEM_ALLOC_ENABLE=1). Each turn of each side is a median of
 7 calls, each side checks its results first, and a ratio is the median over the turns.
 """
-import argparse
 import os
 import statistics
 import sys
@@ -57,11 +56,7 @@ def answer_questions():
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--build", default="build/host", help="the build tree (default build/host)")
-    options.add_argument("--turns", type=int, default=7, help="turns of each side (default 7)")
-    options.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
-    asked = options.parse_args()
+    asked = turns.options(__doc__).parse_args()
     try:
         import torch
     except ImportError:

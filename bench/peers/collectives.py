@@ -2,12 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our collectives on one node against Open MPI's own and, where PyTorch is, gloo's, in turns in one run.
 
-    bench/peers/collectives.py [--build build/host] [--turns 7] [--ranks 2,4]
+    bench/peers/collectives.py [--build build/host] [--turns 7] [--ranks 2 4]
 
 All sides use memory on the same kind of pages but gloo, which uses PyTorch's. Each turn of each side is a median of
 several calls, each side checks its results first, and a ratio is the median over the turns.
 """
-import argparse
 import os
 import shutil
 import socket
@@ -77,11 +76,8 @@ def mpi(program, launcher, ranks, elements, calls):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--build", default="build/host", help="the build tree (default build/host)")
-    options.add_argument("--turns", type=int, default=7, help="turns of each side (default 7)")
-    options.add_argument("--ranks", default="2,4", help="worlds (default 2,4)")
-    options.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    options = turns.options(__doc__)
+    options.add_argument("--ranks", type=int, choices=(2, 4), nargs="+", default=[2, 4], help="worlds (default 2 4)")
     asked = options.parse_args()
     if asked.peer:
         return answer_questions()
@@ -95,7 +91,7 @@ def main():
     if not version or ("Open MPI" not in version and "OpenRTE" not in version):
         return print("collectives.py: skipped, Open MPI's mpirun was not found")
 
-    for ranks in (int(r) for r in asked.ranks.split(",")):
+    for ranks in asked.ranks:
         measure(ranks, asked.turns, threads, processes, casts, launcher)
 
 

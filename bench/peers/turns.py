@@ -1,9 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two sides measured in turns: our programs, a peer that answers over a pipe, and the table of their ratios."""
+import argparse
 import json
 import os
 import statistics
 import subprocess
+
+
+def options(description):
+    """What both scripts are asked with: the build tree, the turns, and whether this process is the peer."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", default="build/host", help="the build tree (default build/host)")
+    parser.add_argument("--turns", type=whole(1, 1000), default=7, help="turns of each side (default 7)")
+    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def whole(least, most):
+    """The type of an option: a whole number of a range."""
+
+    def convert(text):
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, found '{text}'")
+        return int(text)
+
+    return convert
 
 
 def benchmarks(program, pattern):
