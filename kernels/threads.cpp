@@ -145,13 +145,11 @@ class thread_meeting {
   void wait_for_round(std::unique_lock<std::mutex>& lock, std::uint64_t round, steady_time until, bool may_fail) {
     auto const over = [&] { return round_.load(std::memory_order_acquire) != round; };
     lock.unlock();
-    if (spin_) {
+    if (spin_)
       for (int i = 0; i < 2000 && !over(); ++i) pause();
-    } else {
-      // the ranks that are still to come need this core; they are given it a while, which is cheaper than to be woken
-      auto const enough = std::chrono::steady_clock::now() + std::chrono::microseconds{100};
-      while (!over() && std::chrono::steady_clock::now() < enough) std::this_thread::yield();
-    }
+    // A rank that is still to come may need this core: it is given it a while, which is cheaper than to be woken.
+    auto const enough = std::chrono::steady_clock::now() + std::chrono::microseconds{100};
+    while (!over() && std::chrono::steady_clock::now() < enough) std::this_thread::yield();
     lock.lock();
     auto const ready = [&] { return over() || (may_fail && !failure_.empty()); };
     if (until == steady_time::max()) return changed_.wait(lock, ready);
