@@ -170,6 +170,8 @@ std::size_t worthy_threads(std::size_t n, work_options const& o) {
 
 bool exceeds_caches(std::size_t bytes) { return bytes > last_level_cache().value / 2; }
 
+reuse hint(std::size_t bytes) { return exceeds_caches(bytes) ? reuse::later : reuse::soon; }
+
 void run_cast(void* out, dtype to, void const* in, dtype from, std::size_t n, work_options const& options) {
   if (n == 0) return;
   auto const& t = table(options.at_most);

@@ -211,8 +211,6 @@ namespace {
 /// From this size on a shard is cast once and copied, not cast by every rank: one more meeting, fewer bytes.
 constexpr std::size_t cast_once_from = std::size_t{1} << 20;
 
-reuse hint(std::size_t bytes) { return exceeds_caches(bytes) ? reuse::later : reuse::soon; }
-
 }  // namespace
 
 int thread_communicator::size() const { return static_cast<int>(meeting_->size()); }
