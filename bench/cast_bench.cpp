@@ -125,7 +125,7 @@ void pack_rate(benchmark::State& state) {
 
 template <class Wire, std::size_t Ranks>
 void sum_rate(benchmark::State& state) {
-  constexpr std::size_t m = n / 4;
+  constexpr std::size_t m = n / Ranks;
   auto const threads = static_cast<int>(state.range(0));
   bool const large = state.range(1) != 0;
   auto const moved = m * (sizeof(float) + Ranks * sizeof(Wire));
@@ -161,7 +161,9 @@ FLATSHARD_RATE(cast_rate<float, bf16>);
 FLATSHARD_RATE(stochastic_rate);
 FLATSHARD_RATE(pack_rate<bf16, float, false>);
 FLATSHARD_RATE(pack_rate<bf16, float, true>);
+FLATSHARD_RATE(pack_rate<bf16, bf16, true>);
 FLATSHARD_RATE(copy_rate);
+FLATSHARD_RATE(sum_rate<bf16, 2>);
 FLATSHARD_RATE(sum_rate<bf16, 4>);
 FLATSHARD_RATE(sum_rate<float, 4>);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// All-gather and reduce-scatter between rank threads: time, GB/s of all ranks' memory traffic, and the share of memcpy
-/// of the same bytes by as many threads in the same run. Arguments: ranks, Mi elements of the unit.
+/// of the same bytes by as many threads in the same run. Arguments: ranks, Ki elements of the unit.
 /// The time of a call is the longest over the ranks; results are checked before they are timed.
 #include "copy_reference.hpp"
 
@@ -28,7 +28,7 @@ void group_rate(benchmark::State& state, std::size_t moved, Make const& make) {
   auto const ranks = static_cast<std::size_t>(state.range(0));
   auto const share = moved / 2 / ranks / 4096 * 4096;
   page_buffer const copy_in{bytes{share * ranks}}, copy_out{bytes{share * ranks}};
-  constexpr int repeats = 11;
+  int const repeats = moved < std::size_t{8} << 20 ? 201 : 11;
   std::vector<double> ours, theirs;
   bool right = true;
   try {
@@ -73,7 +73,7 @@ void group_rate(benchmark::State& state, std::size_t moved, Make const& make) {
 
 std::size_t unit_of(benchmark::State const& state) {
   auto const ranks = static_cast<std::size_t>(state.range(0));
-  return (static_cast<std::size_t>(state.range(1)) << 20) / ranks / 256 * 256 * ranks;
+  return (static_cast<std::size_t>(state.range(1)) << 10) / ranks / 256 * 256 * ranks;
 }
 
 /// fp32 or bf16 shards into bf16; every rank its own buffer, or one for all.
@@ -134,11 +134,14 @@ void reduce_rate(benchmark::State& state) {
       ->UseManualTime()               \
       ->Unit(benchmark::kMillisecond) \
       ->Iterations(1)                 \
+      ->Args({2, 65536})              \
+      ->Args({2, 16384})              \
+      ->Args({4, 16384})              \
+      ->Args({4, 1024})               \
       ->Args({2, 64})                 \
-      ->Args({2, 16})                 \
-      ->Args({4, 16})                 \
-      ->Args({4, 1})
+      ->Args({4, 64})
 FLATSHARD_RATE(gather_rate<bf16, false>);
+FLATSHARD_RATE(gather_rate<bf16, true>);
 FLATSHARD_RATE(gather_rate<float, false>);
 FLATSHARD_RATE(gather_rate<float, true>);
 FLATSHARD_RATE(reduce_rate<bf16>);

@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -54,28 +56,25 @@ instruction_set choose() {
   throw std::runtime_error{"FLATSHARD_CPU=" + std::string{wish} + " is none of generic, avx2, avx512"};
 }
 
-std::size_t last_level_cache() {
-  static std::size_t const size = [] {
-    for (int const level : {_SC_LEVEL4_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE})
-      if (auto const found = sysconf(level); found > 0) return static_cast<std::size_t>(found);
-    return std::size_t{32} << 20;
-  }();
-  return size;
-}
-
 constexpr std::size_t fetch_from = std::size_t{1} << 20;       // bytes from which inputs come from memory
 constexpr std::size_t element_limit = std::size_t{1} << 59;    // the random bits count so far
 constexpr std::size_t thread_share = std::size_t{256} * 1024;  // elements that are worth a thread
+constexpr std::size_t piece = thread_share / 2;                // elements that a thread takes at once
 
-/// Calls work(first, count) for shares of n elements that begin on multiples of 4096, the last share on this thread.
+/// Calls work(first, count) for pieces of n elements that begin on multiples of `piece`. Threads take them in turn, so
+/// that one that starts late or runs slower does less; a single thread gets all at once.
 template <class Work>
 void share_out(std::size_t n, int threads, Work const& work) {
-  auto const parts = worthy_threads(n, {.threads = threads});
-  auto const share = round_up(ceil_div(n, parts), 4096);
+  auto extra = worthy_threads(n, {.threads = threads}) - 1;
+  if (extra == 0) return work(0, n);
+  std::atomic<std::size_t> next = 0;
+  auto const take = [&] {
+    for (std::size_t first; (first = next.fetch_add(piece, std::memory_order_relaxed)) < n;)
+      work(first, std::min(piece, n - first));
+  };
   std::vector<std::jthread> others;
-  std::size_t first = 0;
-  for (; first + share < n; first += share) others.emplace_back([&work, first, share] { work(first, share); });
-  work(first, n - first);
+  for (; extra > 0; --extra) others.emplace_back(take);
+  take();
 }
 
 std::byte* at(void* p, std::size_t i, dtype t) { return static_cast<std::byte*>(p) + i * (bits(t) / 8); }
@@ -104,6 +103,19 @@ void sum_narrow(kernel_table const& t, void* out, dtype type, sum_loop add, sum_
 }
 
 }  // namespace
+
+bytes last_level_cache() {
+  static bytes const size = [] {
+    for (int const index : {4, 3, 2}) {
+      std::ifstream in{"/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size"};
+      if (std::size_t kibibytes = 0; in >> kibibytes && kibibytes > 0) return bytes{kibibytes << 10};
+    }
+    for (int const level : {_SC_LEVEL4_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE})
+      if (auto const found = sysconf(level); found > 0) return bytes{static_cast<std::size_t>(found)};
+    return bytes{std::size_t{32} << 20};
+  }();
+  return size;
+}
 
 std::string_view name(instruction_set s) {
   switch (s) {
@@ -156,7 +168,9 @@ std::size_t worthy_threads(std::size_t n, work_options const& o) {
   return std::clamp<std::size_t>(n / thread_share, 1, static_cast<std::size_t>(std::max(o.threads, 1)));
 }
 
-bool exceeds_caches(std::size_t bytes) { return bytes > last_level_cache() / 2; }
+bool exceeds_caches(std::size_t bytes) { return bytes > last_level_cache().value / 2; }
+
+reuse hint(std::size_t bytes) { return exceeds_caches(bytes) ? reuse::later : reuse::soon; }
 
 void run_cast(void* out, dtype to, void const* in, dtype from, std::size_t n, work_options const& options) {
   if (n == 0) return;

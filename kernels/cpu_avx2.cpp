@@ -35,6 +35,7 @@ struct eight_lanes {
   static vector multiply(vector a, vector b) { return {_mm256_mul_ps(a.v, b.v)}; }
   static vector all(float x) { return {_mm256_set1_ps(x)}; }
   static void prefetch(void const* p) { _mm_prefetch(static_cast<char const*>(p), _MM_HINT_T0); }
+  static void prefetch_once(void const* p) { _mm_prefetch(static_cast<char const*>(p), _MM_HINT_NTA); }
   static void fence() { _mm_sfence(); }
   static void stream_line(unsigned char* out, unsigned char const* in) {
     auto const a = _mm256_loadu_si256(reinterpret_cast<__m256i const*>(in));

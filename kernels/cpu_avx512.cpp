@@ -37,6 +37,7 @@ struct sixteen_lanes {
   static vector multiply(vector a, vector b) { return {_mm512_mul_ps(a.v, b.v)}; }
   static vector all(float x) { return {_mm512_set1_ps(x)}; }
   static void prefetch(void const* p) { _mm_prefetch(static_cast<char const*>(p), _MM_HINT_T0); }
+  static void prefetch_once(void const* p) { _mm_prefetch(static_cast<char const*>(p), _MM_HINT_NTA); }
   static void fence() { _mm_sfence(); }
   static void stream_line(unsigned char* out, unsigned char const* in) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(out), _mm512_loadu_si512(in));

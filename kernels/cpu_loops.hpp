@@ -66,15 +66,18 @@ struct in_f16 {
   }
 };
 
-constexpr std::size_t line = 64;         // bytes of a cache line, and the alignment of streaming stores
-constexpr std::size_t far_ahead = 2048;  // bytes from a load to the prefetch of its stream
+constexpr std::size_t line = 64;  // bytes of a cache line, and the alignment of streaming stores
+/// Bytes from a load to the prefetch of its stream: several streams share the first cache, a single one has it alone.
+constexpr std::size_t ahead = 2048, ahead_once = 4096;
 
-/// Fetches the lines of elements [i, i + step) of a stream, far ahead but never past its end.
+/// Fetches the lines of elements [i, i + step) of a stream, far ahead but never past its end. `once`: the only stream,
+/// and nobody reads it again soon, so it need not displace what the outer caches hold.
 template <class L, class T>
-void fetch(T const* in, std::size_t i, std::size_t step, std::size_t n) {
+void fetch(T const* in, std::size_t i, std::size_t step, std::size_t n, bool once = false) {
   for (std::size_t k = 0; k < step; k += line / sizeof(T)) {
-    auto const target = i + k + far_ahead / sizeof(T);
-    L::prefetch(in + (target < n ? target : n - 1));
+    auto const target = i + k + (once ? ahead_once : ahead) / sizeof(T);
+    auto const* const there = in + (target < n ? target : n - 1);
+    once ? L::prefetch_once(there) : L::prefetch(there);
   }
 }
 
@@ -98,7 +101,7 @@ void cast_all(void* out_memory, void const* in_memory, std::size_t n, unsigned h
       for (auto const head = head_of(out, n); i < head; ++i) one(i);
     constexpr std::size_t step = 32;
     for (; i + step <= n; i += step) {
-      if (how & prefetching) fetch<L>(in, i, step, n);
+      if (how & prefetching) fetch<L>(in, i, step, n, past_caches);
 #pragma GCC unroll 4
       for (std::size_t k = i; k < i + step; k += 2 * L::width)
         Out::template store_two<L>(out + k, In::template load<L>(in + k), In::template load<L>(in + k + L::width),
@@ -184,7 +187,7 @@ void copy_all(void* out_memory, void const* in_memory, std::size_t n, unsigned h
       i = head_of(out, n);
       __builtin_memcpy(out, in, i);
       for (; i + line <= n; i += line) {
-        fetch<L>(in, i, line, n);
+        fetch<L>(in, i, line, n, true);
         L::stream_line(out + i, in + i);
       }
       L::fence();

@@ -32,6 +32,8 @@ void run_sum(void* out, dtype to, void const* const* in, std::size_t ranks, dtyp
 [[nodiscard]] std::size_t worthy_threads(std::size_t n, work_options const&);
 /// Whether outputs of so many bytes are better stored past the caches.
 [[nodiscard]] bool exceeds_caches(std::size_t bytes);
+/// How the parts of an output of so many bytes are stored.
+[[nodiscard]] reuse hint(std::size_t bytes);
 
 }  // namespace kernels
 }  // namespace v0

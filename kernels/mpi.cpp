@@ -119,7 +119,8 @@ struct setup_memory {
 ///
 /// Data move in rounds: each rank lays what its peers need into its half of the staging area, meets them, and reads
 /// theirs. Ranks of one node read each other's window; others are sent messages. The halves take turns, so one meeting
-/// a round is enough: who comes to meeting m + 1 has read the half of meeting m.
+/// a round is enough: who comes to meeting m + 1 has read the half of meeting m. What is too large for the caches is
+/// laid there past them: ranks that share no cache read memory faster than each other's caches.
 class mpi_group {
  public:
   mpi_group(MPI_Comm borrowed, mpi_ref_options const& o)
@@ -542,15 +543,13 @@ void mpi_collectives<Self>::gather_memory(memory_ref full, const_memory_ref shar
   auto const notice = gather_call(ranks, self, full, shard);
   auto const wire = width(full.type) < width(shard.type) ? full.type : shard.type;
   auto const step = g.half() / width(wire);
-  work_options const how{.output = exceeds_caches(size_of(elements{full.size}, full.type).value) ? reuse::later
-                                                                                                 : reuse::soon};
+  work_options const how{.output = hint(size_of(elements{full.size}, full.type).value)};
   auto const slot = [&](std::size_t rank, std::size_t at) { return offset(full.data, rank * count + at, full.type); };
   g.call(notice, limit_, [&] {
     g.rounds(
         parts(count, step), [&](auto, auto, std::size_t k) { return part(count, step, k) * width(wire); }, for_all,
         [&](std::size_t k, std::byte* area) {
-          run_cast(area, wire, offset(shard.data, k * step, shard.type), shard.type, part(count, step, k),
-                   {.output = reuse::soon});
+          run_cast(area, wire, offset(shard.data, k * step, shard.type), shard.type, part(count, step, k), how);
         },
         [&](std::size_t k, auto const& area_of) {
           auto const n = part(count, step, k);
@@ -574,6 +573,7 @@ void mpi_collectives<Self>::reduce_memory(memory_ref out, const_memory_ref grads
   auto const room = std::max<std::size_t>(g.half() / ranks / 64 * 64, 64);  // bytes for one peer
   require(room * ranks <= g.half(), "the staging area holds at least 64 bytes a rank");
   auto const step = room / w;
+  work_options const how{.output = hint(size_of(elements{grads.size}, grads.type).value)};
   auto const place = [&](std::size_t to) { return to * room; };
   std::vector<void const*> in(ranks);
   g.call(notice, limit_, [&] {
@@ -584,7 +584,7 @@ void mpi_collectives<Self>::reduce_memory(memory_ref out, const_memory_ref grads
           for (std::size_t r = 0; r < ranks; ++r)
             if (r != self)
               run_cast(area + place(r), grads.type, offset(grads.data, r * count + k * step, grads.type), grads.type, n,
-                       {.output = reuse::soon});
+                       how);
         },
         [&](std::size_t k, auto const& area_of) {
           for (std::size_t r = 0; r < ranks; ++r)
@@ -607,7 +607,7 @@ void mpi_collectives<Self>::spread_memory(memory_ref buffer, rank_id root, inlin
         [&](std::size_t r, auto, std::size_t k) { return r == from ? part(all, step, k) : std::size_t{0}; }, for_all,
         [&](std::size_t k, std::byte* area) {
           if (g.self() == from)
-            run_cast(area, dtype::u8, data + k * step, dtype::u8, part(all, step, k), {.output = reuse::soon});
+            run_cast(area, dtype::u8, data + k * step, dtype::u8, part(all, step, k), {.output = hint(all)});
         },
         [&](std::size_t k, auto const& area_of) {
           if (g.self() != from) run_cast(data + k * step, dtype::u8, area_of(from), dtype::u8, part(all, step, k), {});
@@ -624,6 +624,7 @@ void mpi_collectives<Self>::exchange_memory(memory_ref out, std::span<elements c
   auto const room = std::max<std::size_t>(g.half() / ranks / 64 * 64, 64), row = 2 * ranks * sizeof(std::uint64_t);
   require(room * ranks <= g.half() && row <= g.half(), "the staging area holds at least 64 bytes a rank");
   auto const step = room / w;
+  work_options const how{.output = hint(size_of(elements{in.size}, in.type).value)};
   auto const place = [&](std::size_t to) { return to * room; };
   std::vector<std::uint64_t> counts(2 * ranks * ranks);  // of each rank: what it sends, what it takes
   auto const sent = [&](std::size_t from, std::size_t to) { return counts[2 * ranks * from + to]; };
@@ -666,7 +667,7 @@ void mpi_collectives<Self>::exchange_memory(memory_ref out, std::span<elements c
           for (std::size_t r = 0; r < ranks; ++r)
             if (r != self)
               run_cast(area + place(r), in.type, offset(in.data, to_at[r] + k * step, in.type), in.type,
-                       elements_of(self, r, k), {.output = reuse::soon});
+                       elements_of(self, r, k), how);
         },
         [&](std::size_t k, auto const& area_of) {
           for (std::size_t r = 0; r < ranks; ++r)

@@ -144,11 +144,13 @@ class thread_meeting {
   }
   void wait_for_round(std::unique_lock<std::mutex>& lock, std::uint64_t round, steady_time until, bool may_fail) {
     auto const over = [&] { return round_.load(std::memory_order_acquire) != round; };
-    if (spin_) {
-      lock.unlock();
+    lock.unlock();
+    if (spin_)
       for (int i = 0; i < 2000 && !over(); ++i) pause();
-      lock.lock();
-    }
+    // A rank that is still to come may need this core: it is given it a while, which is cheaper than to be woken.
+    auto const enough = std::chrono::steady_clock::now() + std::chrono::microseconds{100};
+    while (!over() && std::chrono::steady_clock::now() < enough) std::this_thread::yield();
+    lock.lock();
     auto const ready = [&] { return over() || (may_fail && !failure_.empty()); };
     if (until == steady_time::max()) return changed_.wait(lock, ready);
     changed_.wait_until(lock, until, ready);
@@ -208,8 +210,6 @@ namespace {
 
 /// From this size on a shard is cast once and copied, not cast by every rank: one more meeting, fewer bytes.
 constexpr std::size_t cast_once_from = std::size_t{1} << 20;
-
-reuse hint(std::size_t bytes) { return exceeds_caches(bytes) ? reuse::later : reuse::soon; }
 
 }  // namespace
 

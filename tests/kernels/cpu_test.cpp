@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <random>
 #include <string>
@@ -202,6 +203,14 @@ TEST_CASE("large arrays: prefetch, the automatic hint and threads change nothing
       check_sum<float, bf16>(3, sums, 1, {}, {.threads = threads, .at_most = level});
       check_sum<bf16, bf16>(4, sums, 1, {.accumulate = true}, {.threads = threads, .at_most = level});
     }
+}
+
+TEST_CASE("the last-level cache is the one that a core reaches, not those of all cores") {
+  CHECK(last_level_cache().value >= (std::size_t{64} << 10));
+  std::size_t listed = 0;  // KiB, of the last of the caches that are there
+  for (int index = 0; index < 8; ++index)
+    if (std::ifstream in{"/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size"}) in >> listed;
+  if (listed > 0) CHECK(last_level_cache() == bytes{listed << 10});
 }
 
 TEST_CASE("copies of every length and alignment") {

@@ -32,6 +32,10 @@ enum class instruction_set : std::uint8_t {
 /// Whether this CPU can run it.
 [[nodiscard]] bool supported(instruction_set);
 
+/// The last-level cache that the first core reaches: what Linux lists, as sysconf adds up those of all cores on AMD
+/// processors (glibc 2.36); else what sysconf says; else 32 MiB.
+[[nodiscard]] bytes last_level_cache();
+
 /// When the output will be read again.
 enum class reuse : std::uint8_t {
   automatic,  ///< later, if the output exceeds half the last-level cache, else soon
