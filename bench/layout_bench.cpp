@@ -5,14 +5,17 @@
 
 #include <flatshard/flatshard.hpp>
 
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 #include <new>
 #include <random>
 #include <string>
 #include <vector>
 
 #include <benchmark/benchmark.h>
+#include <malloc.h>
 
 using namespace flatshard;
 
@@ -56,6 +59,23 @@ std::vector<parameter> const& unit() {
   }();
   return list;
 }
+// The same number of tensors, each of which the ranks divide: what `llmc` and `ragged` can cut.
+std::vector<parameter> const& even_unit() {
+  static std::vector<parameter> const list = [] {
+    std::vector<parameter> made;
+    made.reserve(tensors);
+    shape const shapes[]{{1000, 2000}, {1000, 2000}, {2000, 1000}, {ranks}};
+    for (std::size_t t = 0; t < tensors; ++t) made.push_back({"layers.mlp.experts.weight", shapes[t % 4]});
+    return made;
+  }();
+  return list;
+}
+template <class P>
+std::vector<parameter> const& unit_of(P const&) {
+  return unit();
+}
+std::vector<parameter> const& unit_of(llmc const&) { return even_unit(); }
+std::vector<parameter> const& unit_of(ragged<> const&) { return even_unit(); }
 struct query {
   std::size_t tensor;
   elements index;
@@ -78,25 +98,29 @@ std::vector<query> queries(L const& l) {
 
 template <class P>
 void build(benchmark::State& state, P policy) {
-  static_cast<void>(unit());
+  auto const& list = unit_of(policy);
+  malloc_trim(0);
   auto const before = held;
   peak = held;
   std::size_t kept = 0;
   {
-    layout const l{policy, unit(), world{ranks}};
+    auto const start = std::chrono::steady_clock::now();
+    layout const l{policy, list, world{ranks}};
+    std::chrono::duration<double, std::milli> const taken = std::chrono::steady_clock::now() - start;
+    state.counters["fresh_ms"] = taken.count();
     kept = held - before;
     expect(state, l.size() == tensors && l.gathered() >= l.real(), "a wrong layout");
   }
   state.counters["MB"] = static_cast<double>(kept) / 1e6;
   state.counters["peak_MB"] = static_cast<double>(peak - before) / 1e6;
   for (auto _ : state) {
-    layout const l{policy, unit(), world{ranks}};
+    layout const l{policy, list, world{ranks}};
     benchmark::DoNotOptimize(l.segment());
   }
 }
 template <class P>
 void owner(benchmark::State& state, P policy) {
-  layout const l{policy, unit(), world{ranks}};
+  layout const l{policy, unit_of(policy), world{ranks}};
   auto const list = queries(l);
   for (auto const& q : list)
     expect(state, l.at(q.rank, q.position) == element_place{q.tensor, q.index, false}, "owner and inverse differ");
@@ -106,7 +130,7 @@ void owner(benchmark::State& state, P policy) {
 }
 template <class P>
 void inverse(benchmark::State& state, P policy) {
-  layout const l{policy, unit(), world{ranks}};
+  layout const l{policy, unit_of(policy), world{ranks}};
   auto const list = queries(l);
   for (auto _ : state)
     for (auto const& q : list) benchmark::DoNotOptimize(l.at(q.rank, q.position));
@@ -150,18 +174,35 @@ void plan(benchmark::State& state, bench_models::model const& model, block keep)
 
 int main(int argc, char** argv) {
   using benchmark::kMillisecond;
+  // Memory that was freed stays with the process, so that every build but the first of each policy (fresh_ms) finds
+  // its pages there; otherwise the system would take them back after some policies and not after others.
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+  mallopt(M_MMAP_MAX, 0);
   using benchmark::RegisterBenchmark;
+  auto const add = [](std::string const& name, auto const& policy) {
+    RegisterBenchmark(("build/" + name).c_str(), [=](auto& s) { build(s, policy); })->Unit(kMillisecond);
+    RegisterBenchmark(("owner/" + name).c_str(), [=](auto& s) { owner(s, policy); });
+    RegisterBenchmark(("inverse/" + name).c_str(), [=](auto& s) { inverse(s, policy); });
+  };
   zero12 robin;
   robin.round_robin = true;
-  RegisterBenchmark("build/native", [](auto& s) { build(s, native{}); })->Unit(kMillisecond);
-  RegisterBenchmark("build/zero3", [](auto& s) { build(s, zero3{}); })->Unit(kMillisecond);
-  RegisterBenchmark("build/fsdp2", [](auto& s) { build(s, fsdp2{}); })->Unit(kMillisecond);
-  RegisterBenchmark("build/fsdp1", [](auto& s) { build(s, fsdp1{}); })->Unit(kMillisecond);
-  RegisterBenchmark("build/zero12 round robin", [=](auto& s) { build(s, robin); })->Unit(kMillisecond);
-  RegisterBenchmark("owner/native", [](auto& s) { owner(s, native{}); });
-  RegisterBenchmark("owner/zero3", [](auto& s) { owner(s, zero3{}); });
-  RegisterBenchmark("inverse/native", [](auto& s) { inverse(s, native{}); });
-  RegisterBenchmark("inverse/zero3", [](auto& s) { inverse(s, zero3{}); });
+  hpz secondary;
+  secondary.whole_world = 10 * ranks;
+  megatron experimental;
+  experimental.packing = megatron_packing::experimental;
+  add("native", native{});
+  add("zero3", zero3{});
+  add("hpz", secondary);
+  add("zero12", zero12{});
+  add("zero12 round robin", robin);
+  add("fsdp1", fsdp1{});
+  add("fsdp2", fsdp2{});
+  add("megatron", megatron{});
+  add("megatron experimental", experimental);
+  add("llmc", llmc{});
+  add("ragged", ragged{std::vector<std::size_t>(ranks, 1), 2});
+  add("owned", owned{});
+  add("planned", planned{block::rows()});
   RegisterBenchmark("reshard one rank/native to native", [](auto& s) {
     reshard(s, native{}, native{});
   })->Unit(kMillisecond);

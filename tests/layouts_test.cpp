@@ -2,10 +2,15 @@
 // Every policy on an example small enough to check by hand, as a constant and at run time, and what each refuses.
 #include <flatshard/flatshard.hpp>
 
+#include <algorithm>
 #include <array>
+#include <cstdint>
+#include <numeric>
+#include <random>
 #include <sstream>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -236,4 +241,49 @@ TEST_CASE("a listed layout keeps names and shapes, each different shape once") {
     CHECK((l.parameter_at(t) == unit[t] && copy.parameter_at(t) == unit[t]));
   CHECK(l.number_of("p217") == 217);
   CHECK(l["p217"].numel.value == unit[217].dims.numel());
+}
+
+// Numbers in the order of their keys: few keys, even ones, and nearly all in one bucket; ties, then the number.
+constexpr list ordered(list const& keys) {
+  std::vector<std::uint32_t> order(keys.size(), 0);
+  flatshard::detail::stable_order(order, [&](std::size_t i) { return keys[i]; });
+  return list(order.begin(), order.end());
+}
+static_assert(ordered({}) == list{} && ordered({7}) == list{0} && ordered({3, 1, 3, 0}) == list{3, 1, 0, 2});
+TEST_CASE("the order of keys is that of a stable sort") {
+  std::mt19937_64 random{11};
+  for (std::size_t const largest : {std::size_t{1}, std::size_t{3}, std::size_t{5000}, ~std::size_t{0} >> 1}) {
+    list keys(2000), ties(2000);
+    for (auto& k : keys) k = random() % 2 == 0 ? random() % (largest + 1) : random() % 3;
+    for (auto& t : ties) t = random() % 2;
+    keys.back() = ~std::size_t{0};
+    std::vector<std::uint32_t> expected(keys.size()), order(keys.size());
+    std::iota(expected.begin(), expected.end(), 0u);
+    std::stable_sort(expected.begin(), expected.end(), [&](std::size_t a, std::size_t b) {
+      return std::pair{keys[a], ties[a]} < std::pair{keys[b], ties[b]};
+    });
+    flatshard::detail::stable_order(
+        order, [&](std::size_t i) { return keys[i]; }, [&](std::size_t i) { return ties[i]; });
+    CHECK(order == expected);
+  }
+}
+TEST_CASE("owned: runs of one size and single sizes give what the rule says, tensor by tensor") {
+  for (std::size_t const w : {1u, 7u, 64u, 500u}) {
+    std::vector<parameter> unit;
+    for (std::size_t i = 0; i < 3000; ++i)
+      unit.push_back({"t", {i % 5 == 0 ? 1000 + i % 400 : i % 3 == 0 ? std::size_t{0} : 640 + i % 2 * 7}});
+    auto const l = layout{with(owned{}, &owned::tensor_align, 1, &owned::segment_align, 1u), unit, world{w}};
+    list order(unit.size()), held(w);
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return unit[a].dims.numel() > unit[b].dims.numel(); });
+    bool same = true;
+    for (auto const t : order) {
+      auto const least = std::min_element(held.begin(), held.end());
+      auto const rank = static_cast<std::size_t>(least - held.begin());
+      same &= l.place_at(t).start == rank * l.segment().value + *least;
+      *least += unit[t].dims.numel();
+    }
+    CHECK(same);
+  }
 }

@@ -36,6 +36,7 @@
 #include <flatshard/require.hpp>             // IWYU pragma: export
 #include <flatshard/reshard.hpp>             // IWYU pragma: export
 #include <flatshard/schedule.hpp>            // IWYU pragma: export
+#include <flatshard/stable_order.hpp>        // IWYU pragma: export
 #include <flatshard/unit.hpp>                // IWYU pragma: export
 #include <flatshard/utf8.hpp>                // IWYU pragma: export
 #include <flatshard/value.hpp>               // IWYU pragma: export

@@ -7,6 +7,7 @@
 #include <flatshard/policy.hpp>
 #include <flatshard/quantity.hpp>
 #include <flatshard/require.hpp>
+#include <flatshard/stable_order.hpp>
 
 #include <algorithm>
 #include <array>
@@ -424,9 +425,9 @@ class layout {
     segment_ = policy_.place(of_unit, world_.value(), table_.places);
     std::size_t real = 0;
     bool whole = true, wraps = false;
-    auto const* place = table_.places.data();  // plain pointers: compilers run this loop, too, and count its steps
-    for (auto const *p = of_unit.data(), *const end = p + of_unit.size(); p != end; ++p, ++place) {
-      if (place->numel != p->dims.numel()) whole = false;
+    auto const* place = table_.places.data();  // a plain pointer: compilers run this loop, too, and count its steps
+    for (std::size_t t = 0; t < of_unit.size(); ++t, ++place) {
+      if (place->numel != table_.numel(t)) whole = false;
       wraps |= detail::add_wraps(real, place->numel, real);
     }
     require(whole, "a policy must place every element of a tensor");
@@ -465,7 +466,6 @@ class layout {
   }
   // Empty tensors stand before the one that shares their start.
   constexpr void sort_by_start() {
-    require(size() < std::numeric_limits<std::uint32_t>::max(), "a layout holds fewer than 2^32 - 1 tensors");
     auto const& places = table_.places;
     auto const before = [&](std::size_t a, std::size_t b) {
       if (places[a].start != places[b].start) return places[a].start < places[b].start;
@@ -474,8 +474,8 @@ class layout {
     for (std::size_t t = 1; t < size() && sorted_; ++t) sorted_ = !before(t, t - 1);
     if (sorted_) return;
     if constexpr (requires { order_.resize(size()); }) order_.resize(size(), 0);
-    for (std::size_t t = 0; t < size(); ++t) order_[t] = static_cast<std::uint32_t>(t);
-    std::sort(order_.begin(), order_.end(), before);
+    detail::stable_order(
+        order_, [&](std::size_t t) { return places[t].start; }, [&](std::size_t t) { return places[t].numel; });
   }
   [[nodiscard]] constexpr std::size_t tensor_at(std::size_t position) const {
     if constexpr (order == piece_order::by_start) {

@@ -30,7 +30,7 @@ constexpr std::uint64_t fnv(std::uint64_t hash, std::uint64_t number) {
 }
 
 /// The kinds of a list of parameters (shape, type and traits), each different one kept once: [rank, type, traits,
-/// dimensions...] runs in one pool.
+/// elements, dimensions...] runs in one pool.
 class kind_pool {
  public:
   constexpr std::uint32_t intern(parameter const& p) {
@@ -39,11 +39,13 @@ class kind_pool {
     auto at = hash(p.dims.sizes()) & (slots_.size() - 1);
     while (slots_[at] != none && !equal(slots_[at], p)) at = (at + 1) & (slots_.size() - 1);
     if (slots_[at] == none) {
-      require(pool_.size() < none - shape::max_rank - 3, "a layout holds fewer than 2^32 different dimensions");
+      require(pool_.size() < none - shape::max_rank - before_sizes,
+              "a layout holds fewer than 2^32 different dimensions");
       slots_[at] = static_cast<std::uint32_t>(pool_.size());
       pool_.push_back(p.dims.rank);
       pool_.push_back(static_cast<std::size_t>(p.type));
       pool_.push_back(p.traits.number);
+      pool_.push_back(p.dims.numel());
       for (auto const d : p.dims.sizes()) pool_.push_back(d);
       ++count_;
     }
@@ -55,7 +57,7 @@ class kind_pool {
     pool_.shrink_to_fit();
   }
   [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::uint32_t at) const {
-    return {pool_.data() + at + 3, pool_[at]};
+    return {pool_.data() + at + before_sizes, pool_[at]};
   }
   [[nodiscard]] constexpr dtype type(std::uint32_t at) const { return static_cast<dtype>(pool_[at + 1]); }
   [[nodiscard]] constexpr packed_traits traits(std::uint32_t at) const {
@@ -63,18 +65,23 @@ class kind_pool {
     held.number = pool_[at + 2];
     return held;
   }
+  [[nodiscard]] constexpr std::size_t numel(std::uint32_t at) const { return pool_[at + 3]; }
 
  private:
   static constexpr std::uint32_t none = ~std::uint32_t{0};
+  static constexpr std::size_t before_sizes = 4;
   static constexpr std::size_t hash(std::span<std::size_t const> sizes) {
     std::size_t h = sizes.size();
     for (auto const d : sizes) h = (h ^ d) * 0x9E3779B97F4A7C15u;
     return h ^ (h >> 29);
   }
   [[nodiscard]] constexpr bool equal(std::uint32_t at, parameter const& p) const {
-    auto const held = sizes(at), wanted = p.dims.sizes();
-    return type(at) == p.type && pool_[at + 2] == p.traits.number &&
-           std::equal(held.begin(), held.end(), wanted.begin(), wanted.end());
+    auto const* held = pool_.data() + at;
+    if (held[0] != p.dims.rank || held[1] != static_cast<std::size_t>(p.type) || held[2] != p.traits.number)
+      return false;
+    for (std::size_t i = 0; i < p.dims.rank; ++i)  // few: a call of memcmp would cost more
+      if (held[before_sizes + i] != p.dims.dims[i]) return false;
+    return true;
   }
   constexpr void grow() {
     std::vector<std::uint32_t> const old = std::move(slots_);
@@ -102,6 +109,7 @@ struct fixed_table {
   constexpr explicit fixed_table(std::array<parameter, T> const& of_unit) : parameters{of_unit} {}
   [[nodiscard]] constexpr std::string_view name(std::size_t t) const { return parameters[t].name; }
   [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::size_t t) const { return parameters[t].dims.sizes(); }
+  [[nodiscard]] constexpr std::size_t numel(std::size_t t) const { return parameters[t].dims.numel(); }
   [[nodiscard]] constexpr dtype type(std::size_t t) const { return parameters[t].type; }
   [[nodiscard]] constexpr packed_traits traits(std::size_t t) const { return parameters[t].traits; }
 };
@@ -123,6 +131,7 @@ struct listed_table {
   }
   [[nodiscard]] constexpr std::string_view name(std::size_t t) const { return names[t]; }
   [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::size_t t) const { return pool.sizes(kinds[t]); }
+  [[nodiscard]] constexpr std::size_t numel(std::size_t t) const { return pool.numel(kinds[t]); }
   [[nodiscard]] constexpr dtype type(std::size_t t) const { return pool.type(kinds[t]); }
   [[nodiscard]] constexpr packed_traits traits(std::size_t t) const { return pool.traits(kinds[t]); }
 };

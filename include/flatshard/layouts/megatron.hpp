@@ -4,6 +4,7 @@
 
 #include <flatshard/layout.hpp>
 #include <flatshard/layouts/native.hpp>
+#include <flatshard/stable_order.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -18,20 +19,6 @@
 namespace flatshard {
 inline namespace v0 {
 
-namespace detail {
-/// A stable sort that is also a constant expression: numbers that compare equal keep the order of the list.
-template <class Before>
-constexpr void stable_by(std::vector<std::size_t>& list, Before before) {
-  std::vector<std::pair<std::size_t, std::size_t>> keyed;
-  keyed.reserve(list.size());
-  for (std::size_t k = 0; k < list.size(); ++k) keyed.emplace_back(list[k], k);
-  std::sort(keyed.begin(), keyed.end(), [&](auto const& a, auto const& b) {
-    return before(a.first, b.first) || (!before(b.first, a.first) && a.second < b.second);
-  });
-  for (std::size_t k = 0; k < list.size(); ++k) list[k] = keyed[k].first;
-}
-}  // namespace detail
-
 /// Two packings upstream, with different offsets for the same tensors.
 enum class megatron_packing : std::uint8_t { production, experimental };
 
@@ -43,7 +30,7 @@ enum class megatron_packing : std::uint8_t { production, experimental };
 ///   R
 /// q is bounded by `longest_quantum` elements: rows of 4096 and 4097 already give 16.8 M; past it, split the group.
 /// Rounding is exact, where upstream divides in floating point (wrong above 2^53). Padding is undefined.
-/// `place`: O(T log T) where all sizes are multiples of q, O(T^2) at most.
+/// `place`: O(T) where all sizes are multiples of q and rows spread evenly or are few, O(T^2) at most.
 /// Source: Megatron-LM@d98e8a64:megatron/core/distributed/fsdp/src/megatron_fsdp/param_and_grad_buffer.py:258-383,
 /// 1731-1962 and experimental/layout.py:40-175.
 struct megatron : flat_cuts {
@@ -59,31 +46,30 @@ struct megatron : flat_cuts {
     for (std::size_t i = 1; i < dims.rank; ++i) n = checked_mul(n, dims.dims[i]);
     return n;
   }
-  /// The order in which tensors are looked at. Complexity: O(T log T).
-  [[nodiscard]] constexpr std::vector<std::size_t> tensor_order(std::span<parameter const> unit) const {
-    std::vector<std::size_t> order_of(unit.size(), 0);
-    std::iota(order_of.begin(), order_of.end(), std::size_t{0});
-    if (packing == megatron_packing::production)
-      detail::stable_by(order_of, [&](std::size_t a, std::size_t b) { return row(unit[a].dims) > row(unit[b].dims); });
-    return order_of;
+  /// The order in which tensors are looked at. Complexity: O(T), at most O(T log T).
+  [[nodiscard]] constexpr std::vector<std::uint32_t> tensor_order(std::span<parameter const> unit) const {
+    return order_of(measured(unit));
   }
-  /// q, the length that every segment is a multiple of. Complexity: O(T log T). Units: elements.
+  /// q, the length that every segment is a multiple of. Complexity: as `tensor_order`. Units: elements.
   [[nodiscard]] constexpr elements quantum(std::span<parameter const> unit) const {
-    return quantum(unit, tensor_order(unit));
+    auto const tensors = measured(unit);
+    return quantum(tensors, order_of(tensors));
   }
 
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
-    auto const sequence = tensor_order(unit);
-    auto const q = quantum(unit, sequence).value;
-    std::vector<std::size_t> regular, fragments;
-    for (auto const i : sequence) {
-      auto const n = unit[i].dims.numel();
-      out[i] = {n, 0, 0};
-      (n < q ? fragments : regular).push_back(i);
-    }
+    measure(unit, out);
+    auto const row_of = [&](std::size_t i) { return out[i].step; };  // until the segment is known
+    auto const sequence = order_of(out);
+    auto const q = quantum(out, sequence).value;
+    std::vector<std::uint32_t> regular, fragments;
+    for (auto const i : sequence) (out[i].numel < q ? fragments : regular).push_back(i);
     bool const aligned = packing == megatron_packing::experimental;
-    if (aligned)
-      detail::stable_by(fragments, [&](std::size_t a, std::size_t b) { return (out[a].numel) > (out[b].numel); });
+    if (aligned) {
+      std::vector<std::uint32_t> largest(fragments.size(), 0);  // every one has fewer than q elements
+      detail::stable_order(largest, [&](std::size_t k) { return q - out[fragments[k]].numel; });
+      for (auto& k : largest) k = fragments[k];
+      fragments = std::move(largest);
+    }
     std::size_t end = 0;  // of everything placed
     std::vector<unsigned char> placed(unit.size(), 0);
     auto const put = [&](std::size_t i, std::size_t start) {
@@ -98,7 +84,7 @@ struct megatron : flat_cuts {
       put(i, next);
       auto const rest = out[i].numel % q;
       auto gap = checked_add(next, out[i].numel);
-      next = round_up(gap, q);
+      next = rest == 0 ? gap : round_up(gap, q);  // the last `next` is a multiple of q
       if (rest == 0) continue;
       auto gap_end = next;
       for (std::size_t m = k + 1; m < regular.size(); ++m) {
@@ -111,7 +97,7 @@ struct megatron : flat_cuts {
         break;
       }
       for (auto const j : fragments) {
-        auto const start = aligned ? round_up(gap, row(unit[j].dims)) : gap;
+        auto const start = aligned ? round_up(gap, row_of(j)) : gap;
         if (placed[j] != 0 || start + out[j].numel > gap_end) continue;
         put(j, start);
         gap = start + out[j].numel;
@@ -120,7 +106,7 @@ struct megatron : flat_cuts {
     auto tail = next;
     for (auto const j : fragments) {
       if (placed[j] != 0) continue;
-      put(j, aligned ? round_up(tail, row(unit[j].dims)) : tail);
+      put(j, aligned ? round_up(tail, row_of(j)) : tail);
       tail = out[j].start + out[j].numel;
     }
     auto const segment = round_up(std::max(end, next), checked_mul(q, w)) / w;
@@ -134,20 +120,42 @@ struct megatron : flat_cuts {
   [[nodiscard]] constexpr std::optional<int> padding_value() const { return std::nullopt; }
 
  private:
-  [[nodiscard]] constexpr elements quantum(std::span<parameter const> unit,
-                                           std::vector<std::size_t> const& sequence) const {
+  // What the packing looks at: elements, nothing, elements of a row.
+  constexpr void measure(std::span<parameter const> unit, std::span<placement> out) const {
+    for (std::size_t i = 0; i < unit.size(); ++i) {
+      auto const& dims = unit[i].dims;
+      out[i] = {dims.numel(), 0, row(dims)};
+      require(out[i].step > 0, "megatron cannot pack a tensor whose rows are empty");
+      require(packing == megatron_packing::production || dims.rank > 0,
+              "the experimental packing of megatron cannot shard a scalar");
+    }
+  }
+  [[nodiscard]] constexpr std::vector<placement> measured(std::span<parameter const> unit) const {
+    std::vector<placement> tensors(unit.size(), placement{});
+    measure(unit, tensors);
+    return tensors;
+  }
+  [[nodiscard]] constexpr std::vector<std::uint32_t> order_of(std::span<placement const> tensors) const {
+    std::vector<std::uint32_t> sequence(tensors.size(), 0);
+    std::size_t longest = 0;
+    for (auto const& t : tensors) longest = std::max(longest, t.step);
+    if (packing == megatron_packing::production) {
+      detail::stable_order(sequence, [&](std::size_t i) { return longest - tensors[i].step; });
+    } else {
+      std::iota(sequence.begin(), sequence.end(), std::uint32_t{0});
+    }
+    return sequence;
+  }
+  [[nodiscard]] constexpr elements quantum(std::span<placement const> tensors,
+                                           std::vector<std::uint32_t> const& sequence) const {
     std::size_t q = 1;
     for (std::size_t k = 0; k < sequence.size(); ++k) {
-      auto const& dims = unit[sequence[k]].dims;
-      auto const r = row(dims);
-      require(r > 0, "megatron cannot pack a tensor whose rows are empty");
-      if (packing == megatron_packing::experimental) {
-        require(dims.rank > 0, "the experimental packing of megatron cannot shard a scalar");
-      } else {
-        auto const n = dims.numel();
+      auto const n = tensors[sequence[k]].numel, r = tensors[sequence[k]].step;
+      if (packing == megatron_packing::production) {
         if (k == 0) q = r;
-        if (q == r || (q % r == 0 && n % q == 0) || n < q) continue;
+        if (q == r || n < q) continue;
       }
+      if (q % r == 0) continue;
       q = checked_mul(q / std::gcd(q, r), r);
       require(q <= longest_quantum,
               "the least common multiple of the rows is too long for one group: split it or raise longest_quantum");

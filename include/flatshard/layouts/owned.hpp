@@ -4,9 +4,11 @@
 
 #include <flatshard/layout.hpp>
 #include <flatshard/layouts/native.hpp>
+#include <flatshard/stable_order.hpp>
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <span>
 #include <string_view>
@@ -27,22 +29,54 @@ struct owned : flat_cuts {
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
     require(tensor_align > 0 && segment_align > 0, "alignments must be positive");
     require(segment_align % tensor_align == 0, "the tensor alignment must divide the segment alignment");
-    std::vector<std::pair<std::size_t, std::size_t>> largest;  // elements, number
-    largest.reserve(unit.size());
-    for (std::size_t i = 0; i < unit.size(); ++i) largest.emplace_back(unit[i].dims.numel(), i);
-    std::sort(largest.begin(), largest.end(), [](auto const& a, auto const& b) {
-      return a.first != b.first ? a.first > b.first : a.second < b.second;
-    });
-    std::vector<std::pair<std::size_t, std::size_t>> held;  // a heap of (elements, rank), the least first
+    std::size_t most = 0, longest = 0;
+    for (std::size_t i = 0; i < unit.size(); ++i) {
+      out[i] = {unit[i].dims.numel(), 0, 0};
+      most = std::max(most, out[i].numel);
+    }
+    std::vector<std::uint32_t> largest(unit.size(), 0);
+    detail::stable_order(largest, [&](std::size_t i) { return most - out[i].numel; });
+
+    using load = std::pair<std::size_t, std::size_t>;  // elements that a rank holds, rank
+    std::vector<load> held, next(w, load{});           // held: a heap, the least first
     for (std::size_t r = 0; r < w; ++r) held.emplace_back(0, r);
-    std::size_t longest = 0;
-    for (auto const& [n, i] : largest) {
-      std::pop_heap(held.begin(), held.end(), std::greater<>{});
-      auto& [end, rank] = held.back();
-      out[i] = {n, end, rank};
-      end = checked_add(end, round_up(n, tensor_align));
-      longest = std::max(longest, end);
-      std::push_heap(held.begin(), held.end(), std::greater<>{});
+    auto const give = [&](std::size_t i, load& least) {
+      out[i] = {out[i].numel, least.first, least.second};
+      least.first = checked_add(least.first, round_up(out[i].numel, tensor_align));
+      longest = std::max(longest, least.first);
+    };
+    for (std::size_t k = 0; k < largest.size();) {
+      auto last = k;  // of a run of tensors of one size
+      while (last < largest.size() && out[largest[last]].numel == out[largest[k]].numel) ++last;
+      if ((last - k) * 16 < w) {
+        for (; k < last; ++k) {
+          std::pop_heap(held.begin(), held.end(), std::greater<>{});
+          give(largest[k], held.back());
+          std::push_heap(held.begin(), held.end(), std::greater<>{});
+        }
+        continue;
+      }
+      // Who gets one of equal size lies behind everybody who got one before: two sorted lists take the heap's place.
+      if (!std::is_sorted(held.begin(), held.end())) std::sort(held.begin(), held.end());
+      std::size_t taken = 0, first = 0, waiting = 0;  // of `held`; the first and the number of the ring `next`
+      for (; k < last; ++k) {
+        bool const again = waiting > 0 && (taken == w || next[first] < held[taken]);
+        auto least = again ? next[first] : held[taken];
+        if (again) {
+          first = first + 1 == w ? 0 : first + 1;
+          --waiting;
+        } else {
+          ++taken;
+        }
+        give(largest[k], least);
+        next[first + waiting < w ? first + waiting : first + waiting - w] = least;
+        ++waiting;
+      }
+      std::rotate(next.begin(), next.begin() + static_cast<std::ptrdiff_t>(first), next.end());
+      std::vector<load> all(w, load{});
+      std::merge(held.begin() + static_cast<std::ptrdiff_t>(taken), held.end(), next.begin(),
+                 next.begin() + static_cast<std::ptrdiff_t>(waiting), all.begin());
+      held = std::move(all);
     }
     auto const segment = round_up(longest, segment_align);
     for (auto& t : out) t = {t.numel, checked_add(t.start, checked_mul(t.step, segment)), segment};

@@ -5,6 +5,7 @@
 #include <flatshard/layout.hpp>
 #include <flatshard/layouts/native.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <span>
 #include <string_view>
@@ -22,15 +23,24 @@ struct zero12 : flat_cuts {
   bool round_robin = false;
   friend constexpr bool operator==(zero12 const&, zero12 const&) = default;
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
-    std::size_t end = 0;
-    auto const stride = round_robin ? w : 1;
-    for (std::size_t first = 0; first < stride && first < unit.size(); ++first)
-      for (std::size_t i = first; i < unit.size(); i += stride) {
-        out[i] = {unit[i].dims.numel(), end, 0};
-        end = checked_add(end, out[i].numel);
-      }
-    auto const segment = round_up(end, checked_mul(2, w)) / w;
-    for (auto& t : out) t.step = segment;
+    // The tensors i with one i % W follow each other: first the elements of each such row, then where it stands.
+    auto const rows = round_robin ? std::min(w, unit.size()) : 1;
+    std::vector<std::size_t> ends(rows, 0);
+    for (std::size_t i = 0, row = 0; i < unit.size(); ++i, row = row + 1 == rows ? 0 : row + 1) {
+      out[i].numel = unit[i].dims.numel();
+      ends[row] = checked_add(ends[row], out[i].numel);
+    }
+    std::size_t all = 0;
+    for (auto& end : ends) {
+      auto const size = end;
+      end = all;
+      all = checked_add(all, size);
+    }
+    auto const segment = round_up(all, checked_mul(2, w)) / w;
+    for (std::size_t i = 0, row = 0; i < unit.size(); ++i, row = row + 1 == rows ? 0 : row + 1) {
+      out[i] = {out[i].numel, ends[row], segment};
+      ends[row] += out[i].numel;
+    }
     return {segment};
   }
 };
