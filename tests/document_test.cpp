@@ -79,6 +79,9 @@ TEST_CASE("setting keeps positions, shadowing keeps earlier values") {
   v.erase("a");
   CHECK(to_json(v) == R"({"b": null, "c": {"d": {"e": "deep"}}})");
   CHECK(to_json(value{"\"\\\n\x01"}) == R"("\"\\\n\u0001")");
+  // UTF-8 whatever the string holds: a lone surrogate reads back, other bytes have no spelling.
+  CHECK(to_json(value{"\xC3\xA9\xED\xA0\x80\xED\xBF\xBF"}) == "\"\xC3\xA9\\ud800\\udfff\"");
+  CHECK(to_json(value{"a\xFF\xE9\xED\xA0"}) == "\"a\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\"");
 }
 
 TEST_CASE("deep values are a broken rule, not a crash") {

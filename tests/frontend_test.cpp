@@ -145,7 +145,8 @@ TEST_CASE("bytes that are no UTF-8 and control characters are errors with their 
     for (std::string const before : {"a: 1\nb: x", "a: 1\n# ", "a: 1\nb: \"", "a: 1\nb"}) {
       auto const p = refused(before + bad);
       CHECK(p.code == errc::yaml_syntax);
-      CHECK(p.detail == "the text is not UTF-8");
+      CHECK(p.detail.starts_with("the text is not UTF-8: byte 0x"));
+      CHECK(p.detail.find(" at offset " + std::to_string(before.size()) + ';') != std::string::npos);
       CHECK(p.where.line == 2);
       CHECK(p.upstream.starts_with("UnicodeDecodeError"));
     }

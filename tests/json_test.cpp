@@ -88,6 +88,26 @@ TEST_CASE("bad texts: one clear problem with its place") {
     CHECK(refused(bad).code == errc::json_syntax);
 }
 
+TEST_CASE("a text that is not UTF-8 is told so, with the byte and its place, not blamed for its syntax") {
+  for (std::string const bad : {"\xE9", "\xFF", "\xED\xA0\x80", "\xC3"})
+    for (std::string const before : {"{\n  \"caf", "{\n  \"a\": ", "{\n  \"a\": 1"}) {
+      auto const p = refused(before + bad + "\": 1}");
+      CHECK(p.code == errc::json_syntax);
+      CHECK(p.detail.starts_with("the text is not UTF-8: byte 0x"));
+      CHECK(p.detail.find(" at offset " + std::to_string(before.size()) + ';') != std::string::npos);
+      CHECK(p.where.line == 2);
+      CHECK(p.where.column == before.size() - 1);
+      CHECK(p.upstream.starts_with("UnicodeDecodeError"));
+    }
+  CHECK(refused("\xFF\xFE{\0}\0").detail.find("byte 0xff at offset 0;") != std::string::npos);  // UTF-16
+}
+
+TEST_CASE("what is wrong with a text is said in our words") {
+  CHECK(refused("{\"a\": tru}").detail.starts_with("not strict JSON: something else must stand here;"));
+  CHECK(refused("{\"a\": 1").detail.starts_with("not strict JSON: the text ends too early;"));
+  CHECK(refused("{} 1").detail.starts_with("not strict JSON: the value ends here, but the text goes on;"));
+}
+
 TEST_CASE("limits: deep, long and many end in an error") {
   auto const nested = [](std::size_t n) { return std::string(n, '[') + std::string(n, ']'); };
   CHECK(parse_json(nested(max_nesting)).has_value());

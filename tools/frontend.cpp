@@ -5,6 +5,8 @@
 #include <flatshard/hjson.hpp>
 #include <flatshard/json.hpp>
 #include <flatshard/safetensors_writer.hpp>
+#include <flatshard/utf8.hpp>
+#include <flatshard/value.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -38,7 +40,7 @@ namespace {
 /// A fault of a text that yaml-cpp lets pass and upstream's reader (libyaml) does not.
 struct text_fault {
   std::size_t at;
-  char const* detail;
+  std::string detail;
   char const* upstream;
 };
 
@@ -56,7 +58,7 @@ struct text_fault {
                         "ReaderError (yaml): control characters are not allowed"};
   }
   if (bad == text.size()) return std::nullopt;
-  return text_fault{bad, "the text is not UTF-8", "UnicodeDecodeError (builtins): 'utf-8' codec can't decode the text"};
+  return text_fault{bad, not_utf8(text, bad), "UnicodeDecodeError (builtins): 'utf-8' codec can't decode the text"};
 }
 
 /// Finds a tab where a block key could stand, and a quote that is never closed. One pass over the characters.
@@ -182,10 +184,10 @@ class event_recorder : public YAML::EventHandler {
 
  private:
   void add(yaml_event::kind what, YAML::Mark const& m, std::string text, std::string tag, YAML::anchor_t anchor) {
-    if (events.size() > 2 * max_text_values) throw limit_passed{m, "the text has too many values"};
+    if (events.size() > 2 * max_text_values) throw limit_passed{m, to_string(text_limit::values)};
     if (what == yaml_event::kind::array || what == yaml_event::kind::object) ++depth_;
     if (what == yaml_event::kind::end) --depth_;
-    if (depth_ > max_nesting) throw limit_passed{m, "the text is nested more than 256 deep"};
+    if (depth_ > max_nesting) throw limit_passed{m, to_string(text_limit::nesting)};
     events.push_back({what, m.pos < 0 ? 0 : static_cast<std::size_t>(m.pos), std::move(text), std::move(tag),
                       static_cast<std::size_t>(anchor), false});
   }
@@ -227,16 +229,15 @@ class yaml_builder {
     auto const& e = events_[here];
     if (fault_) return {};
     if (++values_ > max_text_values)
-      return fail(errc::yaml_syntax, here, "the text has more than 100000 values, our limit", "");
-    if (depth >= max_nesting)
-      return fail(errc::yaml_syntax, here, "the text is nested more than 256 deep, our limit", "");
+      return fail(errc::yaml_syntax, here, to_string(text_limit::values) + ", our limit", "");
+    if (depth >= max_nesting) return fail(errc::yaml_syntax, here, to_string(text_limit::nesting) + ", our limit", "");
     if (e.anchor != 0 && e.what != yaml_event::kind::alias) remember(e.anchor, here, false);
     value v;
     switch (e.what) {
       case yaml_event::kind::scalar:
         bytes_ += e.text.size();  // aliases count as often as they stand
         if (bytes_ > max_text_bytes)
-          return fail(errc::yaml_syntax, here, "the text has more than 4 MiB with its aliases, our limit", "");
+          return fail(errc::yaml_syntax, here, to_string(text_limit::text) + " with its aliases, our limit", "");
         v = scalar(here);
         break;
       case yaml_event::kind::array: v = array(at, here, depth); break;
@@ -306,8 +307,7 @@ class yaml_builder {
       auto const key_bytes = key.text().size();
       path_bytes_ += key_bytes;
       if (path_bytes_ > max_path_bytes)
-        return fail(errc::yaml_syntax, here,
-                    "the keys on the way to one value have more than 16 KiB together, our limit", "");
+        return fail(errc::yaml_syntax, here, to_string(text_limit::keys) + ", our limit", "");
       auto v = read(at, depth + 1);
       path_bytes_ -= key_bytes;
       if (fault_) return {};
@@ -406,13 +406,14 @@ result<document> parse_yaml(std::string_view text, std::string_view file, yaml_r
         yaml_problem(code, {std::string{file}, {}, p.line, p.column}, std::move(detail), std::move(upstream))};
   };
   if (text.size() > max_text_bytes)
-    return refused(errc::yaml_syntax, 0, "the text is larger than 4 MiB, our limit", "");
+    return refused(errc::yaml_syntax, 0, to_string(text_limit::text) + ", our limit", "");
 #if defined(FLATSHARD_YAML)
   std::size_t const skipped = text.starts_with("\xEF\xBB\xBF") ? 3 : 0;
   auto const body = text.substr(skipped);
-  auto fault = scan_characters(body);
-  if (!fault) fault = scan_yaml(body);
-  if (fault) return refused(errc::yaml_syntax, fault->at + skipped, fault->detail, fault->upstream);
+  if (auto const fault = scan_characters(text))
+    return refused(errc::yaml_syntax, fault->at, fault->detail, fault->upstream);
+  if (auto const fault = scan_yaml(body))
+    return refused(errc::yaml_syntax, fault->at + skipped, fault->detail, fault->upstream);
   std::istringstream in{std::string{body}};
   event_recorder recorder;
   try {
@@ -428,7 +429,7 @@ result<document> parse_yaml(std::string_view text, std::string_view file, yaml_r
                    e.msg + ", our limit", "");
   } catch (YAML::Exception const& e) {
     return refused(errc::yaml_syntax, e.mark.pos < 0 ? 0 : static_cast<std::size_t>(e.mark.pos) + skipped,
-                   "not YAML: " + e.msg, "ParserError (yaml): " + e.msg);
+                   "this is no YAML; yaml-cpp, which reads it, says: " + e.msg, "ParserError (yaml)");
   }
   bool const nothing = recorder.events.empty() || (recorder.events.size() == 1 && recorder.events[0].text.empty());
   if (nothing && body.find("---") == std::string_view::npos &&

@@ -137,12 +137,12 @@ class document_builder {
     place_value(std::move(v));
     return ++values_ <= max_text_values;
   }
-  /// What stopped the reader: the limit that the text passes; empty if it passes none.
-  [[nodiscard]] std::string_view limit_passed() const {
-    return values_ > max_text_values    ? "the text has more than 100000 values"
-           : open_.size() > max_nesting ? "the text is nested more than 256 deep"
-           : too_long_                  ? "the keys on the way to one value have more than 16 KiB together"
-                                        : "";
+  /// What stopped the reader: the limit that the text passes, if it passes one.
+  [[nodiscard]] text_limit limit_passed() const {
+    return values_ > max_text_values    ? text_limit::values
+           : open_.size() > max_nesting ? text_limit::nesting
+           : too_long_                  ? text_limit::keys
+                                        : text_limit::none;
   }
   [[nodiscard]] place place_of(std::size_t at) const {
     auto const p = lines_(std::min(at, text_.size()), at);

@@ -78,11 +78,10 @@ inline result<document> parse_hjson(std::string_view text, std::string_view file
         problem{errc::hjson_syntax, std::move(where), std::move(detail), severity::error, "read", std::move(upstream)}};
   };
   if (text.size() > max_text_bytes)
-    return refused({std::string{file}, {}, 1, 1}, "the text is larger than 4 MiB, our limit", {});
+    return refused({std::string{file}, {}, 1, 1}, to_string(text_limit::text) + ", our limit", {});
   document_builder builder{text, file};
   if (auto const bad = utf8_end(text); bad != text.size())
-    return refused(builder.place_of(bad), "the text is not UTF-8 from here on; save it as UTF-8",
-                   "UnicodeDecodeError (deepspeed)");
+    return refused(builder.place_of(bad), not_utf8(text, bad), "UnicodeDecodeError (deepspeed)");
   hjson_text const transcript{text, file, source};
   if (!transcript.problems().empty()) return config_error{transcript.problems()};
   detail::hjson_to_document handler{text, transcript, builder};
@@ -90,7 +89,7 @@ inline result<document> parse_hjson(std::string_view text, std::string_view file
   if (end.how == json_end::kind::whole) return std::move(builder).finish();
   auto const passed = builder.limit_passed();
   return refused(builder.place_of(transcript.position(end.at).begin),
-                 passed.empty() ? "not readable: " + end.message : std::string{passed} + ", our limit", {});
+                 passed == text_limit::none ? "not readable: " + end.message : to_string(passed) + ", our limit", {});
 }
 
 inline result<document> read_deepspeed(std::string const& path_or_base64) {

@@ -8,6 +8,7 @@
 #include <flatshard/document.hpp>
 #include <flatshard/file.hpp>
 #include <flatshard/result.hpp>
+#include <flatshard/utf8.hpp>
 
 #include <algorithm>
 #include <concepts>
@@ -41,7 +42,7 @@ concept JsonHandler = requires(H& h, std::string_view text, std::size_t at, bool
 struct json_end {
   enum class kind { whole, stopped, too_deep, syntax } how = kind::whole;
   std::size_t at{};     ///< byte offset of the fault
-  std::string message;  ///< Boost.JSON's words for it
+  std::string message;  ///< what is wrong there
 };
 
 namespace detail {
@@ -164,6 +165,15 @@ class placed_events {
   bool stopped_ = false;
 };
 
+/// What is wrong, in our words where the error is one that texts have.
+inline std::string said_of(boost::system::error_code const& error) {
+  using boost::json::make_error_code;
+  if (error == make_error_code(boost::json::error::syntax)) return "something else must stand here";
+  if (error == make_error_code(boost::json::error::incomplete)) return "the text ends too early";
+  if (error == make_error_code(boost::json::error::extra_data)) return "the value ends here, but the text goes on";
+  return "Boost.JSON says: " + error.message();
+}
+
 inline json_end walk(std::string_view text, any_json_handler& handler, std::size_t max_depth) {
   boost::json::parse_options options;
   options.max_depth = max_depth;
@@ -174,7 +184,7 @@ inline json_end walk(std::string_view text, any_json_handler& handler, std::size
   if (!error) return {};
   if (parser.handler().stopped()) return {json_end::kind::stopped, read, {}};
   auto const deep = error == boost::json::make_error_code(boost::json::error::too_deep);
-  return {deep ? json_end::kind::too_deep : json_end::kind::syntax, read, error.message()};
+  return {deep ? json_end::kind::too_deep : json_end::kind::syntax, read, said_of(error)};
 }
 
 }  // namespace detail
@@ -250,21 +260,23 @@ class json_to_document {
         problem{errc::json_syntax, std::move(where), std::move(detail), severity::error, "read", std::move(upstream)}};
   };
   // a limit of our own: upstream reads such a text
-  auto const beyond = [&](place where, std::string_view passed) {
-    return refused(std::move(where), std::string{passed} + ", our limit", {});
+  auto const beyond = [&](place where, text_limit passed) {
+    return refused(std::move(where), to_string(passed) + ", our limit", {});
   };
-  if (text.size() > max_text_bytes) return beyond({std::string{file}, {}, 1, 1}, "the text is larger than 4 MiB");
+  if (text.size() > max_text_bytes) return beyond({std::string{file}, {}, 1, 1}, text_limit::text);
   document_builder builder{text, file};
   if (text.starts_with("\xEF\xBB\xBF"))
     return refused(builder.place_of(0),
                    "the text starts with a byte order mark, which strict JSON forbids and DeepSpeed's own hjson reader "
                    "skips; save it without");
+  if (auto const bad = utf8_end(text); bad != text.size())
+    return refused(builder.place_of(bad), not_utf8(text, bad), "UnicodeDecodeError (builtins)");
   strict_json const strict{text};
   detail::json_to_document handler{text, strict, builder};
   auto const end = walk_json(strict.text(), handler, max_nesting);
   if (end.how == json_end::kind::whole) return std::move(builder).finish();
   if (end.how == json_end::kind::too_deep)
-    return beyond(builder.place_of(strict.position(end.at)), "the text is nested more than 256 deep");
+    return beyond(builder.place_of(strict.position(end.at)), text_limit::nesting);
   if (end.how == json_end::kind::stopped) {
     if (handler.word_as_key_at() != std::string_view::npos)
       return refused(builder.place_of(handler.word_as_key_at()), "a number word stands where a quoted key must");
@@ -291,7 +303,8 @@ class json_to_document {
   auto const file = input_file::open(path);
   if (!file) return unreadable(file.error());
   if (file->size().value > max_text_bytes)
-    return refused(errc::file_unreadable, "the file is larger than 4 MiB, our limit");
+    return refused(errc::file_unreadable,
+                   "the file is larger than " + std::to_string(max_text_bytes >> 20) + " MiB, our limit");
   std::string text(file->size().value, '\0');
   if (auto const read = file->read_at(std::as_writable_bytes(std::span{text}), {0}); !read)
     return unreadable(read.error());

@@ -201,7 +201,7 @@ inline result<std::string> model_type(checkpoint_files const& checkpoint) {
     return detail::file_problem(errc::model_config, path.string(), std::move(detail));
   };
   constexpr std::size_t most = std::size_t{64} << 20;
-  if (opened->size().value > most) return bad("config.json has more than 64 MiB");
+  if (opened->size().value > most) return bad("config.json has more than " + std::to_string(most >> 20) + " MiB");
   std::string text(opened->size().value, '\0');
   if (auto read = opened->read_at(std::as_writable_bytes(std::span{text}), {0}); !read) return read.error();
   detail::top_level_string reader{"model_type"};

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Whether bytes are UTF-8.
+/// Whether bytes are UTF-8, and what is said where they are not.
 #pragma once
 
 #include <flatshard/version.hpp>
 
 #include <cstddef>
+#include <string>
 #include <string_view>
 
 namespace flatshard {
@@ -35,6 +36,14 @@ inline namespace v0 {
     }
   }
   return i;
+}
+
+/// What is said of a text whose byte at the offset `bad` is none of UTF-8.
+[[nodiscard]] inline std::string not_utf8(std::string_view text, std::size_t bad) {
+  constexpr std::string_view hex = "0123456789abcdef";
+  auto const byte = static_cast<unsigned char>(text[bad]);
+  return std::string{"the text is not UTF-8: byte 0x"} + hex[byte >> 4] + hex[byte & 15] + " at offset " +
+         std::to_string(bad) + "; save it as UTF-8";
 }
 
 static_assert(utf8_end("a\xC3\xA9") == 3 && utf8_end("a\xED\xA0\x80") == 1);

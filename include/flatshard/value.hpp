@@ -4,6 +4,7 @@
 #pragma once
 
 #include <flatshard/require.hpp>
+#include <flatshard/utf8.hpp>
 
 #include <algorithm>
 #include <array>
@@ -74,6 +75,21 @@ inline constexpr std::size_t max_nesting = 256;
 inline constexpr std::size_t max_text_bytes = std::size_t{4} << 20;
 inline constexpr std::size_t max_text_values = 100'000;
 inline constexpr std::size_t max_path_bytes = std::size_t{16} << 10;
+/// The limits above, for what says that a text passes one.
+enum class text_limit : std::uint8_t { none, text, values, nesting, keys };
+/// What a reader says of a text that passes the limit; empty for none.
+[[nodiscard]] inline std::string to_string(text_limit passed) {
+  switch (passed) {
+    case text_limit::none: break;
+    case text_limit::text: return "the text is larger than " + std::to_string(max_text_bytes >> 20) + " MiB";
+    case text_limit::values: return "the text has more than " + std::to_string(max_text_values) + " values";
+    case text_limit::nesting: return "the text is nested more than " + std::to_string(max_nesting) + " deep";
+    case text_limit::keys:
+      return "the keys on the way to one value have more than " + std::to_string(max_path_bytes >> 10) +
+             " KiB together";
+  }
+  return {};
+}
 
 /// One value with everything below it. Regular; copying is deep.
 class value {
@@ -187,7 +203,8 @@ class value {
   auto const x = v.number();
   return v.integer() ? *v.integer() == i : x && *x == static_cast<double>(i);
 }
-/// The value as JSON text on one line (non-finite numbers as Python writes them; numbers as they were spelt).
+/// The value as JSON text on one line (non-finite numbers as Python writes them; numbers as they were spelt). It is
+/// UTF-8 whatever the strings hold: a lone surrogate is escaped, any other byte that is no UTF-8 becomes U+FFFD.
 [[nodiscard]] std::string to_json(value const& v);
 
 // ---- definitions
@@ -353,9 +370,9 @@ inline bool truthy(value const& v) {
 }
 
 namespace detail {
-inline void append_json_string(std::string& out, std::string_view text) {
+/// What stands between the quotes of a JSON string; bytes above 0x7F stay as they are.
+inline void append_escaped(std::string& out, std::string_view text) {
   constexpr std::string_view hex = "0123456789abcdef";
-  out += '"';
   for (auto const c : text) {
     auto const u = static_cast<unsigned char>(c);
     if (c == '"' || c == '\\')
@@ -370,6 +387,26 @@ inline void append_json_string(std::string& out, std::string_view text) {
       (((out += "\\u00") += hex[u >> 4]) += hex[u & 15]);
     else
       out += c;
+  }
+}
+inline void append_json_string(std::string& out, std::string_view text) {
+  constexpr std::string_view hex = "0123456789abcdef";
+  out += '"';
+  for (;;) {
+    auto const good = utf8_end(text);
+    append_escaped(out, text.substr(0, good));
+    text.remove_prefix(good);
+    if (text.empty()) break;
+    auto const byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
+    if (byte(0) == 0xED && byte(1) >= 0xA0 && byte(1) <= 0xBF && byte(2) >= 0x80 && byte(2) <= 0xBF) {
+      auto const unit = 0xD000u | (byte(1) & 0x3Fu) << 6 | (byte(2) & 0x3Fu);
+      out += "\\u";
+      for (int shift = 12; shift >= 0; shift -= 4) out += hex[unit >> shift & 15u];
+      text.remove_prefix(3);
+    } else {
+      out += "\xEF\xBF\xBD";
+      text.remove_prefix(1);
+    }
   }
   out += '"';
 }

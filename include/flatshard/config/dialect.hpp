@@ -149,8 +149,9 @@ inline std::size_t strict_json::position(std::size_t at) const {
 }
 
 inline std::string strict_json::quoted(std::string_view decoded) {
-  std::string json, out;
-  detail::append_json_string(json, decoded);
+  std::string json{'"'}, out;
+  detail::append_escaped(json, decoded);
+  json += '"';
   std::size_t copied = 0;
   for (auto at = json.find_first_of("\xED\xEF"); at != std::string::npos && at + 2 < json.size();
        at = json.find_first_of("\xED\xEF", at + 1)) {

@@ -63,7 +63,7 @@ class hjson_text {
   [[nodiscard]] bool ended() const { return at_ >= original_.size(); }
   [[nodiscard]] bool is(char c) const { return !ended() && original_[at_] == c; }
   bool fault(std::size_t where, std::string words, errc code = errc::hjson_syntax, std::string_view kind = {});
-  bool beyond(std::string_view passed);
+  bool beyond(text_limit passed);
   void read();
   bool read_members();
   bool skip();
@@ -297,7 +297,7 @@ inline bool hjson_text::read_key(frame& f) {
   f.has_key = true;
   if (path_bytes_ <= max_path_bytes) return true;
   f.has_key = false;  // the problem stands at the object
-  return beyond("the keys on the way to one value have more than 16 KiB together");
+  return beyond(text_limit::keys);
 }
 
 inline bool hjson_text::read_value() {
@@ -305,7 +305,7 @@ inline bool hjson_text::read_value() {
   if (ended()) return fault(at_, "Expecting value");
   auto const c = original_[at_];
   if (c == '{' || c == '[') return open(c);
-  if (++values_ > max_text_values) return beyond("the text has more than 100000 values");
+  if (++values_ > max_text_values) return beyond(text_limit::values);
   if (c == '"' || c == '\'') {
     auto const begin = at_;
     std::string text;
@@ -319,8 +319,8 @@ inline bool hjson_text::read_value() {
 }
 
 inline bool hjson_text::open(char kind) {
-  if (open_.size() == max_nesting) return beyond("the text is nested more than 256 deep");
-  if (++values_ > max_text_values) return beyond("the text has more than 100000 values");
+  if (open_.size() == max_nesting) return beyond(text_limit::nesting);
+  if (++values_ > max_text_values) return beyond(text_limit::values);
   if (kind == 'r') {
     emit("{", at_, at_);
   } else {
@@ -606,10 +606,10 @@ inline bool hjson_text::fault(std::size_t where, std::string words, errc code, s
   return false;
 }
 /// A text beyond our own limits; upstream reads it.
-inline bool hjson_text::beyond(std::string_view passed) {
+inline bool hjson_text::beyond(text_limit passed) {
   syntax_ = false;
   problems_.push_back(
-      {errc::hjson_syntax, place_at(at_), std::string{passed} + ", our limit", severity::error, "read", {}});
+      {errc::hjson_syntax, place_at(at_), to_string(passed) + ", our limit", severity::error, "read", {}});
   return false;
 }
 
