@@ -161,6 +161,50 @@ TEST_CASE("the argument bf16 is reported as ignored with DeepSpeed") {
   CHECK(severity_of(checked(run({"explain", dir / "z3.json", "--json", "--bf16", "auto"}).out), "ignored-key").empty());
 }
 
+TEST_CASE("the argument fp16 is reported as ignored where nothing reads it") {
+  folder const dir;
+  spill(dir / "z3.json", R"({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})");
+  for (std::string const profile : {"llamafactory", "llamafactory-review", "deepspeed"})
+    for (std::string const word : {"true", "false"}) {
+      CAPTURE(profile);
+      auto const r = run({"explain", dir / "z3.json", "--profile", profile, "--fp16", word});
+      CHECK(r.code == 0);
+      CHECK_MESSAGE(
+          r.out.find("z3.json:1:1: warning: the argument fp16 " + word + " is ignored: ") != std::string::npos, r.out);
+      CHECK(run({"explain", dir / "z3.json", "--profile", profile, "--fp16", word, "--strict"}).code == 1);
+    }
+  CHECK(run({"explain", dir / "z3.json", "--fp16", "auto"}).out.find("argument fp16") == std::string::npos);
+  auto const read = run({"explain", dir / "z3.json", "--profile", "transformers-v4", "--fp16", "true"});
+  CHECK(read.out.find("fp16 true is ignored") == std::string::npos);
+}
+
+TEST_CASE("a text that is not UTF-8 is told so") {
+  folder const dir;
+  spill(dir / "z3.json", "{\n \"caf\xE9\": 1}");
+  auto const json = run({"explain", dir / "z3.json"});
+  CHECK(json.code == 1);
+  CHECK_MESSAGE(json.says("z3.json:2:6: error: the text is not UTF-8: byte 0xe9 at offset 7; save it as UTF-8"),
+                json.err);
+}
+
+TEST_CASE("characters that turn the direction of writing or move the cursor do not reach a terminal") {
+  folder const dir;
+  std::string const turn = "\xE2\x80\xAE", isolate = "\xE2\x81\xA6", mark = "\xD8\x9C", control = "\xC2\x9B";
+  auto const path = dir / ("z" + turn + ".json");
+  spill(path, R"({"zero_optimization": {"stage": 3}, ")" + isolate + R"(key": 1, "optimizer": {"type": ")" + mark +
+                  control + "x\"}, \"train_micro_batch_size_per_gpu\": 1}");
+  for (std::string const profile : {"llamafactory", "deepspeed"}) {
+    auto const r = run({"explain", path, "--profile", profile});
+    for (auto const& odd : {turn, isolate, mark, control}) CHECK((r.out + r.err).find(odd) == std::string::npos);
+    CHECK(r.out.find("\\u202e") != std::string::npos);
+  }
+  auto const missing = run({"load", dir / ("m" + turn), "--world", "2"});
+  CHECK(missing.code == 1);
+  CHECK(missing.err.find(turn) == std::string::npos);
+  CHECK(run({"explain", dir / "\xC3\xA9\xE2\x82\xAC"}).err.find("\xC3\xA9\xE2\x82\xAC") !=
+        std::string::npos);  // letters stay
+}
+
 TEST_CASE("the model's configuration fills bucket sizes") {
   folder const dir;
   spill(dir / "z3.json", stage3);

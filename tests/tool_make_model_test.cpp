@@ -229,10 +229,23 @@ TEST_CASE("an interrupted run ends by the signal and leaves nothing") {
 TEST_CASE("a full device is an error that leaves nothing") {
   // A limit on the size of files stands for a device that fills up: writes fail with EFBIG in the middle.
   folder const dir;
-  auto const command = std::string{"ulimit -f 2000; trap '' XFSZ; exec "} + FLATSHARD_TOOL + " make-model " +
-                       (dir / "model") + " --arch llama --size 8M --files 2 2>" + (dir / "err");
+  auto const command = std::string{"ulimit -f 2000; exec "} + FLATSHARD_TOOL + " make-model " + (dir / "model") +
+                       " --arch llama --size 8M --files 2 2>" + (dir / "err");
   auto const status = std::system(("bash -c \"" + command + "\"").c_str());
   CHECK(WEXITSTATUS(status) == 1);
   CHECK_MESSAGE(slurp(dir / "err").find("File too large") != std::string::npos, slurp(dir / "err"));
   CHECK(dir.names() == std::vector<std::string>{"err"});
+}
+
+TEST_CASE("where the report of a complete model cannot be written, the model stays, and that is said") {
+  folder const dir;
+  auto const command = std::string{FLATSHARD_TOOL} + " make-model " + (dir / "model") +
+                       " --arch llama --size 200K >/dev/full 2>" + (dir / "err");
+  auto const status = std::system(command.c_str());
+  CHECK(WEXITSTATUS(status) == 1);
+  CHECK(slurp(dir / "err") ==
+        "flatshard: " + (dir / "model") +
+            " is complete and stays, but the report of it cannot be written to standard output\n");
+  CHECK(dir.names() == std::vector<std::string>{"err", "model"});
+  CHECK(run({"load", dir / "model", "--world", "2"}).code == 0);
 }

@@ -49,6 +49,11 @@ TEST_CASE("wrong usage is exit code 2 with a sentence on stderr") {
            {{"make-model", "x", "--arch", "llama", "--size", "1M", "--files", "22"}, "more than the 21 tensors"},
            {{"make-model", "x", "--arch", "llama", "--seed", "-1"}, "--seed: must be a whole number"},
            {{"make-model", "x", "y", "--arch", "llama"}, "not expected: y"},
+           {{"make-model", "", "--arch", "llama"}, "DIR: must not be empty"},
+           {{"explain", ""}, "CONFIG: must not be empty"},
+           {{"load", "", "--world", "2"}, "DIR: must not be empty"},
+           {{"load", "x", "--world", "2", "--config", ""}, "--config: must not be empty"},
+           {{"plan", "--arch", "llama-3-8b", "--world", "2", "--config", ""}, "--config: must not be empty"},
        }) {
     auto const shown_words = words.empty() ? std::string{} : words.back();
     CAPTURE(shown_words);

@@ -53,6 +53,12 @@ namespace tool {
           "", "whole number"};
 }
 
+/// A validator that refuses an empty name of a file or folder.
+[[nodiscard]] inline CLI::Validator not_empty() {
+  return {[](std::string& text) { return text.empty() ? std::string{"must not be empty"} : std::string{}; }, "",
+          "name"};
+}
+
 /// A validator that accepts the words of a list and names them all otherwise.
 [[nodiscard]] inline CLI::Validator one_of(std::vector<std::string> words) {
   return {[words = std::move(words)](std::string& text) -> std::string {
@@ -68,7 +74,7 @@ inline constexpr std::uint64_t largest_size = std::uint64_t{16} << 40;
 [[nodiscard]] inline CLI::Validator model_size() {
   return {[](std::string& text) -> std::string {
             auto const bytes = parse_size(text).value_or(0);
-            if (bytes > largest_size) return fmt::format("'{}' is more than 16T", text);
+            if (bytes > largest_size) return fmt::format("'{}' is more than {}T", text, largest_size >> 40);
             if (bytes > 0) return {};
             return fmt::format("'{}' is no size; write for instance 100M, 2G or 1.5GB", text);
           },

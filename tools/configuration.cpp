@@ -197,6 +197,19 @@ front_end_reading read_as(fs::profile front_end, configuration_text const& text,
   for (auto const& setting : request.settings) apply_setting(setting, *out.document);
   fs::frontend::read_named_files(*out.document, out.known);
   out.resolved = decide(*out.document, front_end, out.known);
+  bool const front_end_asks =
+      !is_llamafactory(front_end) && front_end != fs::profile::deepspeed && front_end != fs::profile::torch;
+  if (request.fp16 != "auto" && !front_end_asks)
+    out.resolved.problems.push_back(
+        {fs::errc::ignored_key,
+         out.document->root().where(),
+         fmt::format("the argument fp16 {} is ignored: {} has no such argument", request.fp16,
+                     is_llamafactory(front_end)            ? "LLaMA-Factory"
+                     : front_end == fs::profile::deepspeed ? "DeepSpeed"
+                                                           : "torch"),
+         fs::severity::warning,
+         std::string{fs::at_train},
+         {}});
   if (request.strict) out.resolved = strict(std::move(out.resolved));
   return out;
 }

@@ -179,6 +179,7 @@ void add_explain(CLI::App& app, int& code) {
       ->add_option("CONFIG", r->configuration.file,
                    "DeepSpeed JSON, the front end's YAML or the same as JSON; - = stdin")
       ->required()
+      ->check(not_empty())
       ->type_name("");
   add_configuration_options(*command, r->configuration);
   auto* const world = command->add_option("--world", r->world, "Number of ranks that a launcher starts (default 1)")
@@ -187,6 +188,7 @@ void add_explain(CLI::App& app, int& code) {
   command
       ->add_option("--model", r->configuration.model,
                    "Directory with the model's config.json, for bucket sizes from \"auto\"")
+      ->check(not_empty())
       ->type_name("DIR");
   auto* const as_json =
       command->add_flag("--json", r->as_json, "One JSON object on stdout (docs/config.md has the schema)");
@@ -197,6 +199,7 @@ void add_explain(CLI::App& app, int& code) {
           "--fix", r->fix,
           "Write a configuration with nothing left to a front end that decides the same, and say where it does "
           "not; FILE must not exist, - = stdout")
+      ->check(not_empty())
       ->type_name("FILE")
       ->excludes(compared)
       ->excludes(as_json);

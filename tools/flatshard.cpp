@@ -3,6 +3,7 @@
 #include "explain.hpp"
 #include "load.hpp"
 #include "make_model.hpp"
+#include "noted_signals.hpp"
 #include "plan.hpp"
 #include "report.hpp"
 
@@ -11,6 +12,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <new>
 #include <string>
 
@@ -61,6 +63,7 @@ int run(int count, char** arguments) {
 }  // namespace
 
 int main(int count, char** arguments) try {
+  tool::fail_large_writes();
   auto const code = run(count, arguments);
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
     report_error("cannot write to standard output");
@@ -71,14 +74,17 @@ int main(int count, char** arguments) try {
   report_error(e.what());
   return tool::exit_usage;
 } catch (flatshard::bad_input const& e) {
-  for (auto const& p : e.error.problems) report_error(to_string(p));
+  for (auto const& p : e.error.problems) report_error(tool::one_line(to_string(p)));
   return tool::exit_input;
 } catch (std::bad_alloc const&) {
   std::string asked = "flatshard";
   for (int i = 1; i < count; ++i) asked += ' ' + tool::one_line(arguments[i]);
   report_error("out of memory while it did what was asked for: " + asked);
   return tool::exit_input;
+} catch (std::filesystem::filesystem_error const& e) {
+  report_error(fmt::format("{}: {}", tool::one_line(e.path1().string()), e.code().message()));
+  return tool::exit_input;
 } catch (std::exception const& e) {
-  report_error(e.what());
+  report_error(tool::every_line(e.what()));
   return tool::exit_input;
 }

@@ -393,13 +393,17 @@ void add_load(CLI::App& app, int& code) {
   auto const r = std::make_shared<request>();
   auto* const command =
       app.add_subcommand("load", "Load a checkpoint into the shards of ranks and report what it cost");
-  command->add_option("DIR", r->directory, "Directory with safetensors files")->required()->type_name("");
+  command->add_option("DIR", r->directory, "Directory with safetensors files")
+      ->required()
+      ->check(not_empty())
+      ->type_name("");
   command->add_option("--world", r->world, "Number of ranks")
       ->required()
       ->check(whole_number(1, largest_world))
       ->type_name("N");
   auto* const config =
       command->add_option("--config", r->configuration.file, "Configuration that decides layout, storage and trigger")
+          ->check(not_empty())
           ->type_name("FILE");
   command->add_option("--layout", r->layout, "zero3, fsdp2 or native (default), in the dtype of the file")
       ->check(one_of({"zero3", "fsdp2", "native"}))

@@ -3,6 +3,7 @@
 
 #include "architectures.hpp"
 #include "arguments.hpp"
+#include "noted_signals.hpp"
 #include "random_weights.hpp"
 #include "report.hpp"
 
@@ -18,9 +19,9 @@
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
-#include <csignal>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <exception>
 #include <filesystem>
@@ -52,33 +53,6 @@ struct request {
   std::uint64_t file_count = 1, seed = 0;
   bool sparse = false;
 };
-
-std::atomic<int> caught_signal{0};
-static_assert(std::atomic<int>::is_always_lock_free, "a signal handler writes it");
-
-/// While it lives, SIGINT, SIGTERM and SIGHUP are noted instead of ending the process; the second one ends it.
-class signals_noted {
- public:
-  signals_noted() {
-    struct sigaction noted {};
-    noted.sa_handler = [](int signal) { caught_signal.store(signal); };
-    noted.sa_flags = static_cast<int>(SA_RESETHAND);
-    for (std::size_t i = 0; i < which.size(); ++i) {
-      ::sigaction(which[i], nullptr, &before_[i]);
-      if (before_[i].sa_handler != SIG_IGN) ::sigaction(which[i], &noted, nullptr);
-    }
-  }
-  signals_noted(signals_noted const&) = delete;
-  signals_noted& operator=(signals_noted const&) = delete;
-  ~signals_noted() {
-    for (std::size_t i = 0; i < which.size(); ++i) ::sigaction(which[i], &before_[i], nullptr);
-  }
-
- private:
-  static constexpr std::array which{SIGINT, SIGTERM, SIGHUP};
-  std::array<struct sigaction, 3> before_{};
-};
-struct interrupted {};
 
 [[noreturn]] void fail(std::string_view what, files::path const& path) {
   throw failure{fmt::format("{} {}: {}", what, one_line(path.string()), std::strerror(errno))};
@@ -224,7 +198,7 @@ void write_weights(std::vector<part> const& parts, std::vector<std::unique_ptr<n
     }
   }
   if (first) std::rethrow_exception(first);
-  if (caught_signal != 0) throw interrupted{};
+  stop_if_interrupted();
 }
 
 void write_text(files::path const& path, std::string_view text) {
@@ -278,16 +252,21 @@ void make(request const& r) {
                            {parameters * element_bytes});
   }
   write_text(directory.path() / "config.json", config_text(shape));
-  if (caught_signal != 0) throw interrupted{};
+  stop_if_interrupted();
   directory.finish();
 
   auto const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
-  fmt::print("{}: {}, {} parameters in {} file{}, {} ({} bytes){}, {:.2f} s\n", one_line(target.string()),
-             r.architecture, grouped(parameters), parts.size(), parts.size() == 1 ? "" : "s", human(file_bytes),
-             grouped(file_bytes), r.sparse ? " of holes" : fmt::format(", seed {}", r.seed), seconds);
-  fmt::print("  hidden {}, intermediate {}, {} layers, {} heads, {} kv heads, head_dim {}, vocabulary {}{}\n",
-             shape.hidden, shape.intermediate, shape.layers, shape.heads, shape.kv_heads, shape.head_dim,
-             shape.vocabulary, shape.tied ? ", tied" : "");
+  auto report =
+      fmt::format("{}: {}, {} parameters in {} file{}, {} ({} bytes){}, {:.2f} s\n", one_line(target.string()),
+                  r.architecture, grouped(parameters), parts.size(), parts.size() == 1 ? "" : "s", human(file_bytes),
+                  grouped(file_bytes), r.sparse ? " of holes" : fmt::format(", seed {}", r.seed), seconds);
+  report +=
+      fmt::format("  hidden {}, intermediate {}, {} layers, {} heads, {} kv heads, head_dim {}, vocabulary {}{}\n",
+                  shape.hidden, shape.intermediate, shape.layers, shape.heads, shape.kv_heads, shape.head_dim,
+                  shape.vocabulary, shape.tied ? ", tied" : "");
+  if (std::fputs(report.c_str(), stdout) < 0 || std::fflush(stdout) != 0)
+    throw failure{fmt::format("{} is complete and stays, but the report of it cannot be written to standard output",
+                              one_line(target.string()))};
 }
 
 }  // namespace
@@ -295,7 +274,10 @@ void make(request const& r) {
 void add_make_model(CLI::App& app, int& code) {
   auto const r = std::make_shared<request>();
   auto* const command = app.add_subcommand("make-model", "Write a checkpoint of given shapes with random bf16 weights");
-  command->add_option("DIR", r->directory, "Directory to make; must not exist")->required()->type_name("");
+  command->add_option("DIR", r->directory, "Directory to make; must not exist")
+      ->required()
+      ->check(not_empty())
+      ->type_name("");
   auto const names = architecture_names();
   auto const known =
       CLI::Validator{[names](std::string& text) -> std::string {
@@ -322,14 +304,11 @@ void add_make_model(CLI::App& app, int& code) {
   command->add_flag("--sparse", r->sparse, "Headers over holes: right in shape and size, all values 0, no disk space");
   command->callback([r, &code] {
     try {
-      signals_noted const noted;
+      noted_signals const noted;
       make(*r);
       code = exit_fine;
     } catch (interrupted const&) {
-      // The directory is gone; now end as the signal would have.
-      std::fputs("flatshard: interrupted; nothing was left behind\n", stderr);
-      std::fflush(nullptr);
-      ::raise(caught_signal);
+      end_by_signal("flatshard");
     }
   });
 }

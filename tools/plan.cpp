@@ -94,6 +94,7 @@ void add_plan(CLI::App& app, int& code) {
   auto* const command = app.add_subcommand(
       "plan", "Say what a training step holds and moves on every rank, and compare the layouts for a model");
   command->add_option("--model", r->directory, "Checkpoint: directory with safetensors files, or one of them")
+      ->check(not_empty())
       ->type_name("DIR");
   command
       ->add_option("--arch", r->architecture, fmt::format("Instead: one of {}", fmt::join(architecture_names(), ", ")))
@@ -103,6 +104,7 @@ void add_plan(CLI::App& app, int& code) {
       ->check(model_size())
       ->type_name("SIZE");
   command->add_option("--config", r->configuration.file, "Configuration that decides layout, precision and offloading")
+      ->check(not_empty())
       ->required()
       ->type_name("FILE");
   command->add_option("--world", r->world, "Number of ranks")
@@ -122,6 +124,7 @@ void add_plan(CLI::App& app, int& code) {
   add_configuration_options(*command, r->configuration);
   command->add_flag("--json", r->as_json, "One JSON object on stdout (docs/tool.md has the schema)");
   command->add_option("--html", r->page, "Write a page with pictures: shards, memory over the step, wire, layouts")
+      ->check(not_empty())
       ->type_name("FILE");
   command->callback([r, &code] {
     plan(*r);

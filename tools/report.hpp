@@ -74,18 +74,48 @@ enum class colour { plain, bold, red, yellow, green, dim };
   return fmt::format("\x1b[{}m{}\x1b[0m", codes[static_cast<std::size_t>(c)], text);
 }
 
-/// Text for one line of a terminal: control characters escaped, so that a file name or a key cannot write over the
-/// report.
+/// The code point of a character of two or three bytes of UTF-8 that `text` begins with; 0 if it begins otherwise.
+[[nodiscard]] inline unsigned code_point(std::string_view text) {
+  auto const byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
+  auto const more = [&](std::size_t i) { return (byte(i) & 0xC0u) == 0x80u; };
+  if ((byte(0) & 0xE0u) == 0xC0u && more(1)) return (byte(0) & 0x1Fu) << 6 | (byte(1) & 0x3Fu);
+  if ((byte(0) & 0xF0u) == 0xE0u && more(1) && more(2))
+    return (byte(0) & 0x0Fu) << 12 | (byte(1) & 0x3Fu) << 6 | (byte(2) & 0x3Fu);
+  return 0;
+}
+/// Whether a terminal does something else than show the character: controls of C1, line and paragraph separators, and
+/// what turns the direction of writing. Source: Unicode 15, Bidi_Control.
+[[nodiscard]] constexpr bool moves_text(unsigned c) {
+  return (c >= 0x80 && c <= 0x9F) || c == 0x061C || c == 0x200E || c == 0x200F || (c >= 0x2028 && c <= 0x202E) ||
+         (c >= 0x2066 && c <= 0x2069);
+}
+
+/// Text for one line of a terminal: control characters escaped, also those that turn the direction of writing, so that
+/// a file name or a key cannot write over the report or seem to be another.
 [[nodiscard]] inline std::string one_line(std::string_view text) {
   std::string out;
-  for (auto const c : text) {
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    auto const c = text[i];
     auto const code = static_cast<unsigned char>(c);
     if (c == '\n')
       out += "\\n";
     else if (code < 0x20 || code == 0x7F)
       out += fmt::format("\\x{:02x}", code);
-    else
+    else if (auto const point = code_point(text.substr(i)); moves_text(point)) {
+      out += fmt::format("\\u{:04x}", point);
+      i += point < 0x800 ? 1 : 2;
+    } else
       out += c;
+  }
+  return out;
+}
+
+/// The same for text of several lines.
+[[nodiscard]] inline std::string every_line(std::string_view text) {
+  std::string out;
+  for (std::size_t begin = 0, end = 0; end != text.size(); begin = end + 1) {
+    end = std::min(text.find('\n', begin), text.size());
+    out += (begin == 0 ? "" : "\n") + one_line(text.substr(begin, end - begin));
   }
   return out;
 }
