@@ -4,6 +4,8 @@
 /// on, the optimizer, the sum of gradients, one rank's training, what the configuration decides, what leaves the
 /// program, the command line. The model stands in llama.hpp.
 #include "../tools/frontend.hpp"
+#include "../tools/noted_signals.hpp"
+#include "../tools/report.hpp"
 #include "../tools/resolver.hpp"
 #include "llama.hpp"
 
@@ -33,12 +35,10 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <concepts>
-#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -58,7 +58,6 @@
 
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
-#include <unistd.h>
 
 namespace {
 
@@ -71,13 +70,17 @@ using flatshard::value;
 // ---- what is trained on ---------------------------------------------------------------------------------------------
 // Bytes of text files, or the rows of a safetensors file.
 
-/// Throws `bad_input` with one problem about a file.
-[[noreturn]] void refuse(flatshard::errc code, std::string const& file, std::string text) {
+/// Throws `bad_input` with one problem at a place of a file.
+[[noreturn]] void refuse(flatshard::errc code, flatshard::place where, std::string text) {
   flatshard::problem p;
   p.code = code;
-  p.where.file = file;
+  p.where = std::move(where);
   p.detail = std::move(text);
   flatshard::throw_bad_input(flatshard::config_error{std::move(p)});
+}
+/// The same about a file as a whole.
+[[noreturn]] void refuse(flatshard::errc code, std::string const& file, std::string text) {
+  refuse(code, flatshard::place{file, {}, 0, 0}, std::move(text));
 }
 
 /// One tensor of a safetensors file, whole, in memory.
@@ -554,7 +557,9 @@ struct training_setup {
   bool activation_checkpointing = true;
   std::optional<double> clip;
   adamw_options optimizer;
-  std::vector<std::string> lines;  ///< for people
+  std::vector<std::string> lines;     ///< for people
+  std::vector<std::string> warnings;  ///< for people, on stderr
+  flatshard::loading_choice loading;  ///< whether ranks load their own parts, and why
   flatshard::value report = flatshard::value::object();
   [[nodiscard]] std::string_view dist() const { return name(resolved.policies.backend); }
 };
@@ -582,31 +587,62 @@ struct resolved_file {
   return out;
 }
 
+/// Where the configuration decides `key`; the whole file where nothing there does.
+[[nodiscard]] flatshard::place place_of(flatshard::resolution const& r, std::string_view key, std::string const& file) {
+  auto const* const decided = r.find(key);
+  if (decided != nullptr && !decided->source.file.empty()) return decided->source;
+  return {file, {}, 0, 0};
+}
+
+/// Refuses an optimizer section that asks for another optimizer than AdamW. Names are read as DeepSpeed reads them:
+/// without regard to case, and Adam is AdamW unless adam_w_mode is off. Source: DeepSpeed@edaa7221,
+/// deepspeed/runtime/engine.py (_configure_basic_optimizer), deepspeed/runtime/config.py.
+void refuse_optimizer(flatshard::resolution const& r, setup_arguments const& args) {
+  auto const& wanted = *r.policies.optimizer;
+  auto name = wanted.type;
+  std::transform(name.begin(), name.end(), name.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
+  auto const& decoupled = r.policies.deepspeed_config["optimizer"]["params"]["adam_w_mode"];
+  bool const plain = name == "adam" && decoupled.present() && !truthy(decoupled);
+  if ((name != "adam" && name != "adamw") || plain)
+    refuse(flatshard::errc::other, place_of(r, "optimizer.type", args.config),
+           "the optimizer is " + wanted.type + (plain ? " with adam_w_mode off" : "") +
+               "; this trainer has AdamW alone: write AdamW, or Adam, which DeepSpeed takes for it");
+  if (wanted.betas)
+    for (auto const beta : *wanted.betas)
+      if (!(beta >= 0 && beta < 1))
+        refuse(flatshard::errc::out_of_range, place_of(r, "optimizer.betas", args.config),
+               fmt::format("found {} among the betas, they must be at least 0 and below 1", beta));
+}
+
 /// What this trainer has no code for, as a problem of the configuration file.
 void refuse_unsupported(flatshard::resolution const& r, setup_arguments const& args, std::size_t world) {
   using flatshard::dtype;
   using flatshard::role;
   auto const& p = r.policies;
+  auto const at = [&](std::string_view key) { return place_of(r, key, args.config); };
   bool const whole = p.sharding == flatshard::sharding_kind::none || p.sharding == flatshard::sharding_kind::zero12;
   if (whole && world > 1)
-    refuse(flatshard::errc::other, args.config,
+    refuse(flatshard::errc::other, at("sharding"),
            "this configuration (" + std::string{name(p.backend)} + ", sharding " + std::string{name(p.sharding)} +
                ") keeps the parameters whole on every rank; this trainer runs it on one rank only: use --world 1, or "
                "ZeRO stage 3 or fsdp2");
   if (p.fsdp2 && p.fsdp2->replicate > 1)
-    refuse(flatshard::errc::other, args.config,
+    refuse(flatshard::errc::other, at("mp_replicate_size"),
            "mp_replicate_size is " + std::to_string(p.fsdp2->replicate) + "; this trainer shards over all ranks");
   for (auto const which : {role::parameter_storage, role::compute, role::reduce, role::grad_accum})
     if (auto const t = p.dtypes(which); t != dtype::f32 && t != dtype::bf16)
-      refuse(flatshard::errc::other, args.config,
+      refuse(flatshard::errc::other, at(name(which)),
              std::string{name(which)} + " is " + std::string{name(t)} +
                  "; this trainer computes in fp32 and bf16, without loss scaling");
-  auto const updated = p.dtypes.master == dtype::none ? p.dtypes.parameter_storage : p.dtypes.master;
-  if (updated != dtype::f32 || p.dtypes.optimizer_state != dtype::f32)
-    refuse(flatshard::errc::other, args.config, "this trainer's optimizer works on fp32 copies and fp32 moments");
+  auto const updated = p.dtypes.master == dtype::none ? role::parameter_storage : role::master;
+  for (auto const which : {updated, role::optimizer_state})
+    if (p.dtypes(which) != dtype::f32)
+      refuse(flatshard::errc::other, at(name(which)), "this trainer's optimizer works on fp32 copies and fp32 moments");
   if (p.gradient_clipping.present() && !p.clip_norm())
-    refuse(flatshard::errc::wrong_type, args.config,
+    refuse(flatshard::errc::wrong_type, at(p.fsdp2 ? "max_grad_norm" : "gradient_clipping"),
            "the clipping norm is " + flatshard::to_json(p.gradient_clipping) + ", a number is needed");
+  if (p.optimizer) refuse_optimizer(r, args);
 }
 
 /// Reads and resolves the configuration. Throws `bad_input` with every problem: what upstream refuses, and what this
@@ -629,8 +665,9 @@ void refuse_unsupported(flatshard::resolution const& r, setup_arguments const& a
     s.clip = norm;
   s.optimizer.lr = file.learning_rate.value_or(args.lr);
   if (p.optimizer) {
-    s.lines.push_back(
-        "the optimizer section of the configuration decides; LLaMA-Factory itself would refuse the section");
+    s.warnings.push_back(to_string(place_of(s.resolved, "optimizer.type", args.config)) +
+                         ": warning: the optimizer section decides, " + p.optimizer->type +
+                         " as AdamW; LLaMA-Factory itself would refuse the section");
     s.optimizer.lr = p.optimizer->learning_rate.value_or(s.optimizer.lr);
     s.optimizer.epsilon = p.optimizer->eps.value_or(s.optimizer.epsilon);
     s.optimizer.decay = p.optimizer->weight_decay.value_or(s.optimizer.decay);
@@ -639,9 +676,8 @@ void refuse_unsupported(flatshard::resolution const& r, setup_arguments const& a
       s.optimizer.beta2 = p.optimizer->betas->at(1);
     }
   }
-  auto const loading = loading_of(s.resolved);
-  bool const whole = !loading.partitioned;
-  s.load.mode = whole ? flatshard::load_mode::whole : flatshard::load_mode::ranges;
+  s.loading = loading_of(s.resolved);
+  s.load.mode = s.loading.partitioned ? flatshard::load_mode::ranges : flatshard::load_mode::whole;
 
   std::string roles;
   auto precision = value::object();
@@ -650,28 +686,22 @@ void refuse_unsupported(flatshard::resolution const& r, setup_arguments const& a
     precision.set(name(r), name(p.dtypes(r)));
   }
   s.lines.push_back("config " + args.config + ": " + std::string{s.dist()} + ", " + roles);
-  s.lines.push_back(std::string{"loading "} + (whole ? "whole on every rank" : "each rank's own ranges") +
-                    (loading.reason.empty() ? "" : ": " + loading.reason) +
-                    (to_string(loading.where).empty() ? "" : " (" + to_string(loading.where) + ")"));
   s.lines.push_back(fmt::format("activation checkpointing {}, clipping {}, AdamW lr {} betas {} {} eps {} decay {}",
                                 s.activation_checkpointing ? "on" : "off",
                                 s.clip ? fmt::format("to norm {}", *s.clip) : "off", s.optimizer.lr, s.optimizer.beta1,
                                 s.optimizer.beta2, s.optimizer.epsilon, s.optimizer.decay));
   if (p.batch && p.batch->train.integer() && static_cast<std::size_t>(*p.batch->train.integer()) != batch)
-    s.lines.push_back(fmt::format("the configuration asks for {} sequences a step; --batch says {}, which is what runs",
-                                  *p.batch->train.integer(), batch));
+    s.warnings.push_back(
+        fmt::format("{}: warning: the configuration asks for {} sequences a step; --batch says {}, which is what runs",
+                    args.config, *p.batch->train.integer(), batch));
   auto problems = value::array();
   for (auto const& problem : s.resolved.problems) {
-    s.lines.push_back(to_string(problem));
+    (problem.level == flatshard::severity::note ? s.lines : s.warnings).push_back(to_string(problem));
     problems.push_back(to_string(problem));
   }
   s.report.set("dist", s.dist());
   s.report.set("layout", s.layout);
   s.report.set("precision", precision);
-  s.report.set("load", value::object({{"partitioned", loading.partitioned},
-                                      {"whole", whole},
-                                      {"reason", loading.reason},
-                                      {"where", to_string(loading.where)}}));
   s.report.set("activation_checkpointing", s.activation_checkpointing);
   s.report.set("clip", s.clip ? value{*s.clip} : value{nullptr});
   s.report.set("lr", s.optimizer.lr);
@@ -688,10 +718,19 @@ struct vector_cast {
   { flatshard::kernels::cast(out, in); }
 };
 
+/// What a load did, on all ranks together.
+struct loaded {
+  flatshard::load_mode mode;
+  std::size_t bytes_read;
+};
 /// Loads the units as the configuration asks for it. Collective; throws alike on every rank.
 template <class Units, class C>
-void load_units(Units& units, std::string const& model, training_setup const& setup, C& comm) {
-  static_cast<void>(flatshard::load(units, fs::path{model}, comm, setup.load, vector_cast{}));
+[[nodiscard]] loaded load_units(Units& units, std::string const& model, training_setup const& setup, C& comm) {
+  auto const done = flatshard::load(units, fs::path{model}, comm, setup.load, vector_cast{});
+  std::array<double, 1> read{static_cast<double>(done.bytes_read.value)};  // whole numbers below 2^53 are exact
+  comm.all_reduce(std::span<double>{read}, flatshard::reduction::sum, {});
+  comm.wait({});
+  return {done.mode, static_cast<std::size_t>(read[0])};
 }
 
 /// Calls `use` with the element type of the compute dtype, the precision and the sharding policy, as types: the one
@@ -736,41 +775,6 @@ void with_policies(training_setup const& setup, Use use) {
   return files;
 }
 
-// ---- signals --------------------------------------------------------------------------------------------------------
-
-/// The last signal that `signals_noted` held back; 0 = none.
-std::atomic<int> caught_signal{0};
-static_assert(std::atomic<int>::is_always_lock_free, "a signal handler writes it");
-
-/// While it lives, SIGINT, SIGTERM and SIGHUP are noted instead of ending the process; the second one ends it.
-class signals_noted {
- public:
-  signals_noted() {
-    struct sigaction noted {};
-    noted.sa_handler = [](int signal) { caught_signal.store(signal); };
-    noted.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
-    for (std::size_t i = 0; i < which.size(); ++i) {
-      ::sigaction(which[i], nullptr, &before_[i]);
-      if (before_[i].sa_handler != SIG_IGN) ::sigaction(which[i], &noted, nullptr);
-    }
-  }
-  signals_noted(signals_noted const&) = delete;
-  signals_noted& operator=(signals_noted const&) = delete;
-  ~signals_noted() {
-    for (std::size_t i = 0; i < which.size(); ++i) ::sigaction(which[i], &before_[i], nullptr);
-  }
-
- private:
-  static constexpr std::array which{SIGINT, SIGTERM, SIGHUP};
-  std::array<struct sigaction, 3> before_{};
-};
-
-/// Thrown where a noted signal is heeded.
-struct interrupted {};
-void stop_if_interrupted() {
-  if (caught_signal != 0) throw interrupted{};
-}
-
 struct arguments {
   setup_arguments setup;
   std::string model, save, tokens, dump, adamw, sum_order = "by_rank";
@@ -793,13 +797,13 @@ class tensor_dump {
     data_.emplace_back(name, std::vector<std::byte>(raw.begin(), raw.end()));
   }
   void write(fs::path const& path) const {
-    signals_noted const noted;
+    tool::noted_signals const noted;
     flatshard::safetensors_writer out{path, specs_};
     for (auto const& [name, raw] : data_) {
-      stop_if_interrupted();
+      tool::stop_if_interrupted();
       out.write(name, raw);
     }
-    stop_if_interrupted();
+    tool::stop_if_interrupted();
     out.commit();
   }
 
@@ -839,7 +843,7 @@ template <class Units, class C>
 void save_checkpoint(fs::path const& to, value const& config, unit_tables const& tables, Units& units, C& comm) {
   bool const writes = index(comm.self()) == 0;
   auto const type = units.front().storage().type;
-  std::optional<signals_noted> noted;
+  std::optional<tool::noted_signals> noted;
   std::optional<flatshard::unfinished_folder> folder;
   std::optional<flatshard::safetensors_writer> out;
   if (writes) {
@@ -858,14 +862,14 @@ void save_checkpoint(fs::path const& to, value const& config, unit_tables const&
       std::span<T const> const shard{reinterpret_cast<T const*>(storage.data), storage.count.value};
       auto const whole = whole_tensors<T>(units[u], shard, comm);
       for (std::size_t t = 0; t < whole.size(); ++t) {
-        stop_if_interrupted();
+        tool::stop_if_interrupted();
         out->write(tables.tensors[u][t].name, std::as_bytes(std::span{whole[t]}));
       }
     });
   }
   if (writes) {
     out->commit();
-    stop_if_interrupted();
+    tool::stop_if_interrupted();
     folder->finish();
   }
 }
@@ -889,8 +893,23 @@ class reporter {
   explicit reporter(bool json) : json_{json} { object_.set("schema", 1); }
   void line(std::string const& text) {
     if (json_) return;
-    fmt::print("{}\n", text);
+    fmt::print("{}\n", tool::one_line(text));
     std::fflush(stdout);
+  }
+  /// How the weights were loaded, from the report of the load; why, from the configuration.
+  void load(loaded const& done, std::size_t file_bytes, flatshard::loading_choice const& why) {
+    bool const whole = done.mode == flatshard::load_mode::whole;
+    auto const where = to_string(why.where);
+    line(fmt::format("loaded {}{}{}; all ranks together read {} of files of {}",
+                     whole ? "whole on every rank" : "each rank's own ranges",
+                     why.reason.empty() ? "" : ": " + why.reason, where.empty() ? "" : " (" + where + ")",
+                     tool::human(done.bytes_read), tool::human(file_bytes)));
+    set("load", value::object({{"partitioned", !whole},
+                               {"whole", whole},
+                               {"reason", why.reason},
+                               {"where", where},
+                               {"bytes_read", done.bytes_read},
+                               {"file_bytes", file_bytes}}));
   }
   void set(std::string_view key, value v) { object_.set(key, std::move(v)); }
   void step(std::size_t number, step_report const& done, double seconds) {
@@ -920,6 +939,7 @@ struct training {
   training_setup const& setup;
   value const& config;  ///< the model's config.json
   model_shape const& model;
+  std::size_t file_bytes;  ///< of the checkpoint
   token_source const& tokens;
   training_options options;
   matmul_backend backend;
@@ -946,7 +966,8 @@ void train_rank(training const& job, Precision precision, Sharding sharding, C& 
   trainer_type trainer{model, tables, options, precision, sharding, comm, arena, products, activations};
   auto& units = trainer.units();
   agree(comm, job.setup.resolved, units);
-  load_units(units, args.model, job.setup, comm);
+  auto const done_loading = load_units(units, args.model, job.setup, comm);
+  if (speaks) report.load(done_loading, job.file_bytes, job.setup.loading);
 
   // What LLaMA-Factory prints, from the dtypes of the buffers that hold parameters and logits.
   auto const lines = flatshard::precision_lines(job.setup.dist(), job.setup.resolved.policies.mode,
@@ -1047,14 +1068,33 @@ void train_rank(training const& job, Precision precision, Sharding sharding, C& 
   }
 }
 
-/// Refuses a target whose nearest folder that exists cannot be written to: after the training it would be too late.
-void check_writable(char const* option, fs::path const& target) {
-  auto folder = fs::absolute(target).parent_path();
-  while (!fs::exists(folder) && folder.has_relative_path()) folder = folder.parent_path();
-  if (::access(folder.c_str(), W_OK | X_OK) != 0)
-    refuse(
-        flatshard::errc::path, target.string(),
-        fmt::format("{} cannot be written: {} is not a folder that this user may write to", option, folder.string()));
+/// Refuses targets that cannot be written, as after the training it would be too late: begins what the end will write,
+/// and takes it away again.
+void check_targets(arguments const& args) {
+  tool::noted_signals const noted;
+  auto const attempt = [](char const* option, std::string const& target, auto begin) {
+    try {
+      begin();
+    } catch (flatshard::file_error const& e) {
+      refuse(flatshard::errc::path, target, fmt::format("{} cannot be written: {}", option, e.what()));
+    }
+  };
+  std::error_code unseen;  // the attempt says what is wrong
+  if (!args.save.empty()) {
+    auto const name = fs::path{args.save}.lexically_normal().filename();
+    auto const there = fs::status(args.save, unseen);
+    bool const empty = fs::is_directory(there) && fs::is_empty(args.save, unseen);
+    if (name == "." || name == ".." || (fs::exists(there) && !empty))
+      refuse(flatshard::errc::path, args.save, "--save needs a name that is free, or an empty folder");
+    attempt("--save", args.save, [&] { flatshard::unfinished_folder const folder{args.save}; });
+  }
+  if (!args.dump.empty()) {
+    auto const there = fs::status(args.dump, unseen);
+    if (fs::exists(there) && !fs::is_regular_file(there))
+      refuse(flatshard::errc::path, args.dump, "--dump needs a name that is free or a regular file's");
+    attempt("--dump", args.dump, [&] { flatshard::replacing_file const file{args.dump, {}}; });
+  }
+  tool::stop_if_interrupted();
 }
 
 /// Everything that can be refused is refused here, before a rank starts.
@@ -1064,7 +1104,8 @@ void train(arguments const& args) {
   auto const config_path = fs::path{args.model} / "config.json";
   auto const config = flatshard::parse_file(config_path.string()).value();
   auto const model = read_model(config).value();
-  check_sizes(config, model, flatshard::open_checkpoint(args.model).value()).value();
+  auto const checkpoint = flatshard::open_checkpoint(args.model).value();
+  check_sizes(config, model, checkpoint).value();
   auto const tokens = !args.tokens.empty()
                           ? token_source::rows(args.tokens)
                           : token_source::text(args.data.empty() ? default_texts() : args.data, args.seed);
@@ -1077,12 +1118,7 @@ void train(arguments const& args) {
   options.clip = setup.clip;
   options.optimizer = setup.optimizer;
   tokens.check(model.vocabulary, options.tokens);
-  if (!args.save.empty() && fs::exists(args.save) && !(fs::is_directory(args.save) && fs::is_empty(args.save)))
-    refuse(flatshard::errc::path, args.save, "--save needs a name that is free, or an empty folder");
-  for (auto const& [option, target] : {std::pair{"--save", &args.save}, std::pair{"--dump", &args.dump}})
-    if (!target->empty()) check_writable(option, *target);
-  if (fs::exists(args.dump) && !fs::is_regular_file(args.dump))
-    refuse(flatshard::errc::path, args.dump, "--dump needs a name that is free or a regular file's");
+  check_targets(args);
 
   std::size_t parameters = 0;
   for (auto const& list : unit_tables{model}.parameters)
@@ -1092,6 +1128,8 @@ void train(arguments const& args) {
   report.line(fmt::format("world {}, layout {}, batch {} x {} tokens, sums {}, products by {}", args.world,
                           setup.layout, options.batch, options.tokens, args.sum_order, name(backend)));
   for (auto const& line : setup.lines) report.line(line);
+  std::fflush(stdout);
+  for (auto const& line : setup.warnings) std::fputs((tool::one_line(line) + '\n').c_str(), stderr);
   report.set("model", value::object({{"type", model.type}, {"parameters", parameters}, {"layers", model.layers}}));
   report.set("world", args.world);
   report.set("batch", options.batch);
@@ -1110,12 +1148,17 @@ void train(arguments const& args) {
     std::vector<float> logits;
     if (!args.dump.empty())
       logits.resize(flatshard::checked_mul(flatshard::checked_mul(options.batch, options.tokens), model.vocabulary));
-    training const job{args, setup, config.value_of_root(), model, tokens, options, backend, report, logits};
+    training const job{
+        args,   setup, config.value_of_root(), model, checkpoint.file_size().value, tokens, options, backend,
+        report, logits};
+    // The configuration's timeout of the process group bounds every wait for another rank.
+    auto const limit = std::min<std::int64_t>(setup.resolved.policies.process_group.timeout_seconds, 1'000'000'000);
+    flatshard::kernels::thread_options waits;
+    if (limit > 0) waits.deadline = std::chrono::seconds{limit};
+    auto const bound = std::chrono::duration_cast<std::chrono::seconds>(waits.deadline).count();
+    report.line(fmt::format("a rank waits {} s for the others", bound));
+    report.set("deadline_seconds", bound);
     with_policies(setup, [&]<class A>(A, auto precision, auto sharding) {
-      // The configuration's timeout of the process group bounds every wait for another rank.
-      auto const limit = std::min<std::int64_t>(setup.resolved.policies.process_group.timeout_seconds, 1'000'000'000);
-      flatshard::kernels::thread_options waits;
-      if (limit > 0) waits.deadline = std::chrono::seconds{limit};
       flatshard::kernels::thread_group const ranks{flatshard::world{args.world}, waits};
       ranks.run([&](flatshard::kernels::thread_communicator& comm) { train_rank<A>(job, precision, sharding, comm); });
     });
@@ -1161,11 +1204,19 @@ void run_adamw(arguments const& args) {
   dump.write(args.dump);
 }
 
+/// Throws nothing where stderr is closed or full, as it is called where exceptions end.
+void report_error(std::string_view text) {
+  std::fputs(fmt::format("train_llama: {}\n", tool::every_line(text)).c_str(), stderr);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  tool::fail_large_writes();
   arguments args;
-  CLI::App app{"Trains a Llama-family checkpoint on ranks of this machine, as a training configuration asks for it."};
+  CLI::App app{"Trains a Llama-family checkpoint on ranks of this machine, as a training configuration asks for it",
+               "train_llama"};
+  app.footer("Exit codes: 0 done, 1 bad input or environment, 2 wrong usage.");
   app.failure_message(CLI::FailureMessage::simple);
   auto* const model = app.add_option("--model", args.model, "folder with config.json and safetensors files");
   auto* const config =
@@ -1231,17 +1282,22 @@ int main(int argc, char** argv) {
     } else {
       train(args);
     }
-    stop_if_interrupted();  // too late to stop anything, but asked for
+    tool::stop_if_interrupted();  // too late to stop anything, but asked for
     if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
-      throw std::runtime_error{"cannot write to standard output"};
+      throw std::runtime_error{"cannot write to standard output" +
+                               (args.save.empty() ? std::string{} : "; " + args.save + " is complete and stays")};
     return 0;
-  } catch (interrupted const&) {
-    std::fputs("train_llama: interrupted; nothing unfinished was left behind\n", stderr);
-    std::fflush(nullptr);
-    ::raise(caught_signal);  // ends as the signal would have
+  } catch (tool::interrupted const&) {
+    tool::end_by_signal("train_llama");
+    return 1;
+  } catch (flatshard::bad_input const& e) {
+    for (auto const& p : e.error.problems) report_error(to_string(p));
+    return 1;
+  } catch (fs::filesystem_error const& e) {
+    report_error(e.path1().string() + ": " + e.code().message());
     return 1;
   } catch (std::exception const& e) {
-    std::fputs(fmt::format("train_llama: {}\n", e.what()).c_str(), stderr);  // a full stderr throws nothing
+    report_error(e.what());
     return 1;
   }
 }

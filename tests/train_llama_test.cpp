@@ -283,20 +283,196 @@ TEST_CASE("the loading trigger decides, and says where") {
   "stage": "3"}, "train_micro_batch_size_per_gpu": 2})");
   folder.text("two.json", R"({"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": 2})");
   auto const on = run(folder.options("mixed.json", 2, {"--steps", "1"}));
-  CHECK(has(on.out, "loading each rank's own ranges"));
+  CHECK(has(on.out, "loaded each rank's own ranges"));
   auto const full = run(folder.options("fsdp2-mixed.json", 2, {"--steps", "1"}));
-  CHECK(has(full.out, "loading each rank's own ranges: on: FSDP2 shards every parameter"));
+  CHECK(has(full.out, "loaded each rank's own ranges: on: FSDP2 shards every parameter"));
   auto const off = run(folder.options("string.json", 2, {"--steps", "1"}));
   INFO(off.out << off.err);
   CHECK(off.exit_code == 0);
-  CHECK(has(off.out, "loading whole on every rank"));
+  CHECK(has(off.out, "loaded whole on every rank"));
   CHECK(has(off.out, "string.json:2:12: /zero_optimization/stage"));
   auto const two = run(folder.options("two.json", 2, {"--steps", "1"}));
   CHECK(two.exit_code == 1);
-  CHECK(has(two.err, "two.json"));
+  CHECK(has(two.err, "two.json:1:33: /zero_optimization/stage: error: "));
   CHECK(has(two.err, "--world 1"));
   CHECK(two.out.empty());
   CHECK(run(folder.options("two.json", 1, {"--steps", "1"})).exit_code == 0);
+}
+
+TEST_CASE("how the weights were loaded is said from the load itself, with what was read") {
+  model_folder const folder;
+  folder.text("string.json", R"({"zero_optimization": {"stage": "3"}, "train_micro_batch_size_per_gpu": 2})");
+  auto const said = [&](std::string const& config) {
+    auto const done = run(folder.options(config, 2, {"--steps", "0", "--json"}));
+    INFO(done.err);
+    REQUIRE(done.exit_code == 0);
+    return json_of(done.out)["load"];
+  };
+  auto const size = static_cast<std::int64_t>(fs::file_size(folder.path() / "model/model.safetensors"));
+  auto const parts = said("plain.json"), whole = said("string.json");
+  CHECK(parts["partitioned"].is_true());
+  CHECK(*parts["file_bytes"].integer() == size);
+  CHECK(*parts["bytes_read"].integer() >= size);
+  CHECK(*parts["bytes_read"].integer() < size * 3 / 2);  // headers are read by every rank
+  CHECK(whole["whole"].is_true());
+  CHECK(*whole["bytes_read"].integer() >= 2 * size);
+}
+
+TEST_CASE("--bf16, --profile and --seed are heard") {
+  model_folder const folder;
+  folder.text("open.json", R"({"dist_config": {"name": "fsdp2"}})");
+  folder.text("text-false.json", R"({"bf16": {"enabled": "false"}, "zero_optimization": {"stage": 3}})");
+  auto const compute = [&](std::string const& config, std::vector<std::string> more) {
+    more.insert(more.end(), {"--steps", "0", "--json"});
+    auto const done = run(folder.options(config, 2, more));
+    INFO(done.err);
+    REQUIRE(done.exit_code == 0);
+    return std::string{json_of(done.out)["precision"]["compute"].text()};
+  };
+  CHECK(compute("open.json", {"--bf16", "true"}) == "bf16");
+  CHECK(compute("open.json", {"--bf16", "false"}) == "fp32");
+  CHECK(compute("text-false.json", {"--profile", "llamafactory"}) == "fp32");
+  CHECK(compute("text-false.json", {"--profile", "llamafactory-review"}) == "bf16");  // a string that is not empty
+  auto const loss = [&](std::string const& seed) {
+    return folder.trained("plain.json", 1, {"--steps", "1", "--seed", seed}).at("losses").values.front();
+  };
+  CHECK(loss("5") == loss("5"));
+  CHECK(loss("5") != loss("6"));
+}
+
+TEST_CASE("without --data the project's documentation is trained on") {
+  model_folder const folder;
+  std::vector<std::string> options{"--steps", "1", "--seed", "3", "--dump", folder / "dump"};
+  auto const trained = [&](std::vector<std::string> const& data) {
+    std::vector<std::string> all{"--model", folder / "model", "--config", folder / "plain.json"};
+    all.insert(all.end(), options.begin(), options.end());
+    all.insert(all.end(), data.begin(), data.end());
+    auto const done = run(all);
+    INFO(done.err);
+    REQUIRE(done.exit_code == 0);
+    return read_all(folder / "dump");
+  };
+  std::vector<std::string> docs;
+  for (auto const& entry : fs::directory_iterator{fs::path{FLATSHARD_PROJECT} / "docs"})
+    if (entry.path().extension() == ".md") docs.push_back(entry.path().string());
+  std::sort(docs.begin(), docs.end());
+  docs.push_back((fs::path{FLATSHARD_PROJECT} / "README.md").string());
+  docs.insert(docs.begin(), "--data");
+  auto const by_default = trained({});
+  CHECK(differences(by_default, trained(docs), "grad.").empty());
+  CHECK(!differences(by_default, trained({"--data", folder / "text"}), "grad.").empty());
+}
+
+TEST_CASE("the process group's timeout is how long ranks wait for each other") {
+  model_folder const folder;
+  folder.text("patient.json", R"({"dist_timeout": 4321, "bf16": false, "dist_config": {"name": "fsdp2"}})");
+  auto const done = run(folder.options("patient.json", 2, {"--steps", "0", "--json"}));
+  INFO(done.err);
+  REQUIRE(done.exit_code == 0);
+  CHECK(*json_of(done.out)["deadline_seconds"].integer() == 4321);
+  CHECK(*json_of(run(folder.options("plain.json", 2, {"--steps", "0", "--json"})).out)["deadline_seconds"].integer() ==
+        18000);  // upstream's default
+}
+
+TEST_CASE("max_grad_norm 0: FSDP2 clips everything away, DeepSpeed clips nothing") {
+  model_folder const folder;
+  folder.text("zero.json", fsdp2(false, "0"));
+  auto const all_zero = [](tensor_file const& file, std::string const& prefix) {
+    for (auto const& [name, t] : file)
+      if (name.starts_with(prefix) && std::any_of(t.values.begin(), t.values.end(), [](double x) { return x != 0; }))
+        return false;
+    return true;
+  };
+  std::vector<std::string> const options{"--steps", "2", "--batch", "2"};
+  auto const clipped = folder.trained("zero.json", 2, options);
+  CHECK(!all_zero(clipped, "grad."));
+  CHECK(all_zero(clipped, "m."));
+  CHECK(all_zero(clipped, "v."));
+  CHECK(!all_zero(folder.trained("plain.json", 2, options), "m."));
+}
+
+TEST_CASE("a norm that is not finite skips the update") {
+  model_folder const folder;
+  auto const path = folder.path() / "model/model.safetensors";
+  auto const before = read_all(path);
+  flatshard::safetensors_writer file{path, [&] {
+                                       std::vector<flatshard::tensor_spec> specs;
+                                       for (auto const& [name, t] : before) specs.push_back({name, t.type, t.dims});
+                                       return specs;
+                                     }()};
+  for (auto const& [name, t] : before) {
+    auto bytes = t.bytes;
+    if (name == "model.norm.weight") bytes.replace(0, 2, "\x80\x7F", 2);  // infinity
+    file.write(name, std::as_bytes(std::span{bytes}));
+  }
+  file.commit();
+  auto const stored = read_all(path);
+  auto const done = run(folder.options("plain.json", 2, {"--steps", "2", "--dump", folder / "dump"}));
+  INFO(done.err);
+  REQUIRE(done.exit_code == 0);
+  CHECK(has(done.out, "not finite, no update"));
+  auto const after = read_all(folder / "dump");
+  for (auto const& [key, t] : stored) {
+    auto const& name = key;
+    CAPTURE(name);
+    CHECK(after.at("weights." + name).values == t.values);
+    for (auto const x : after.at("m." + name).values) REQUIRE(x == 0);
+  }
+  auto const said = json_of(run(folder.options("plain.json", 2, {"--steps", "1", "--json"})).out);
+  CHECK(said["steps"].elements()[0]["updated"].is_false());
+}
+
+TEST_CASE("biases of every projection: sharded as on one rank, gradients as finite differences say") {
+  model_folder const folder{{.biases = true}};
+  auto const one = folder.trained("fsdp2.json", 1, pairwise(twenty));
+  CHECK(differences(one, folder.trained("fsdp2.json", 4, pairwise(twenty)), "weights.").empty());
+  CHECK(differences(one, folder.trained("plain.json", 2, pairwise(twenty)), "weights.").empty());
+
+  auto const stored = read_all(folder.path() / "model/model.safetensors");
+  /// The loss of the first batch where `name` is moved by `by`.
+  auto const loss = [&](std::string const& name, std::vector<double> const& by) {
+    std::vector<flatshard::tensor_spec> specs;
+    for (auto const& [key, t] : stored) specs.push_back({key, flatshard::dtype::f32, t.dims});
+    fs::create_directories(folder.path() / "moved");
+    fs::copy_file(folder / "model/config.json", folder / "moved/config.json", fs::copy_options::overwrite_existing);
+    flatshard::safetensors_writer file{folder / "moved/model.safetensors", specs};
+    for (auto const& [key, t] : stored) {
+      std::vector<float> values(t.values.begin(), t.values.end());
+      for (std::size_t i = 0; key == name && i < values.size(); ++i) values[i] += static_cast<float>(by[i]);
+      file.write(key, std::as_bytes(std::span{values}));
+    }
+    file.commit();
+    auto options = folder.options("fsdp2.json", 1, {"--batch", "8", "--seq", "12", "--seed", "5"});
+    options[1] = folder / "moved";
+    options.insert(options.end(), {"--steps", "0", "--final-loss", "--dump", folder / "dump"});
+    auto const done = run(options);
+    INFO(done.err);
+    REQUIRE(done.exit_code == 0);
+    return read_all(folder / "dump").at("losses").values.at(0);
+  };
+  for (std::string const part : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+                                 "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
+    auto const name = "model.layers.0." + part + ".bias";
+    CAPTURE(name);
+    auto step = one.at("grad." + name).values;  // along the gradient the slope is its length
+    double squares = 0;
+    for (auto const x : step) squares += x * x;
+    auto const length = std::sqrt(squares);
+    REQUIRE(length > 1e-5);
+    auto const size = std::min(0.1, 2e-3 / length);
+    for (auto& x : step) x *= size / length;
+    auto back = step;
+    for (auto& x : back) x = -x;
+    auto const slope = (loss(name, step) - loss(name, back)) / (2 * size);
+    CHECK(std::abs(slope - length) <= 0.02 * length);
+  }
+}
+
+TEST_CASE("config.json without num_key_value_heads has as many as heads") {
+  model_folder const silent{{.kv_heads = 0}}, said{{.kv_heads = 3}};
+  auto const absent = silent.trained("fsdp2.json", 2, twenty);
+  for (std::string const prefix : {"logits", "weights.", "losses"})
+    CHECK(differences(said.trained("fsdp2.json", 2, twenty), absent, prefix).empty());
 }
 
 TEST_CASE("what is saved loads again, with the same bits") {
@@ -362,8 +538,7 @@ TEST_CASE("a save that fails leaves nothing, not even the parents that it made")
   for (std::string const target : {"new/parents/saved", "kept/parent/saved"}) {
     CAPTURE(target);
     // No file above 4 KiB or so: the weights do not fit.
-    auto const done =
-        run(folder.options("plain.json", 3, {"--steps", "0", "--save", folder / target}), "trap '' XFSZ; ulimit -f 8;");
+    auto const done = run(folder.options("plain.json", 3, {"--steps", "0", "--save", folder / target}), "ulimit -f 8;");
     CHECK(done.exit_code == 1);
     CHECK(has(done.err, "model.safetensors"));
     CHECK(!fs::exists(folder / "new"));
@@ -420,13 +595,62 @@ TEST_CASE("a save that a signal ends leaves nothing, and the program ends as the
 
 TEST_CASE("a target that cannot be written is refused before the training") {
   model_folder const folder;
-  for (std::string const option : {"--save", "--dump"}) {
-    auto const done = run(folder.options("plain.json", 2, {"--steps", "1", option, "/dev/null/below"}));
+  auto const long_name = folder / std::string(250, 'n');  // with the ending of an unfinished one it is too long
+  struct target {
+    std::string option, path;
+  };
+  for (auto const& t : std::vector<target>{{"--save", "/dev/null/below"},
+                                           {"--dump", "/dev/null/below"},
+                                           {"--save", "/proc/below"},
+                                           {"--dump", "/proc/below"},
+                                           {"--save", long_name},
+                                           {"--dump", long_name},
+                                           {"--save", folder / std::string(300, 'n')},
+                                           {"--dump", folder / std::string(300, 'n')},
+                                           {"--save", folder.path().string() + "/."},
+                                           {"--dump", folder / "no-folder/dump"},
+                                           {"--dump", folder.path().string()}}) {
+    CAPTURE(t.option);
+    CAPTURE(t.path);
+    auto const done = run(folder.options("plain.json", 2, {"--steps", "1", t.option, t.path}));
     CHECK(done.exit_code == 1);
     CHECK(done.out.empty());
-    CHECK(has(done.err, "/dev/null/below"));
-    CHECK(has(done.err, option));
+    CHECK(has(done.err, t.path));
+    CHECK(has(done.err, t.option));
   }
+  CHECK(!fs::exists(folder / "no-folder"));
+  std::size_t unfinished = 0;
+  for (auto const& entry : fs::directory_iterator{folder.path()}) unfinished += has(entry.path().string(), ".tmp-");
+  CHECK(unfinished == 0);
+}
+
+TEST_CASE("what was saved stays, and is named, where standard output cannot be written") {
+  model_folder const folder;
+  std::string command = FLATSHARD_TRAINER;
+  for (auto const& a : folder.options("plain.json", 1, {"--steps", "0", "--save", folder / "saved"}))
+    command += " '" + a + '\'';
+  auto const status = std::system((command + " > /dev/full 2> " + folder / "err").c_str());
+  REQUIRE(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 1);
+  std::ifstream in{folder / "err"};
+  std::string err;
+  std::getline(in, err);
+  CHECK(err == "train_llama: cannot write to standard output; " + folder / "saved" + " is complete and stays");
+  CHECK(fs::exists(folder / "saved/config.json"));
+}
+
+TEST_CASE("--json is UTF-8 whatever a path is, and lines for people hold no control characters") {
+  model_folder const folder;
+  auto const odd = "caf\xE9 \xE2\x80\xAE";  // a byte that is no UTF-8, and a turn of the direction of writing
+  fs::copy_file(folder / "plain.json", folder / odd);
+  auto const done =
+      run(folder.options(odd, 1, {"--steps", "0", "--json", "--save", folder / (odd + std::string{"saved"})}));
+  INFO(done.err);
+  REQUIRE(done.exit_code == 0);
+  CHECK(json_of(done.out)["saved"].text().ends_with("/caf\xEF\xBF\xBD \xE2\x80\xAEsaved"));
+  auto const lines = run(folder.options(odd, 1, {"--steps", "0"}));
+  CHECK(!has(lines.out, "\xE2\x80\xAE"));
+  CHECK(has(lines.out, " \\u202e"));
 }
 
 TEST_CASE("numbers that are not finite are null in --json") {
@@ -451,6 +675,36 @@ TEST_CASE("the configuration's optimizer wins over --lr") {
   CHECK(!differences(own, other, "weights.").empty());
   CHECK(has(run(folder.options("own.json", 1, {"--steps", "1", "--lr", "1"})).out,
             "AdamW lr 0.0001 betas 0.8 0.9 eps 1e-06 decay 0.5"));
+}
+
+TEST_CASE("an optimizer that is not AdamW is refused, and betas that are none") {
+  model_folder const folder;
+  auto const with = [&](std::string const& section) {
+    folder.text("o.json", deepspeed(false, "0", ",\n\"optimizer\": " + section));
+    return run(folder.options("o.json", 1, {"--steps", "1"}));
+  };
+  for (std::string const type : {"SGD", "Lamb", "OneBitAdam", "Adagrad", "nonsense"}) {
+    CAPTURE(type);
+    auto const done = with(R"({"type": ")" + type + R"("})");
+    CHECK(done.exit_code == 1);
+    CHECK(done.out.empty());
+    CHECK(has(done.err, "o.json:2:23: /optimizer/type: error: the optimizer is " + type));
+    CHECK(has(done.err, "this trainer has AdamW alone"));
+  }
+  CHECK(has(with(R"({"type": "Adam", "params": {"adam_w_mode": false}})").err, "Adam with adam_w_mode off"));
+  for (std::string const type : {"Adam", "AdamW", "adamw", "ADAM"}) {
+    CAPTURE(type);
+    auto const done = with(R"({"type": ")" + type + R"("})");
+    CHECK(done.exit_code == 0);
+    CHECK(has(done.err, "the optimizer section decides, " + type + " as AdamW"));  // a warning, so on stderr
+  }
+  for (std::string const betas : {"[1.0, 0.9]", "[0.9, 1]", "[-0.1, 0.9]", "[0.9, 1e400]"}) {
+    CAPTURE(betas);
+    auto const done = with(R"({"type": "AdamW", "params": {"betas": )" + betas + "}}");
+    CHECK(done.exit_code == 1);
+    CHECK(has(done.err, "o.json:2:52: /optimizer/params/betas: error: found "));
+    CHECK(has(done.err, "at least 0 and below 1"));
+  }
 }
 
 TEST_CASE("mixes of dtypes that have no name: fp32 on the wire, fp32 gradient shards") {
@@ -537,6 +791,11 @@ TEST_CASE("bad input: a clear error with file and place, nothing printed or writ
   SUBCASE("fp16") {
     folder.text("fp16.json", R"({"fp16": {"enabled": true}, "zero_optimization": {"stage": 3}})");
     refused(folder.options("fp16.json", 2), {"fp16.json:1:22", "/fp16/enabled"});
+  }
+  SUBCASE("copies of the model") {
+    folder.text("copies.json", R"({"bf16": false, "mp_replicate_size":
+ 2, "dist_config": {"name": "fsdp2"}})");
+    refused(folder.options("copies.json", 4), {"copies.json:2:2: /mp_replicate_size: error: mp_replicate_size is 2"});
   }
   SUBCASE("a small vocabulary") {
     write_model(folder / "few", {.vocabulary = 255});
@@ -646,4 +905,6 @@ TEST_CASE("usage: exit 2, and --help") {
   auto const help = run({"--help"});
   CHECK(help.exit_code == 0);
   CHECK(has(help.out, "--sum-order"));
+  CHECK(has(help.out, "Usage: train_llama [OPTIONS]"));
+  CHECK(has(help.out, "Exit codes: 0 done, 1 bad input or environment, 2 wrong usage."));
 }

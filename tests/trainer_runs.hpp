@@ -130,10 +130,10 @@ inline outcome run(std::vector<std::string> const& arguments, std::string const&
   return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read(folder / "out"), read(folder / "err")};
 }
 
-/// Sizes of a model with random weights.
+/// Sizes of a model with random weights. No `kv_heads`: config.json does not say how many, so there are `heads`.
 struct small_model {
   std::size_t hidden = 24, intermediate = 36, layers = 2, heads = 3, kv_heads = 1, vocabulary = 256;
-  bool tied = false;
+  bool tied = false, biases = false;
 };
 /// Writes a bf16 checkpoint of the Llama family with its config.json. Equal arguments give equal files.
 inline void write_model(fs::path const& folder, small_model const& m, std::string const& more_config = {}) {
@@ -143,9 +143,10 @@ inline void write_model(fs::path const& folder, small_model const& m, std::strin
       << R"({"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 1e4, "torch_dtype": "bfloat16", )"
       << size("hidden_size", m.hidden) << size("intermediate_size", m.intermediate)
       << size("num_hidden_layers", m.layers) << size("num_attention_heads", m.heads)
-      << size("num_key_value_heads", m.kv_heads) << size("vocab_size", m.vocabulary) << more_config
+      << (m.kv_heads == 0 ? std::string{} : size("num_key_value_heads", m.kv_heads)) << size("vocab_size", m.vocabulary)
+      << (m.biases ? R"("attention_bias": true, "mlp_bias": true, )" : "") << more_config
       << R"("tie_word_embeddings": )" << (m.tied ? "true" : "false") << "}";
-  auto const head = m.hidden / m.heads;
+  auto const head = m.hidden / m.heads, kv_heads = m.kv_heads == 0 ? m.heads : m.kv_heads;
   std::vector<flatshard::tensor_spec> specs;
   auto const add = [&](std::string const& name, std::vector<std::size_t> dims) {
     specs.push_back({name, flatshard::dtype::bf16, std::move(dims)});
@@ -154,14 +155,22 @@ inline void write_model(fs::path const& folder, small_model const& m, std::strin
   for (std::size_t i = 0; i < m.layers; ++i) {
     auto const p = "model.layers." + std::to_string(i) + '.';
     add(p + "self_attn.q_proj.weight", {m.heads * head, m.hidden});
-    add(p + "self_attn.k_proj.weight", {m.kv_heads * head, m.hidden});
-    add(p + "self_attn.v_proj.weight", {m.kv_heads * head, m.hidden});
+    add(p + "self_attn.k_proj.weight", {kv_heads * head, m.hidden});
+    add(p + "self_attn.v_proj.weight", {kv_heads * head, m.hidden});
     add(p + "self_attn.o_proj.weight", {m.hidden, m.heads * head});
     add(p + "mlp.gate_proj.weight", {m.intermediate, m.hidden});
     add(p + "mlp.up_proj.weight", {m.intermediate, m.hidden});
     add(p + "mlp.down_proj.weight", {m.hidden, m.intermediate});
     add(p + "input_layernorm.weight", {m.hidden});
     add(p + "post_attention_layernorm.weight", {m.hidden});
+    if (!m.biases) continue;
+    add(p + "self_attn.q_proj.bias", {m.heads * head});
+    add(p + "self_attn.k_proj.bias", {kv_heads * head});
+    add(p + "self_attn.v_proj.bias", {kv_heads * head});
+    add(p + "self_attn.o_proj.bias", {m.hidden});
+    add(p + "mlp.gate_proj.bias", {m.intermediate});
+    add(p + "mlp.up_proj.bias", {m.intermediate});
+    add(p + "mlp.down_proj.bias", {m.hidden});
   }
   add("model.norm.weight", {m.hidden});
   if (!m.tied) add("lm_head.weight", {m.vocabulary, m.hidden});
@@ -172,7 +181,8 @@ inline void write_model(fs::path const& folder, small_model const& m, std::strin
     for (auto& v : values) {
       state = state * 6364136223846793005u + 1442695040888963407u;
       auto const uniform = static_cast<float>(state >> 40) / 8388608.0f - 1.0f;
-      v = flatshard::narrow<flatshard::bf16>(s.dims.size() == 1 ? 1.0f + 0.1f * uniform : 0.1f * uniform);
+      bool const norm = s.name.ends_with("norm.weight");
+      v = flatshard::narrow<flatshard::bf16>(norm ? 1.0f + 0.1f * uniform : 0.1f * uniform);
     }
     out.write(s.name, std::as_bytes(std::span{values}));
   }

@@ -8,7 +8,8 @@ flatshard_test(llama_golden_test LABELS fast golden LINK flatshard::json)
 get_target_property(trainer_definitions train_llama COMPILE_DEFINITIONS)
 foreach(trainer_test train_llama_test llama_golden_test)
   if(TARGET ${trainer_test})
-    target_compile_definitions(${trainer_test} PRIVATE FLATSHARD_TRAINER="$<TARGET_FILE:train_llama>")
+    target_compile_definitions(${trainer_test} PRIVATE FLATSHARD_TRAINER="$<TARGET_FILE:train_llama>"
+      FLATSHARD_PROJECT="${PROJECT_SOURCE_DIR}")
     target_compile_definitions(${trainer_test} PRIVATE $<$<TARGET_EXISTS:yaml-cpp>:FLATSHARD_YAML>)
     if("FLATSHARD_ONEDNN" IN_LIST trainer_definitions)  # quoted: it is a variable too
       target_compile_definitions(${trainer_test} PRIVATE FLATSHARD_ONEDNN)
