@@ -148,8 +148,20 @@ class thread_meeting {
     if (spin_)
       for (int i = 0; i < 2000 && !over(); ++i) pause();
     // A rank that is still to come may need this core: it is given it a while, which is cheaper than to be woken.
-    auto const enough = std::chrono::steady_clock::now() + std::chrono::microseconds{100};
-    while (!over() && std::chrono::steady_clock::now() < enough) std::this_thread::yield();
+    // Where it comes back late, something else runs on it, for a whole time slice; who sleeps is woken sooner, so that
+    // the meetings after that are slept through.
+    if (crowded_.load(std::memory_order_relaxed) > 0) {
+      crowded_.fetch_sub(1, std::memory_order_relaxed);
+    } else {
+      auto now = std::chrono::steady_clock::now();
+      auto const enough = now + std::chrono::microseconds{100};
+      while (!over() && now < enough) {
+        auto const given = now;
+        std::this_thread::yield();
+        now = std::chrono::steady_clock::now();
+        if (now - given > std::chrono::microseconds{500}) crowded_.store(1000, std::memory_order_relaxed);
+      }
+    }
     lock.lock();
     auto const ready = [&] { return over() || (may_fail && !failure_.empty()); };
     if (until == steady_time::max()) return changed_.wait(lock, ready);
@@ -196,7 +208,8 @@ class thread_meeting {
   std::vector<char> here_, gone_;
   std::size_t arrived_ = 0;
   std::atomic<std::uint64_t> round_ = 0;
-  std::string failure_;  // empty: none
+  std::atomic<int> crowded_ = 0;  // waits that are slept through, as a core that was given away came back late
+  std::string failure_;           // empty: none
   std::vector<rank_id> lost_;
   std::exception_ptr first_error_;
   std::vector<thread_notice> notices_;  // two sets, used in turn

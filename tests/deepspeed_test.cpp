@@ -440,3 +440,42 @@ TEST_CASE("batch sizes that are no numbers fail in Python's words, at the operat
         "can't multiply sequence by non-int of type 'float'");
   CHECK(words("train_micro_batch_size_per_gpu: {}") == "unsupported operand type(s) for *: 'dict' and 'int'");
 }
+
+TEST_CASE("a batch size that is no number: every one is named, with what is allowed") {
+  auto const r =
+      decide(read("train_batch_size: auto\ntrain_micro_batch_size_per_gpu: auto\ngradient_accumulation_steps: 1"),
+             profile::deepspeed, {.world = 4});
+  auto const* const p = find(r, errc::wrong_type);
+  REQUIRE(p != nullptr);
+  CHECK(p->detail.find("found train_batch_size \"auto\", train_micro_batch_size_per_gpu \"auto\", allowed: numbers") !=
+        std::string::npos);
+  CHECK(p->where.pointer == "/train_batch_size");
+}
+
+// Source: DeepSpeed@edaa7221:deepspeed/runtime/config.py:715-727: neither exception is caught.
+TEST_CASE("a sequence_parallel_size that the ranks cannot be divided by is refused") {
+  auto const upstream = [](std::string_view size, std::optional<std::size_t> world) {
+    auto const r = decide(read("train_micro_batch_size_per_gpu: 1\nsequence_parallel_size: " + std::string{size}),
+                          profile::deepspeed, {.world = world});
+    auto const* const p = find(r, errc::wrong_type);
+    return p == nullptr ? std::string{} : p->where.pointer + " " + p->upstream;
+  };
+  CHECK(upstream("0", 4).find("/sequence_parallel_size ZeroDivisionError") == 0);
+  CHECK(upstream("0.0", 4).find("division by zero") != std::string::npos);  // hjson reads 0.0 as an int
+  CHECK(upstream("two", 4).find("unsupported operand type(s) for /: 'int' and 'str'") != std::string::npos);
+  CHECK(upstream("null", 4).find("'int' and 'NoneType'") != std::string::npos);
+  CHECK(upstream("2", 4).empty());
+}
+
+TEST_CASE("a bucket size that waits for the model is no bad number, whatever the release") {
+  auto const file = read(R"({"train_micro_batch_size_per_gpu": 1,
+                             "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}})");
+  for (auto const front_end : {profile::llamafactory, profile::accelerate, profile::transformers_v5})
+    for (auto const& release : {version_number{0, 19, 5}, version_number{0, 19, 6}, version_number{0, 19, 8}}) {
+      facts f{.world = 4};
+      f.upstream.deepspeed = release;
+      auto const r = decide(file, front_end, f);
+      CHECK(!r.has_errors());
+      CHECK(find(r, errc::hidden_size_missing) != nullptr);
+    }
+}

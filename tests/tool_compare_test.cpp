@@ -202,6 +202,25 @@ TEST_CASE("--fix writes a configuration that decides the same, and says where it
   CHECK(shown.says("is concrete for llamafactory"));
 }
 
+TEST_CASE("--fix: what the front end decides beside the file is told, and a DeepSpeed file is no YAML") {
+  folder const dir;
+  spill(dir / "ds.json", R"({"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}})");
+  spill(dir / "train.yaml", "dist_config:\n  name: deepspeed\n  config_file: ds.json\n");
+  auto const r = run({"explain", dir / "train.yaml", "--world", "4", "--fix", dir / "fixed.json"});
+  CHECK_MESSAGE(r.code == 0, r.err);
+  CHECK_MESSAGE(
+      line_of(r.out, "accelerate").find("activation_checkpointing is false instead of true") != std::string::npos,
+      r.out);
+  CHECK_MESSAGE(line_of(r.out, "accelerate").find("batch.world_size is 4 while the model is built instead of 1") !=
+                    std::string::npos,
+                r.out);
+  CHECK_MESSAGE(r.out.find("takes the place of the DeepSpeed file that") != std::string::npos, r.out);
+  auto const yaml = run({"explain", dir / "train.yaml", "--fix", dir / "fixed.yaml"});
+  CHECK(yaml.code == 1);
+  CHECK_MESSAGE(yaml.says("give it a name that ends in .json"), yaml.err);
+  CHECK(!std::filesystem::exists(dir / "fixed.yaml"));
+}
+
 TEST_CASE("--fix writes a LLaMA-Factory file for FSDP2") {
   folder const dir;
   spill(dir / "train.yaml", "dist_config:\n  name: fsdp2\nbf16: \"no\"\n");

@@ -44,7 +44,7 @@ void print(std::string& out, fs::value const& v, std::size_t depth) {
 }
 
 /// The decisions that a training run feels.
-constexpr std::array<std::string_view, 21> compared{"precision",
+constexpr std::array<std::string_view, 25> compared{"precision",
                                                     "parameter_storage",
                                                     "compute",
                                                     "output",
@@ -61,10 +61,14 @@ constexpr std::array<std::string_view, 21> compared{"precision",
                                                     "zero_optimization.reduce_bucket_size",
                                                     "zero_optimization.stage3_prefetch_bucket_size",
                                                     "zero_optimization.stage3_param_persistence_threshold",
+                                                    "batch.world_size",
                                                     "train_batch_size",
                                                     "train_micro_batch_size_per_gpu",
                                                     "gradient_accumulation_steps",
-                                                    "gradient_clipping"};
+                                                    "gradient_clipping",
+                                                    "optimizer_wrapper",
+                                                    "activation_checkpointing",
+                                                    "buffers"};
 
 /// What differs between two resolutions: the first refusal of the second, else `key: here, there`; empty = nothing.
 std::string difference(fs::resolution const& mine, fs::resolution const& other) {
@@ -75,6 +79,12 @@ std::string difference(fs::resolution const& mine, fs::resolution const& other) 
   for (auto const key : compared) {
     auto const *const a = mine.find(key), *const b = other.find(key);
     auto const shown = [](fs::decision const* d) { return d == nullptr ? "not decided" : one_line(d->value); };
+    auto const at_load = [&](fs::decision const* d) {
+      return d == nullptr || d->load_value.empty() ? shown(d) : one_line(d->load_value);
+    };
+    if (shown(a) == shown(b) && at_load(a) != at_load(b))
+      all += fmt::format("{}{} is {} while the model is built instead of {}", all.empty() ? "" : ", ", key, at_load(b),
+                         at_load(a));
     if (shown(a) == shown(b)) continue;
     all += fmt::format("{}{} is {} instead of {}", all.empty() ? "" : ", ", key, shown(b), shown(a));
   }
@@ -111,6 +121,11 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
   if (deepspeed && !p.zero->buckets_known)
     throw failure{"a bucket size is \"auto\" and the hidden size is not known: give --model DIR"};
 
+  if (deepspeed && (target.ends_with(".yaml") || target.ends_with(".yml")))
+    throw failure{
+        fmt::format("{}: the concrete configuration is DeepSpeed's own file, JSON; give it a name that ends in "
+                    ".json; nothing was written",
+                    one_line(target))};
   auto const fixed =
       deepspeed ? fs::concrete_deepspeed(r, reading.known) : fs::concrete_llamafactory(*reading.document, r);
   std::string written;
@@ -132,6 +147,8 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
     lines.row({std::string{name(other)}, differs.empty() ? "the same" : differs});
   }
   fmt::print(told, "{}", lines.text());
+  if (deepspeed && !p.config_file.empty() && p.config_file != text.name)
+    fmt::print(told, "it takes the place of the DeepSpeed file that {} names\n", one_line(text.name));
 }
 
 }  // namespace tool

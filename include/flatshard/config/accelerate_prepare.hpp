@@ -83,7 +83,8 @@ inline void fill_micro_batch(value& config, node const& root, prepare_arguments 
   if (sizes.empty())
     return out.error(
         errc::micro_batch_unresolved, root[key].where(), at_train,
-        "train_micro_batch_size_per_gpu is \"auto\" and no dataloader is given to prepare; write a number",
+        "train_micro_batch_size_per_gpu is \"auto\" and no dataloader is given to prepare; write a "
+        "number, or give dataloader_batch_sizes",
         {"ValueError", "accelerate",
          "When using DeepSpeed, `accelerate.prepare()` requires you to pass at least one of training or evaluation "
          "dataloaders with `batch_size` attribute returning an integer value or alternatively set an integer value in "

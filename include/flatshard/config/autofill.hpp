@@ -230,7 +230,7 @@ inline void fill_buckets(value& config, node const& root, bucket_rule const& rul
     filled.unknown[i] = !answer.size;
     auto const h = static_cast<double>(filled.hidden_size);
     auto const exact = rule.float_prefetch && i == 1 ? value{0.9 * h * h} : value{bucket_size(i, filled.hidden_size)};
-    auto const to = answer.size ? exact : value{0};
+    auto const to = answer.size ? exact : value{1};  // stands for a size that every release takes
     filled.written[i] = to.text();
     if (to.is(value_kind::floating) && *to.number() != std::floor(*to.number()))
       out.warn(errc::trap, zero_at[hidden_size_keys[i]].where(), at_train,

@@ -24,6 +24,13 @@ struct batch_sizes {
   friend bool operator==(batch_sizes const&, batch_sizes const&) = default;
 };
 
+/// The keys of the three sizes, and the size under the i-th of them.
+inline constexpr std::array<std::string_view, 3> batch_keys{"train_batch_size", "train_micro_batch_size_per_gpu",
+                                                            "gradient_accumulation_steps"};
+[[nodiscard]] inline value const& part_of(batch_sizes const& s, std::size_t i) {
+  return i == 0 ? s.train : i == 1 ? s.micro : s.steps;
+}
+
 /// What is wrong with three batch sizes.
 struct batch_fault {
   errc code{};
@@ -43,8 +50,13 @@ struct batch_result {
 [[nodiscard]] inline batch_result complete_batch(batch_sizes given);
 
 /// The world size that DeepSpeed counts with: the communicator's, divided (as a float) by `sequence_parallel_size` if
-/// the file has it; 1 if the communicator is down or the division fails.
+/// the file has it and `divides_ranks`; 1 if the communicator is down.
 [[nodiscard]] inline value batch_world(std::optional<std::size_t> communicator, value const& sequence_parallel_size);
+/// False, with an error, where the ranks of a communicator cannot be divided by `size`, the file's
+/// sequence_parallel_size. Source: DeepSpeed@edaa7221:deepspeed/runtime/config.py:725, which catches neither
+/// ZeroDivisionError nor TypeError.
+inline bool divides_ranks(std::optional<std::size_t> communicator, node const& size, std::string_view when,
+                          findings& out);
 
 /// The ranks that DeepSpeed counts while the model is built: none under LLaMA-Factory, whose communicator is down then.
 [[nodiscard]] inline std::optional<std::size_t> ranks_at_load(profile p, facts const& f) {
@@ -96,8 +108,21 @@ inline value batch_world(std::optional<std::size_t> communicator, value const& s
   if (!communicator) return 1;
   if (!sequence_parallel_size.present()) return static_cast<std::int64_t>(*communicator);
   auto const parts = python_number_of(sequence_parallel_size);
-  if (!parts || parts->zero()) return 1;  // upstream catches its own exception and goes on with 1
+  if (!parts || parts->zero()) return static_cast<std::int64_t>(*communicator);  // divides_ranks refuses it
   return static_cast<double>(*communicator) / parts->as_real();
+}
+
+inline bool divides_ranks(std::optional<std::size_t> communicator, node const& size, std::string_view when,
+                          findings& out) {
+  if (!communicator || !size.present()) return true;
+  auto const parts = python_number_of(*size);
+  if (parts && !parts->zero()) return true;
+  auto const said = parts ? (size->is(value_kind::floating) ? "float division by zero" : "division by zero")
+                          : detail::unsupported_operands("/", value_kind::integer, size->kind());
+  out.error(errc::wrong_type, size.where(), when,
+            "found " + to_json(*size) + ", allowed: a number other than 0, by which the ranks are divided",
+            {parts ? "ZeroDivisionError" : "TypeError", "deepspeed", said});
+  return false;
 }
 
 inline batch_result complete_batch(batch_sizes given) {
@@ -208,13 +233,24 @@ inline void report_batch_fault(batch_result const& result, node const& root, fac
   if (!result.fault) return;
   auto text = result.fault->message;
   if (!result.trace.empty()) text += " (" + result.trace + ")";
+  std::string_view key = root["train_batch_size"].present() ? "train_batch_size" : "train_micro_batch_size_per_gpu";
+  std::string no_numbers;
+  for (std::size_t i = 0; i < batch_keys.size(); ++i) {
+    auto const& given = part_of(result.sizes, i);
+    if (!given.present() || given.is(value_kind::null) || python_number_of(given)) continue;
+    if (no_numbers.empty()) key = batch_keys[i];
+    no_numbers += (no_numbers.empty() ? "" : ", ") + std::string{batch_keys[i]} + " " + to_json(given);
+  }
   if (when == at_load && f.world.value_or(1) > 1 && equals(result.sizes.world, 1))
     text +=
         "; while the model is built DeepSpeed counts 1 rank, because its communicator is not up: give only "
         "train_micro_batch_size_per_gpu and gradient_accumulation_steps, or \"auto\", and no train_batch_size";
+  else if (!no_numbers.empty())
+    text += "; found " + no_numbers + ", allowed: numbers, as nothing replaces the text here";
+  else if (result.fault->code == errc::batch_missing)
+    text += "; write train_batch_size or train_micro_batch_size_per_gpu as a number";
   else
-    text += "; the product must hold: write \"auto\" or matching numbers";
-  auto const key = root["train_batch_size"].present() ? "train_batch_size" : "train_micro_batch_size_per_gpu";
+    text += "; the product must hold: write matching numbers, or \"auto\" where a front end fills it";
   out.error(result.fault->code, root[key].where(), when, std::move(text),
             {result.fault->kind, "deepspeed", result.fault->message});
 }
@@ -230,16 +266,12 @@ inline void check_accumulation(value const& in_file, value const& front_end, pla
 
 inline void decide_batch(node const& root, std::optional<batch_result> const& batch,
                          std::optional<batch_sizes> const& loaded, profile p, findings& out) {
-  constexpr std::array<std::string_view, 3> keys{"train_batch_size", "train_micro_batch_size_per_gpu",
-                                                 "gradient_accumulation_steps"};
-  auto const part = [](batch_sizes const& s, std::size_t i) {
-    return python_text(i == 0 ? s.train : i == 1 ? s.micro : s.steps);
-  };
-  for (std::size_t i = 0; i < keys.size(); ++i) {
-    auto const at = root[keys[i]];
+  auto const part = [](batch_sizes const& s, std::size_t i) { return python_text(part_of(s, i)); };
+  for (std::size_t i = 0; i < batch_keys.size(); ++i) {
+    auto const at = root[batch_keys[i]];
     auto reason = !at.present()         ? std::string{"absent"}
                   : at->is_text("auto") ? std::string{"\"auto\""}
-                                        : std::string{keys[i]} + " is " + to_json(*at);
+                                        : std::string{batch_keys[i]} + " is " + to_json(*at);
     if (p == profile::deepspeed)
       reason += !at.present() || at->is(value_kind::null) ? ", inferred from the others" : "";
     else if (!at.present() && i == 2)
@@ -247,8 +279,8 @@ inline void decide_batch(node const& root, std::optional<batch_result> const& ba
     else if (at->is_text("auto") || (i == 1 && is_llamafactory(p) && (!at.present() || at->is(value_kind::null))))
       reason += ", filled by the front end";
     if (batch) reason += "; " + batch->trace;
-    auto& d = out.decide(std::string{keys[i]}, batch ? part(batch->sizes, i) : "refused", std::move(reason),
-                         rule_of(p, keys[i]), at.where());
+    auto& d = out.decide(std::string{batch_keys[i]}, batch ? part(batch->sizes, i) : "refused", std::move(reason),
+                         rule_of(p, batch_keys[i]), at.where());
     if (!loaded) continue;
     auto load_value = part(*loaded, i);
     if (load_value != d.value) d.load_value = std::move(load_value);

@@ -278,12 +278,15 @@ inline native_reading read_natively(value const& config, node const& root, std::
   bool const elastic = detail::takes_batch_over(placed_root, f.upstream.deepspeed, when, found);
   detail::read_sections(config, root, read, {placed_root, when, f.upstream.deepspeed, found, read.attributes}, reader);
   detail::merge_moments(std::move(found), when, out);
-  auto result = elastic ? batch_result{}
-                        : complete_batch({config["train_batch_size"], config["train_micro_batch_size_per_gpu"],
-                                          config["gradient_accumulation_steps"],
-                                          batch_world(communicator, config["sequence_parallel_size"])});
+  // the division of the ranks comes first, and ends the reading
+  bool const divided = elastic || divides_ranks(communicator, placed_root["sequence_parallel_size"], when, out);
+  auto result = elastic || !divided
+                    ? batch_result{}
+                    : complete_batch({config["train_batch_size"], config["train_micro_batch_size_per_gpu"],
+                                      config["gradient_accumulation_steps"],
+                                      batch_world(communicator, config["sequence_parallel_size"])});
   report_batch_fault(result, root, f, when, out);
-  if (!result.fault && !elastic) read.batch = std::move(result);
+  if (!result.fault && !elastic && divided) read.batch = std::move(result);
   detail::check_sections(placed_root, read, when, last);
   detail::merge_moments(std::move(last), when, out);
   return read;
