@@ -36,16 +36,16 @@ float rounded(float x, dtype t) {
 }
 
 template <class Sharding, class F>
-void on_ranks(std::size_t w, precision p, F const& body) {
+void on_ranks(std::size_t w, precision p, F const& body, std::vector<parameter> const& list = odd) {
   thread_group{world{w}, {.deadline = 20s}}.run([&](thread_communicator& comm) {
-    layout const l{Sharding{}, std::span<parameter const>{odd}, world{w}};
+    layout const l{Sharding{}, std::span<parameter const>{list}, world{w}};
     auto const need = bytes_needed(l, p);
     auto const full = full_bytes_needed(l, p);
     kernels::page_buffer memory{need.persistent + full, kernels::page_size::plain};
     std::memset(memory.span().data(), 0x77, memory.span().size());
     memory_arena arena{memory.span()};
     {
-      sharded_unit<precision, Sharding> unit{odd, world{w}, p, Sharding{}, arena};
+      sharded_unit<precision, Sharding> unit{list, world{w}, p, Sharding{}, arena};
       for (auto const& mine : unit.layout().pieces(comm.self()))
         detail::with_element(unit.updated().type, [&]<class T>(T) {
           auto const shard = detail::typed<T>(unit.updated()).subspan(mine.local.value, mine.size().value);
@@ -72,6 +72,22 @@ constexpr std::array precisions{fsdp2_bf16, deepspeed_bf16, deepspeed_fp32,
                                 precision{.parameter_storage = dtype::bf16, .grad_accum = dtype::bf16}};
 
 }  // namespace
+
+TEST_CASE_TEMPLATE("the full weights of a frozen unit are its storage, which has no master", Sharding, native, zero3) {
+  auto frozen = odd;
+  for (auto& p : frozen) p.traits = parameter_traits{.frozen = true};
+  for (auto const& p : precisions)
+    on_ranks<Sharding>(
+        3, p,
+        [&](thread_communicator& comm, auto& unit) {
+          auto const full = gather_full(unit, comm, access::read, inline_stream{});
+          REQUIRE(full[0].type == p.parameter_storage);
+          for (std::size_t t = 0; t < odd.size(); ++t)
+            for (std::size_t i = 0; i < odd[t].dims.numel(); ++i)
+              REQUIRE(value_of(full[t], i) == rounded(weight(t, i), p.parameter_storage));
+        },
+        frozen);
+}
 
 TEST_CASE_TEMPLATE("every rank sees every weight, in the dtype that the optimizer updates", Sharding, native, zero3,
                    fsdp2, owned) {

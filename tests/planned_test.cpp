@@ -106,15 +106,26 @@ TEST_CASE("the bound is never above the least segment, the plan never below, aga
   CHECK(optimal * 10 >= cases * 9);
 }
 
+// Rules go by whole names, also at compile time; of two that fit the first decides.
+static_assert([] {
+  planned const policy{{{"*.experts.*", block::matrix()}, {"norm", block::tensor()}, {"layers.?.*", block::run(8)}},
+                       block::rows()};
+  auto const of = [&](std::string_view name) { return policy.block_of({name, {4, 4}}); };
+  return of("layers.0.experts.1") == block::matrix() && of("layers.0.w") == block::run(8) &&
+         of("layers.10.w") == block::rows() && of("norm") == block::tensor() && of("q_norm") == block::rows() &&
+         of("experts") == block::rows();
+}());
+
 TEST_CASE("each parameter names its block; the printed form has the bound beside the segment") {
   std::vector<parameter> const unit{{"w.q", {64, 64}}, {"w.expert", {4, 16, 16}}, {"norm", {64}}, {"none", {0, 3}}};
-  planned const policy{{{"expert", block::matrix()}, {"norm", block::tensor()}}, block::rows()};
+  planned const policy{{{"*.expert", block::matrix()}, {"norm", block::tensor()}}, block::rows()};
   layout const l{policy, unit, world{4}};
   for (std::size_t r = 0; r < 4; ++r) {
     CHECK(l.begin(0, r) % 64 == 0);
     CHECK(l.begin(1, r) % 256 == 0);
     CHECK((l.begin(2, r) == elements{0} || l.begin(2, r) == elements{64}));
   }
+  CHECK(l.policy().block_of(unit[0]) == block::rows());
   CHECK(to_string(l) == "5184/4 -> 1408 + 448 pad, at least 1408");
   CHECK_FALSE(first_broken_law(policy, unit, 4, 7));
   CHECK_FALSE(first_broken_law(policy, unit, 1000, 3));

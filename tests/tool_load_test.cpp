@@ -3,8 +3,13 @@
 #include "checkpoint_folder.hpp"
 #include "tool_run.hpp"
 
+#include <flatshard/checkpoint_files.hpp>
 #include <flatshard/dtype.hpp>
 #include <flatshard/json.hpp>
+#include <flatshard/layout.hpp>
+#include <flatshard/layouts/native.hpp>
+#include <flatshard/model_units.hpp>
+#include <flatshard/quantity.hpp>
 
 #include <chrono>
 #include <csignal>
@@ -183,6 +188,43 @@ TEST_CASE("an override stores what its pattern fits in another dtype") {
   fails(2, "load takes parameter_storage:DTYPE alone", "*=compute:fp32");
   fails(2, "load takes parameter_storage:DTYPE alone", "*=parameter_storage:fp32,owned");
   fails(2, "is neither a layout", "*=fp32");
+}
+
+TEST_CASE("frozen tensors have segments of their own; experts of some ranks alone are refused with the reason") {
+  folder const dir;
+  auto const model = make(dir, "m", {"--arch", "qwen3", "--size", "1M", "--files", "2"});
+  auto const checkpoint = flatshard::open_checkpoint(model).value();
+  auto const units = flatshard::model_units(checkpoint).value();
+  std::uint64_t expected = 0;  // native, 3 ranks, norms apart
+  for (auto const& unit : units) {
+    std::vector<flatshard::parameter> frozen, trained;
+    for (auto const& p : unit.parameters) (p.name.ends_with("norm.weight") ? frozen : trained).push_back(p);
+    for (auto const& part : {frozen, trained})
+      if (!part.empty()) {
+        flatshard::layout const l{flatshard::native{}, part, flatshard::world{3}};
+        expected += 3 * flatshard::size_of(l.segment(), unit.types[0]).value;
+      }
+  }
+  std::vector<std::string> const plain{model, "--world", "3"};
+  auto const before = load(plain);
+  auto const after = load({model, "--world", "3", "--frozen", "*norm.weight"});
+  CHECK(sum(after, "shard_bytes") == expected);
+  CHECK(sum(after, "shard_bytes") > sum(before, "shard_bytes"));
+  CHECK(sum(after, "data_bytes") == sum(before, "data_bytes"));
+
+  auto const fails = [&](int code, std::string_view says, std::vector<std::string> const& more) {
+    std::vector<std::string> words{"load", model, "--world", "4"};
+    words.insert(words.end(), more.begin(), more.end());
+    auto const r = run(words);
+    CHECK(r.code == code);
+    CHECK_MESSAGE(r.says(says), r.err);
+    CHECK(r.out.empty());
+  };
+  fails(1, "--frozen 'norm' fits no parameter of " + model, {"--frozen", "norm"});
+  auto const why = "--expert-parallel: load cuts every tensor over all ranks of a copy, also experts";
+  fails(2, why, {"--expert-parallel", "2"});
+  fails(2, why, {"--expert-parallel", "2", "--experts", "*.mlp.*"});
+  fails(2, "--expert-parallel", {"--experts", "*.mlp.*"});
 }
 
 TEST_CASE("a rank's memory is its shard and little more") {

@@ -134,6 +134,54 @@ TEST_CASE_TEMPLATE("what memory held before is never seen", Sharding, native, ze
   }
 }
 
+TEST_CASE_TEMPLATE("frozen units beside trained ones: gathered alike, in no reduction, no norm, no optimizer", Sharding,
+                   native, zero3, fsdp2, zero12, fsdp1, megatron, owned, planned) {
+  auto fixed = odd;
+  for (auto& p : fixed) p.traits = parameter_traits{.frozen = true};
+  for (std::size_t const w : {1u, 3u, 4u})
+    for (auto const& p : {fsdp2_bf16, deepspeed_bf16}) {
+      CAPTURE(w);
+      thread_group group{world{w}, {.deadline = 20s}};
+      group.run([&](thread_communicator& comm) {
+        auto const self = comm.self();
+        kernels::page_buffer memory{bytes{1 << 18}, kernels::page_size::plain};
+        memory_arena arena{memory.span()};
+        inline_stream const s;
+        std::vector<sharded_unit<precision, Sharding>> units;
+        units.emplace_back(std::span<parameter const>{fixed}, world{w}, p, Sharding{}, arena);
+        CHECK(arena.used() == bytes_needed(units[0].layout(), p).persistent);
+        units.emplace_back(std::span<parameter const>{odd}, world{w}, p, Sharding{}, arena);
+        agree(comm, configuration{7}, units);
+        for (auto const& mine : units[0].layout().pieces(self))
+          detail::with_element(p.parameter_storage, [&]<class T>(T) {
+            for (std::size_t i = 0; i < mine.size().value; ++i)
+              detail::typed<T>(units[0].storage())[mine.local.value + i] =
+                  narrow<T>(weight(mine.tensor, mine.begin.value + i));
+          });
+        for (int round = 0; round < 2; ++round) {
+          for (auto& unit : units) {
+            auto const weights = gather(unit, comm, s);
+            if (unit.frozen())
+              for (std::size_t t = 0; t < odd.size(); ++t)
+                detail::with_element(p.compute, [&]<class T>(T) {
+                  auto const values = weights[t].template data<T>();
+                  for (std::size_t i = 0; i < values.size(); ++i) REQUIRE(widen(values[i]) == weight(t, i));
+                });
+            if (!unit.frozen())
+              detail::with_element(p.reduce,
+                                   [&]<class T>(T) { unit.gradients()["b"].template data<T>()[4] = narrow<T>(1.0f); });
+            reduce_scatter(unit, comm, {}, s);
+            release(unit, s);
+          }
+          CHECK(global_norm(units, comm, s) == static_cast<double>(w));
+        }
+        CHECK(units[0].counters().gathers == 2);
+        CHECK(units[0].counters().reduce_scatters == 0);
+        CHECK(units[1].counters().reduce_scatters == 2);
+      });
+    }
+}
+
 TEST_CASE("ranks that disagree on the layout, the configuration or the world all get the error, before data moves") {
   struct one_case {
     char const* what;
@@ -158,7 +206,7 @@ TEST_CASE("ranks that disagree on the layout, the configuration or the world all
       std::vector<parameter> unit_parameters{{"a", {40}}, {"b", {2}}};
       if (odd_one && c.layouts) std::swap(unit_parameters[0], unit_parameters[1]);
       if (odd_one && c.files) unit_parameters[1].type = dtype::bf16;  // its file holds another type
-      unit_parameters[1].traits = parameter_traits{.frozen = odd_one && c.traits};
+      for (auto& p : unit_parameters) p.traits = parameter_traits{.frozen = odd_one && c.traits};
       std::vector<sharded_unit<precision, zero3>> units;
       auto const ranks = world{odd_one && c.worlds ? std::size_t{4} : std::size_t{3}};
       auto const& types = odd_one && c.dtypes ? accelerate_fsdp2_bf16 : fsdp2_bf16;  // another dtype on the wire

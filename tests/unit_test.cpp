@@ -222,6 +222,63 @@ TEST_CASE("misuse is a broken rule with its sentence") {
   CHECK_THROWS_AS(memory_arena{more.span().subspan(1)}, broken_rule);
 }
 
+TEST_CASE_TEMPLATE("a frozen unit holds its storage alone, moves no gradient and refuses what trains", Sharding, native,
+                   zero3) {
+  parameter_traits const frozen{.frozen = true};
+  std::vector<parameter> const both{{"w", {3, 5}, dtype::none, frozen}, {"b", {7}, dtype::none, frozen}};
+  buffer memory{1 << 16};
+  lone_rank comm;
+  inline_stream const s;
+  for (auto const& p : {fsdp2_bf16, fsdp2_fp32, deepspeed_bf16}) {
+    memory_arena arena{memory.span()};
+    sharded_unit unit{std::span<parameter const>{both}, world{1}, p, Sharding{}, arena};
+    auto const need = bytes_needed(unit.layout(), p);
+    CHECK(arena.used() == need.persistent);
+    CHECK(need.persistent == memory_arena::block(size_of(unit.layout().segment(), p.parameter_storage)));
+    CHECK(need.gradients == bytes{0});
+    CHECK(unit.frozen());
+    CHECK_FALSE(unit.has_master());
+    CHECK(unit.updated().data == unit.storage().data);
+    CHECK((unit.grad().type == dtype::none && unit.grad().count == elements{0}));
+    unit.storage().data[0] = std::byte{1};
+    static_cast<void>(gather(unit, comm, s));
+    CHECK(arena.peak() <= need.persistent + need.gathered + need.staging);
+    auto const calls = comm.calls.size();
+    reduce_scatter(unit, comm, {}, s);
+    CHECK(comm.calls.size() == calls);
+    CHECK(unit.counters().reduce_scatters == 0);
+    CHECK(unit.live());
+    release(unit, s);
+    CHECK(unit.storage().data[0] == std::byte{1});  // no master that is cast into it
+    auto const text = "a frozen unit has no gradient and nothing that an optimizer updates";
+    CHECK_THROWS_WITH_AS(static_cast<void>(unit.gradients()), text, broken_rule);
+    CHECK_THROWS_WITH_AS(static_cast<void>(unit.template grad<float>()), text, broken_rule);
+    CHECK_THROWS_WITH_AS(static_cast<void>(unit.master()), text, broken_rule);
+    CHECK_THROWS_WITH_AS(static_cast<void>(unit.state(0)), "the unit has no optimizer state of that number",
+                         broken_rule);
+  }
+  memory_arena arena{memory.span()};
+  std::vector<parameter> const none;
+  CHECK_FALSE(sharded_unit{std::span<parameter const>{none}, world{1}, fsdp2_bf16, Sharding{}, arena}.frozen());
+}
+
+TEST_CASE("a unit that is frozen in part is a broken rule that names the first of each kind") {
+  parameter_traits const frozen{.frozen = true};
+  buffer memory{1 << 16};
+  memory_arena arena{memory.span()};
+  auto const make = [&](std::vector<parameter> const& of) {
+    return sharded_unit{std::span<parameter const>{of}, world{2}, fsdp2_bf16, native{}, arena};
+  };
+  auto const text = "the parameters of a unit are all frozen or all trained: wq is frozen, lora is not";
+  std::vector<parameter> const first{{"wq", {4}, dtype::none, frozen}, {"wk", {4}, dtype::none, frozen}, {"lora", {2}}};
+  std::vector<parameter> const last{{"lora", {2}}, {"lorb", {2}}, {"wq", {4}, dtype::none, frozen}};
+  CHECK_THROWS_WITH_AS(make(first), text, broken_rule);
+  CHECK_THROWS_WITH_AS(make(last), text, broken_rule);
+  CHECK_THROWS_WITH_AS(static_cast<void>(bytes_needed(layout{native{}, last, world{2}}, fsdp2_bf16)), text,
+                       broken_rule);
+  CHECK(arena.used() == bytes{0});
+}
+
 TEST_CASE("an arena hands out aligned blocks, joins what comes back, and refuses a block twice") {
   buffer memory{2048};
   memory_arena arena{memory.span()};

@@ -69,6 +69,7 @@ struct load_plan {
   std::uint64_t shards = 1;          ///< ranks that share one copy of the model
   std::optional<fs::dtype> storage;  ///< none: as in the file
   std::vector<parameter_override> overrides;
+  std::vector<std::string> frozen;  ///< patterns
   std::string reason;
   fs::place source;
 };
@@ -120,17 +121,33 @@ std::vector<fs::dtype> storage_of(fs::model_unit const& unit, load_plan const& p
   return types;
 }
 
-/// Throws `failure` for an override that fits no tensor.
-void check_overrides(std::vector<fs::model_unit> const& units, load_plan const& plan, std::string_view directory) {
-  for (auto const& one : plan.overrides) {
-    auto const fits = [&](fs::parameter const& p) { return fs::matches(one.pattern, p.name); };
-    if (std::none_of(units.begin(), units.end(), [&](fs::model_unit const& unit) {
-          return std::any_of(unit.parameters.begin(), unit.parameters.end(), fits);
-        }))
-      throw failure{fits_nothing("--override", one.pattern, directory,
-                                 units.empty() ? std::string_view{} : units.front().parameters.front().name)};
-  }
+/// Throws `failure` for a pattern of `option` that fits no tensor.
+void check_pattern(std::string_view option, std::string_view pattern, std::vector<fs::model_unit> const& units,
+                   std::string_view directory) {
+  auto const fits = [&](fs::parameter const& p) { return fs::matches(pattern, p.name); };
+  if (std::none_of(units.begin(), units.end(), [&](fs::model_unit const& unit) {
+        return std::any_of(unit.parameters.begin(), unit.parameters.end(), fits);
+      }))
+    throw failure{fits_nothing(option, pattern, directory,
+                               units.empty() ? std::string_view{} : units.front().parameters.front().name)};
 }
+
+void check_patterns(std::vector<fs::model_unit> const& units, load_plan const& plan, std::string_view directory) {
+  for (auto const& one : plan.overrides) check_pattern("--override", one.pattern, units, directory);
+  for (auto const& pattern : plan.frozen) check_pattern("--frozen", pattern, units, directory);
+}
+
+bool is_frozen(std::string_view name, load_plan const& plan) {
+  return std::any_of(plan.frozen.begin(), plan.frozen.end(),
+                     [&](auto const& pattern) { return fs::matches(pattern, name); });
+}
+
+/// The tensors of a unit that one segment holds.
+struct segment_part {
+  fs::dtype type;
+  bool frozen;
+  std::vector<fs::parameter> parameters;
+};
 
 /// Loads the part of `rank` under `policy` into fresh memory on large pages, which it leaves in `memory`.
 template <class Policy>
@@ -139,22 +156,25 @@ rank_report load_part(Policy policy, fs::world<> world, fs::rank_id rank, fs::ch
   using unit_layout = fs::listed_layout<Policy>;
   check_tensors(policy, world, checkpoint);
   auto const units = fs::model_units(checkpoint).value();
-  check_overrides(units, plan, checkpoint.directory().string());
-  // One segment holds one type: what cannot become the storage dtype (integers, fp8) keeps its own segment.
+  check_patterns(units, plan, checkpoint.directory().string());
+  // One segment holds one type: what cannot become the storage dtype (integers, fp8) keeps its own segment. So do
+  // frozen tensors, as `sharded_unit` asks for.
   std::vector<unit_layout> layouts;
   std::vector<fs::dtype> types;
   for (auto const& unit : units) {
     auto const storage = storage_of(unit, plan);
-    std::vector<std::pair<fs::dtype, std::vector<fs::parameter>>> by_type;
+    std::vector<segment_part> parts;
     for (std::size_t i = 0; i < unit.parameters.size(); ++i) {
-      auto const type = storage[i];
-      auto const same = std::find_if(by_type.begin(), by_type.end(), [&](auto const& b) { return b.first == type; });
-      (same == by_type.end() ? by_type.emplace_back(type, std::vector<fs::parameter>{}) : *same)
-          .second.push_back(unit.parameters[i]);
+      auto p = unit.parameters[i];
+      auto const frozen = is_frozen(p.name, plan);
+      if (frozen) p.traits = fs::parameter_traits{.frozen = true};
+      auto const same = std::find_if(parts.begin(), parts.end(),
+                                     [&](auto const& b) { return b.type == storage[i] && b.frozen == frozen; });
+      (same == parts.end() ? parts.emplace_back(segment_part{storage[i], frozen, {}}) : *same).parameters.push_back(p);
     }
-    for (auto const& [type, parameters] : by_type) {
-      layouts.emplace_back(policy, std::span<fs::parameter const>{parameters}, world);
-      types.push_back(type);
+    for (auto const& part : parts) {
+      layouts.emplace_back(policy, std::span<fs::parameter const>{part.parameters}, world);
+      types.push_back(part.type);
     }
   }
 
@@ -263,6 +283,12 @@ load_plan plan_of(request const& r) {
       throw wrong_usage{
           fmt::format("--override '{}': load takes parameter_storage:DTYPE alone, nothing else changes what it reads",
                       one_line(one.text))};
+  if (r.rules.expert_parallel != 1 || !r.rules.experts.empty())
+    throw wrong_usage{
+        "--expert-parallel: load cuts every tensor over all ranks of a copy, also experts; a rank that holds experts "
+        "of "
+        "its own has another model, which plan describes and no checkpoint file does"};
+  plan.frozen = r.rules.frozen;
   plan.shards = r.world;
   if (r.configuration.file.empty()) {
     plan.layout = r.layout.empty() ? "native" : r.layout;
@@ -410,6 +436,9 @@ void add_load(CLI::App& app, int& code) {
       ->excludes(config)
       ->type_name("NAME");
   add_override_option(*command, r->rules, "Another dtype for some tensors: parameter_storage:DTYPE");
+  add_trait_options(*command, r->rules);
+  for (auto const* const name : {"--expert-parallel", "--experts"})
+    command->get_option(name)->description("Refused: load cuts experts over all ranks, like other tensors (see plan)");
   add_configuration_options(*command, r->configuration);
   for (auto const* const name :
        {"--profile", "--bf16", "--fp16", "--argument", "--release", "--set", "--device", "--strict"})

@@ -94,7 +94,7 @@ template <PrecisionPolicy P, ShardingPolicy S, std::size_t W, Communicator C>
 template <ShardingPolicy P, std::size_t W, class Table>
 [[nodiscard]] constexpr bytes full_bytes_needed(layout<P, W, Table> const& l, PrecisionPolicy auto const& precision) {
   auto const master = precision(role::master);
-  auto const type = master == dtype::none ? precision(role::parameter_storage) : master;
+  auto const type = master == dtype::none || detail::frozen(l) ? precision(role::parameter_storage) : master;
   auto need = memory_arena::block(size_of(detail::whole_size(l), type));
   if constexpr (!layout<P, W, Table>::contiguous_gather) need += memory_arena::block(size_of(l.gathered(), type));
   return need;

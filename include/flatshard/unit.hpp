@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
@@ -50,7 +51,7 @@ struct unit_counters {
 
 /// The memory of one unit on one rank. Units: bytes; each line already rounded to the arena's blocks.
 struct unit_bytes {
-  bytes persistent;  ///< storage, master, gradient shard, optimizer states
+  bytes persistent;  ///< storage, master, gradient shard, optimizer states; of a frozen unit the storage alone
   bytes gathered;    ///< while the unit is live
   bytes gradients;   ///< from `gradients` to the end of `reduce_scatter`
   bytes staging;     ///< more, while a gather or a reduce-scatter runs
@@ -96,9 +97,31 @@ void cast_buffer(C& comm, buffer_ref out, buffer_ref in, typename C::stream_type
   });
 }
 
+inline std::string mixed_unit(std::string_view frozen, std::string_view trained) {
+  return "the parameters of a unit are all frozen or all trained: " + std::string{frozen} + " is frozen, " +
+         std::string{trained} + " is not";
+}
+// Whether the unit of this layout is frozen; one without parameters is not. Complexity: O(T).
+template <class Layout>
+[[nodiscard]] constexpr bool frozen(Layout const& l) {
+  auto const is_frozen = [&](std::size_t t) { return l.parameter_at(t).traits.unpacked().frozen; };
+  bool const first = l.size() > 0 && is_frozen(0);
+  for (std::size_t t = 1; t < l.size(); ++t) {
+    if (is_frozen(t) == first) continue;
+    auto const one = l.parameter_at(0).name, other = l.parameter_at(t).name;
+    require(false, (first ? mixed_unit(one, other) : mixed_unit(other, one)).c_str());
+  }
+  return first;
+}
+
 }  // namespace detail
 
 /// Parameters that are gathered, used and released together, cut over the ranks of a group.
+///
+/// All of them are frozen or all are trained. A frozen unit is gathered and released like others and holds its storage
+/// alone: no master, no gradient, no optimizer states. `reduce_scatter` moves nothing and `global_norm` passes over it.
+/// Source: torch/distributed/fsdp/_flat_param.py ("Must flatten tensors with uniform `requires_grad`");
+/// _fully_shard/_fsdp_param_group.py, post_backward: a group without gradients reduces nothing.
 ///
 /// It owns no memory: shards come from the caller's arena when it is made and stay there; gathered weights and full
 /// gradients are taken when needed and given back. Explicit calls, no hooks: `gather`, `release`, `gradients`,
@@ -113,11 +136,12 @@ class sharded_unit {
   /// `states`: how many optimizer states a parameter has (Adam: 2). Shards are zeroed.
   sharded_unit(std::span<parameter const> parameters, world<W> w, Precision precision, Sharding sharding,
                memory_arena& arena, std::size_t states = 2)
-      : layout_{sharding, parameters, w}, precision_{precision}, arena_{&arena} {
+      : layout_{sharding, parameters, w}, precision_{precision}, arena_{&arena}, frozen_{detail::frozen(layout_)} {
     auto const s = layout_.segment();
     for (std::size_t t = 0, start = 0; t < layout_.size(); start += detail::whole_slot(layout_, t++))
       starts_.push_back({layout_type::contiguous_gather ? layout_.place_at(t).start : start});
     storage_ = take_shard(s, role::parameter_storage);
+    if (frozen_) return;
     if (precision_(role::master) != dtype::none) master_ = take_shard(s, role::master);
     grad_ = take_shard(s, role::grad_accum);
     for (std::size_t k = 0; k < states; ++k) states_.push_back(take_shard(s, role::optimizer_state));
@@ -132,25 +156,29 @@ class sharded_unit {
   [[nodiscard]] std::uint64_t hash() const { return layout_.hash(precision_); }
   /// True between `gather` and `release`.
   [[nodiscard]] bool live() const { return weights_.taken(); }
+  /// True if its parameters are not trained.
+  [[nodiscard]] bool frozen() const { return frozen_; }
 
-  /// This rank's shards. Shape: [segment] elements, padding zero.
+  /// This rank's shards. Shape: [segment] elements, padding zero; a frozen unit has no gradient (`dtype::none`).
   [[nodiscard]] buffer_ref storage() const { return storage_; }
   [[nodiscard]] buffer_ref grad() const { return grad_; }
   template <class T>
   [[nodiscard]] std::span<T> grad() const {
+    require_trained();
     require(dtype_of<T> == grad_.type, "a tensor is read as the type that its buffer has");
     return detail::typed<T>(grad_);
   }
   /// True if the optimizer updates a copy of its own and not the storage.
   [[nodiscard]] bool has_master() const { return master_.type != dtype::none; }
   /// What the optimizer updates, fp32: the master copy, or the storage where there is none. The storage follows the
-  /// master at the next `gather` or `publish`. Shape: [segment].
+  /// master at the next `gather` or `publish`. Shape: [segment]. Not of a frozen unit.
   [[nodiscard]] std::span<float> master() {
+    require_trained();
     require(updated().type == dtype::f32, "the copy that the optimizer updates is fp32");
     mark_updated();
     return detail::typed<float>(updated());
   }
-  /// The same copy, whatever its type. Who writes to it calls `mark_updated`.
+  /// The same copy, whatever its type; of a frozen unit the storage. Who writes to it calls `mark_updated`.
   [[nodiscard]] buffer_ref updated() const { return has_master() ? master_ : storage_; }
   void mark_updated() { stale_ = has_master(); }
   /// Optimizer state number `k`, fp32. Shape: [segment].
@@ -169,7 +197,7 @@ class sharded_unit {
   }
 
   /// The full gradients, in the dtype of the wire, for backward to write or add to; zeroed when taken (the first call
-  /// after construction or `reduce_scatter`). Shape of each: its parameter's.
+  /// after construction or `reduce_scatter`). Shape of each: its parameter's. Not of a frozen unit.
   class gradient_set {
    public:
     explicit gradient_set(sharded_unit& unit) : unit_{&unit} {}
@@ -186,6 +214,7 @@ class sharded_unit {
     sharded_unit* unit_;
   };
   [[nodiscard]] gradient_set gradients() {
+    require_trained();
     if (!gradients_.taken()) {
       gradients_ = {*arena_, size_of(detail::whole_size(layout_), precision_(role::reduce))};
       detail::clear(gradients_.memory());
@@ -250,6 +279,7 @@ class sharded_unit {
   template <Communicator C>
   void reduce_scatter(C& comm, reduce_options const& options, typename C::stream_type stream) {
     agree_once(comm, stream);
+    if (frozen_) return;
     detail::labelled const named{comm, label()};
     static_cast<void>(gradients());
     auto const type = precision_(role::reduce);
@@ -299,6 +329,9 @@ class sharded_unit {
   [[nodiscard]] std::string_view label() const {
     return layout_.size() == 0 ? std::string_view{} : layout_.parameter_at(0).name;
   }
+  void require_trained() const {
+    require(!frozen_, "a frozen unit has no gradient and nothing that an optimizer updates");
+  }
   buffer_ref take_shard(elements s, role r) {
     auto const type = precision_(r);
     auto const memory = shards_.emplace_back(*arena_, size_of(s, type)).memory();
@@ -329,7 +362,7 @@ class sharded_unit {
   std::vector<arena_block> shards_;  // what the buffers above point into
   arena_block weights_, gradients_;
   unit_counters counters_;
-  bool stale_ = false, agreed_ = false;
+  bool stale_ = false, agreed_ = false, frozen_ = false;
 };
 
 /// The memory that a unit of this layout takes on one rank, with `states` optimizer states. Complexity: O(T),
@@ -342,9 +375,14 @@ template <ShardingPolicy P, std::size_t W, class Table>
   auto const wire = precision(role::reduce);
   auto const kept = precision(role::grad_accum);
   unit_bytes need;
-  need.persistent = block(s, precision(role::parameter_storage)) + block(s, precision(role::master)) + block(s, kept) +
-                    block(s, precision(role::optimizer_state)) * states;
+  need.persistent = block(s, precision(role::parameter_storage));
   need.gathered = block(detail::whole_size(l), precision(role::compute));
+  if (detail::frozen(l)) {
+    if constexpr (!layout<P, W, Table>::contiguous_gather) need.staging = block(l.gathered(), precision(role::compute));
+    return need;
+  }
+  need.persistent +=
+      block(s, precision(role::master)) + block(s, kept) + block(s, precision(role::optimizer_state)) * states;
   need.gradients = block(detail::whole_size(l), wire);
   if constexpr (!layout<P, W, Table>::contiguous_gather)
     need.staging = std::max(block(l.gathered(), precision(role::compute)), block(l.gathered(), wire));
@@ -385,19 +423,20 @@ void release(sharded_unit<P, S, W>& unit, Stream) {
 
 /// Sums the full gradients of all ranks into each rank's `grad` shard: fp32 sums in the order asked for, scaled once,
 /// then rounded once if the shard is narrower; gives the full gradients back. A rank that wrote none contributes zeros.
-/// Collective; waits for its result.
+/// A frozen unit has no gradients and moves nothing. Collective; waits for its result.
 template <PrecisionPolicy P, ShardingPolicy S, std::size_t W, Communicator C>
 void reduce_scatter(sharded_unit<P, S, W>& unit, C& comm, reduce_options const& options,
                     typename C::stream_type stream) {
   unit.reduce_scatter(comm, options, stream);
 }
 
-/// The L2 norm of the gradients of all units, over every element once and no padding; squares are summed in fp64,
-/// tensor by tensor, then rank by rank. Collective; waits for its result.
+/// The L2 norm of the gradients of all units that are trained, over every element once and no padding; squares are
+/// summed in fp64, tensor by tensor, then rank by rank. Collective; waits for its result.
 template <class Units, Communicator C>
 [[nodiscard]] double global_norm(Units const& units, C& comm, typename C::stream_type stream) {
   double squares = 0;
   for (auto const& unit : units) {
+    if (unit.frozen()) continue;
     auto const grad = unit.grad();
     detail::with_element(grad.type, [&]<class T>(T) {
       auto const values = detail::typed<T const>(grad);

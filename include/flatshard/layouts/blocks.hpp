@@ -36,9 +36,10 @@ struct block {
   [[nodiscard]] static constexpr block tensor() { return {kind::tensor, 1}; }
 };
 
-/// The block of every parameter whose name contains `part`. The text must outlive the rule.
+/// The block of every parameter whose whole name the pattern fits: `*.experts.*` (see name_pattern.hpp). The text must
+/// outlive the rule.
 struct block_rule {
-  std::string_view part;
+  std::string_view pattern;
   block keep;
   friend constexpr bool operator==(block_rule const&, block_rule const&) = default;
 };

@@ -4,6 +4,7 @@
 
 #include <flatshard/layout.hpp>
 #include <flatshard/layouts/blocks.hpp>
+#include <flatshard/name_pattern.hpp>
 
 #include <algorithm>
 #include <array>
@@ -34,7 +35,7 @@ class planned {
   constexpr planned() = default;
   constexpr explicit planned(block of_all, std::size_t tensor_align = 8, std::size_t segment_align = 128)
       : planned({}, of_all, tensor_align, segment_align) {}
-  /// The first rule whose text a parameter's name contains decides, else `of_others`.
+  /// The first rule whose pattern fits a parameter's name decides, else `of_others`.
   constexpr planned(std::vector<block_rule> rules, block of_others, std::size_t tensor_align = 8,
                     std::size_t segment_align = 128)
       : rules_{std::move(rules)}, others_{of_others}, tensor_align_{tensor_align}, segment_align_{segment_align} {
@@ -48,7 +49,7 @@ class planned {
   [[nodiscard]] constexpr elements alignment() const { return {tensor_align_}; }
   [[nodiscard]] constexpr block block_of(parameter const& p) const {
     for (auto const& rule : rules_)
-      if (p.name.find(rule.part) != std::string_view::npos) return rule.keep;
+      if (matches(rule.pattern, p.name)) return rule.keep;
     return others_;
   }
   [[nodiscard]] constexpr bool may_cut(parameter const& p, elements i) const {
