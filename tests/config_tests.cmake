@@ -6,7 +6,7 @@ target_compile_definitions(key_table_test PRIVATE FLATSHARD_DOCS="${PROJECT_SOUR
 flatshard_test(resolve_test LABELS fast LINK flatshard::json flatshard_resolver)
 flatshard_test(deepspeed_test LABELS fast LINK flatshard::json flatshard_resolver)
 flatshard_test(front_ends_test LABELS fast LINK flatshard::json flatshard_resolver)
-flatshard_test(concrete_test LABELS fast golden LINK flatshard::json flatshard_resolver)
+flatshard_test(concrete_test GOLDEN LABELS fast LINK flatshard::json flatshard_resolver)
 flatshard_test(accelerate_test LABELS fast LINK flatshard::json flatshard_resolver)
 flatshard_test(diagnosed_cases_test LABELS fast LINK flatshard::json flatshard_resolver)
 flatshard_test(frontend_test LABELS fast LINK flatshard::json flatshard_frontend flatshard_resolver)

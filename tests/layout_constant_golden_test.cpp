@@ -152,17 +152,19 @@ TEST_CASE("golden layouts in constant expressions are those of run time and of t
         in_files.emplace(one.at("id").as_string().c_str(), value);
       }
   }
-#define RUN(id, w, expected, policy, unit)                                                                            \
-  {                                                                                                                   \
-    auto const fixed = unit;                                                                                          \
-    std::vector<parameter> const list{fixed.begin(), fixed.end()};                                                    \
-    ++count.ran;                                                                                                      \
-    auto const dynamic = layout{policy, list, world{w}};                                                              \
-    auto const half = layout{policy, fixed, world{w}};                                                                \
-    bool const passed = in_files.at(id) == expected && map_hash(dynamic) == expected && map_hash(half) == expected && \
-                        dynamic.hash() == half.hash() && dynamic.hash() == layout{policy, fixed, world<w>{}}.hash();  \
-    CHECK_MESSAGE(passed, id);                                                                                        \
-    count.passed += passed;                                                                                           \
+#define RUN(id, w, expected, policy, unit)                                                                             \
+  {                                                                                                                    \
+    auto const fixed = unit;                                                                                           \
+    std::vector<parameter> const list{fixed.begin(), fixed.end()};                                                     \
+    ++count.ran;                                                                                                       \
+    auto const dynamic = layout{policy, list, world{w}};                                                               \
+    auto const half = layout{policy, fixed, world{w}};                                                                 \
+    auto const in_file = in_files.find(id); /* another set may lack the case */                                        \
+    bool const passed = (in_file == in_files.end() || in_file->second == expected) && map_hash(dynamic) == expected && \
+                        map_hash(half) == expected && dynamic.hash() == half.hash() &&                                 \
+                        dynamic.hash() == layout{policy, fixed, world<w>{}}.hash();                                    \
+    CHECK_MESSAGE(passed, id);                                                                                         \
+    count.passed += passed;                                                                                            \
   }
   CONSTANT_CASES(RUN)
   CHECK(count.passed == count.ran);
