@@ -83,6 +83,9 @@ using flatshard::value;
   refuse(code, flatshard::place{file, {}, 0, 0}, std::move(text));
 }
 
+/// What learning rates, decays and other settings of the optimizer are.
+[[nodiscard]] bool not_negative(double number) { return std::isfinite(number) && number >= 0; }
+
 /// One tensor of a safetensors file, whole, in memory.
 template <class T>
 struct stored_tensor {
@@ -581,9 +584,17 @@ struct resolved_file {
   flatshard::frontend::read_named_files(text, known);
   auto const front_end = flatshard::profile_of(args.profile).value_or(flatshard::profile::llamafactory);
   resolved_file out{decide(text, front_end, known).value(), {}};
+  if (flatshard::form_of(text, known) == flatshard::config_form::deepspeed) return out;
+  for (auto const key : {"optim_config", "lr_scheduler_config", "peft_config"})
+    if (auto const at = text[key]; at.present() && !at->is(flatshard::value_kind::null))
+      refuse(flatshard::errc::other, at.where(),
+             "this trainer updates every parameter by AdamW at a constant rate; leave " + std::string{key} + " out");
   auto const rate = text["learning_rate"];
-  if (flatshard::form_of(text, known) != flatshard::config_form::deepspeed && rate->is_number())
-    out.learning_rate = rate->number();
+  if (!rate.present() || rate->is(flatshard::value_kind::null)) return out;
+  if (!rate->is_number() || !not_negative(*rate->number()))
+    refuse(flatshard::errc::out_of_range, rate.where(),
+           "found " + to_json(*rate) + ", a number of at least 0 is needed");
+  out.learning_rate = rate->number();
   return out;
 }
 
@@ -608,6 +619,11 @@ void refuse_optimizer(flatshard::resolution const& r, setup_arguments const& arg
     refuse(flatshard::errc::other, place_of(r, "optimizer.type", args.config),
            "the optimizer is " + wanted.type + (plain ? " with adam_w_mode off" : "") +
                "; this trainer has AdamW alone: write AdamW, or Adam, which DeepSpeed takes for it");
+  for (auto const& [key, number] :
+       {std::pair{"lr", wanted.learning_rate}, {"eps", wanted.eps}, {"weight_decay", wanted.weight_decay}})
+    if (number && !not_negative(*number))
+      refuse(flatshard::errc::out_of_range, place_of(r, std::string{"optimizer."} + key, args.config),
+             fmt::format("found {}, a number of at least 0 is needed", *number));
   if (wanted.betas)
     for (auto const beta : *wanted.betas)
       if (!(beta >= 0 && beta < 1))
@@ -643,6 +659,9 @@ void refuse_unsupported(flatshard::resolution const& r, setup_arguments const& a
     refuse(flatshard::errc::wrong_type, at(p.fsdp2 ? "max_grad_norm" : "gradient_clipping"),
            "the clipping norm is " + flatshard::to_json(p.gradient_clipping) + ", a number is needed");
   if (p.optimizer) refuse_optimizer(r, args);
+  if (p.deepspeed_config["scheduler"].present() && !p.deepspeed_config["scheduler"].is(flatshard::value_kind::null))
+    refuse(flatshard::errc::other, p.config_file,
+           "the section scheduler is there; this trainer keeps the learning rate constant: leave the section out");
 }
 
 /// Reads and resolves the configuration. Throws `bad_input` with every problem: what upstream refuses, and what this
@@ -1068,9 +1087,18 @@ void train_rank(training const& job, Precision precision, Sharding sharding, C& 
   }
 }
 
+/// Refuses a --dump over what this run reads.
+void check_dump(arguments const& args) {
+  auto inputs = args.data;
+  inputs.insert(inputs.end(), {args.model, args.setup.config, args.tokens, args.adamw});
+  if (!args.dump.empty() && tool::replaces_input(args.dump, inputs))
+    refuse(flatshard::errc::path, args.dump, "--dump names a file that is read here; give another name");
+}
+
 /// Refuses targets that cannot be written, as after the training it would be too late: begins what the end will write,
 /// and takes it away again.
 void check_targets(arguments const& args) {
+  check_dump(args);
   tool::noted_signals const noted;
   auto const attempt = [](char const* option, std::string const& target, auto begin) {
     try {
@@ -1082,13 +1110,16 @@ void check_targets(arguments const& args) {
   std::error_code unseen;  // the attempt says what is wrong
   if (!args.save.empty()) {
     auto const name = fs::path{args.save}.lexically_normal().filename();
-    auto const there = fs::status(args.save, unseen);
-    bool const empty = fs::is_directory(there) && fs::is_empty(args.save, unseen);
+    auto const there = fs::symlink_status(args.save, unseen);
+    bool const empty = fs::is_directory(args.save, unseen) && fs::is_empty(args.save, unseen);
     if (name == "." || name == ".." || (fs::exists(there) && !empty))
       refuse(flatshard::errc::path, args.save, "--save needs a name that is free, or an empty folder");
     attempt("--save", args.save, [&] { flatshard::unfinished_folder const folder{args.save}; });
   }
   if (!args.dump.empty()) {
+    auto const whole = [](std::string const& path) { return fs::absolute(path).lexically_normal(); };
+    if (!args.save.empty() && whole(args.dump) == whole(args.save))
+      refuse(flatshard::errc::path, args.dump, "--dump and --save need two names");
     auto const there = fs::status(args.dump, unseen);
     if (fs::exists(there) && !fs::is_regular_file(there))
       refuse(flatshard::errc::path, args.dump, "--dump needs a name that is free or a regular file's");
@@ -1172,6 +1203,7 @@ void train(arguments const& args) {
 
 /// AdamW alone: runs the optimizer on stored gradients, without a model.
 void run_adamw(arguments const& args) {
+  check_dump(args);
   auto const start = read_tensor<float>(args.adamw, "start", dtype::f32, 1);
   auto const grads = read_tensor<float>(args.adamw, "grads", dtype::f32, 2);
   auto const n = start.values.size();
@@ -1269,7 +1301,9 @@ int main(int argc, char** argv) {
     if (args.adamw.empty() && (!*model || !*config)) throw CLI::RequiredError("--model and --config");
     if (!args.adamw.empty() && args.dump.empty()) throw CLI::RequiredError("--dump");
     if (!args.tokens.empty() && !args.data.empty()) throw CLI::ExcludesError("--tokens", "--data");
-    if (!std::isfinite(args.lr) || args.lr < 0) throw CLI::ValidationError("--lr", "must be a number of at least 0");
+    for (auto const& [name, number] :
+         {std::pair{"--lr", args.lr}, {"--max-grad-norm", args.max_grad_norm}, {"--grad-scale", args.grad_scale}})
+      if (!not_negative(number)) throw CLI::ValidationError(name, "must be a number of at least 0");
   } catch (CLI::ParseError const& e) {
     return app.exit(e) == 0 ? 0 : 2;
   }

@@ -544,6 +544,8 @@ TEST_CASE("plan: bad input and wrong usage have a sentence, and nothing on stdou
   fails(1, "No such file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", dir / "no/p.html"});
   fails(1, "is no regular file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", dir / "."});
   fails(1, "is no regular file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", "/dev/null"});
+  fails(1, "--html names a file that is read here",
+        {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", config});
   spill(dir / "broken.safetensors", "short");
   fails(1, "header", {"--model", dir / "broken.safetensors", "--config", config, "--world", "8"});
   files::create_directory(dir / "empty");

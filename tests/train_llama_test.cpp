@@ -624,6 +624,36 @@ TEST_CASE("a target that cannot be written is refused before the training") {
   CHECK(unfinished == 0);
 }
 
+TEST_CASE("--dump takes the place of nothing that is read, nor of what --save writes") {
+  model_folder const folder;
+  auto const contents = [&](std::string const& name) {
+    std::ifstream in{folder / name, std::ios::binary};
+    return std::string{std::istreambuf_iterator<char>{in}, {}};
+  };
+  REQUIRE(run(folder.options("plain.json", 1, {"--steps", "0", "--dump", folder / "first"})).exit_code == 0);
+  CHECK(run(folder.options("plain.json", 1, {"--steps", "0", "--dump", folder / "first"})).exit_code == 0);
+  for (std::string const input : {"plain.json", "model/model.safetensors", "model/config.json"}) {
+    CAPTURE(input);
+    auto const before = contents(input);
+    REQUIRE(!before.empty());
+    auto const done = run(folder.options("plain.json", 1, {"--steps", "1", "--dump", folder / input}));
+    CHECK(done.exit_code == 1);
+    CHECK(has(done.err, input + ": error: --dump names a file that is read here"));
+    CHECK(contents(input) == before);
+  }
+  CHECK(
+      has(run({"--adamw", folder / "first", "--dump", folder / "first"}).err, "--dump names a file that is read here"));
+  auto const both =
+      run(folder.options("plain.json", 1, {"--steps", "1", "--save", folder / "out", "--dump", folder / "./out"}));
+  CHECK(both.exit_code == 1);
+  CHECK(has(both.err, "--dump and --save need two names"));
+  fs::create_symlink("nowhere", folder / "link");
+  auto const link = run(folder.options("plain.json", 1, {"--steps", "1", "--save", folder / "link"}));
+  CHECK(link.exit_code == 1);
+  CHECK(!has(link.out, "step "));
+  CHECK(has(link.err, "--save needs a name that is free"));
+}
+
 TEST_CASE("what was saved stays, and is named, where standard output cannot be written") {
   model_folder const folder;
   std::string command = FLATSHARD_TRAINER;
@@ -705,6 +735,30 @@ TEST_CASE("an optimizer that is not AdamW is refused, and betas that are none") 
     CHECK(has(done.err, "o.json:2:52: /optimizer/params/betas: error: found "));
     CHECK(has(done.err, "at least 0 and below 1"));
   }
+}
+
+TEST_CASE("a scheduler, adapters and numbers that AdamW does not take are refused with their place") {
+  model_folder const folder;
+  auto const refused = [&](std::string const& file, std::string const& text, std::string_view says) {
+    CAPTURE(text);
+    folder.text(file, text);
+    auto const done = run(folder.options(file, 1, {"--steps", "1"}));
+    CHECK(done.exit_code == 1);
+    CHECK(done.out.empty());
+    CHECK_MESSAGE(has(done.err, says), done.err);
+  };
+  refused("s.json", deepspeed(false, "0", R"(, "scheduler": {"type": "WarmupLR"})"),
+          "s.json: error: the section scheduler is there");
+  for (std::string const setting : {"lr", "eps", "weight_decay"})
+    refused("n.json",
+            deepspeed(false, "0", R"(, "optimizer": {"type": "AdamW", "params": {")" + setting + R"(": -1}})"),
+            "/optimizer/params/" + setting + ": error: found -1, a number of at least 0 is needed");
+  auto const own = [](std::string const& more) { return R"({"dist_config": {"name": "fsdp2"}, )" + more + "}"; };
+  for (std::string const rate : {"-1", "NaN", "\"fast\"", "true", "[1]"})
+    refused("r.json", own(R"("learning_rate": )" + rate), "/learning_rate: error: found ");
+  for (std::string const key : {"optim_config", "lr_scheduler_config", "peft_config"})
+    refused("k.json", own('"' + key + R"(": {"name": "other"})"),
+            "/" + key + ": error: this trainer updates every parameter");
 }
 
 TEST_CASE("mixes of dtypes that have no name: fp32 on the wire, fp32 gradient shards") {

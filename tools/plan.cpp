@@ -77,6 +77,9 @@ void plan(request const& r) {
   if (!r.size.empty() && r.architecture.empty()) throw wrong_usage{"--size needs --arch"};
   if (r.node_size > r.world || (r.node_size != 0 && r.world % r.node_size != 0))
     throw wrong_usage{fmt::format("--node-size {} does not divide --world {}", r.node_size, r.world)};
+  if (!r.page.empty() && replaces_input(r.page, {r.configuration.file, r.directory}))
+    throw failure{
+        fmt::format("{}: --html names a file that is read here; give the page another name", one_line(r.page))};
   auto const f = find_out(r);
   if (!r.page.empty()) write_page(r.page, f);
   if (r.as_json) {

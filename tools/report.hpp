@@ -11,9 +11,11 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -37,6 +39,17 @@ struct failure : std::runtime_error {
 struct wrong_usage : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+/// Whether writing `target` would replace one of `inputs`, or a file in one of them that is a folder.
+[[nodiscard]] inline bool replaces_input(std::filesystem::path const& target, std::vector<std::string> const& inputs) {
+  namespace files = std::filesystem;
+  std::error_code none;  // what is not there is not replaced
+  if (!files::exists(target, none)) return false;
+  auto const folder = target.has_parent_path() ? target.parent_path() : files::path{"."};
+  return std::any_of(inputs.begin(), inputs.end(), [&](std::string const& input) {
+    return files::equivalent(target, input, none) || files::equivalent(folder, input, none);
+  });
+}
 
 /// `1.94 GiB`, `512 B`: three digits and a binary unit.
 [[nodiscard]] inline std::string human(std::uint64_t bytes) {
