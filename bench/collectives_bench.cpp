@@ -3,6 +3,7 @@
 /// of the same bytes by as many threads in the same run. Arguments: ranks, Ki elements of the unit.
 /// The time of a call is the longest over the ranks; results are checked before they are timed.
 #include "copy_reference.hpp"
+#include "exact_values.hpp"
 
 #include <flatshard/dtype.hpp>
 #include <flatshard/kernels/cpu.hpp>
@@ -12,14 +13,11 @@
 
 using namespace flatshard;
 using namespace flatshard::kernels;
+using bench::value;
 
 namespace {
 
 constexpr inline_stream s{};
-
-float value(std::size_t rank, std::size_t i) {
-  return static_cast<float>(static_cast<int>((i * 31 + rank * 7) % 33) - 16);
-}
 
 /// Times `call` on all ranks and a memcpy of as many bytes between its runs; rank 0 reports.
 /// `make(rank)` gives a rank's {call, check}; `moved` = bytes read plus written by all ranks.

@@ -4,6 +4,8 @@
 /// timed; the time of a call is that of the slowest rank. Rank 0 prints one line a call: name, seconds (the median).
 ///
 ///     mpirun -n 2 mpi_bench ELEMENTS CALLS
+#include "exact_values.hpp"
+
 #include <flatshard/dtype.hpp>
 #include <flatshard/kernels/cpu.hpp>
 #include <flatshard/kernels/mpi.hpp>
@@ -19,14 +21,11 @@
 
 using namespace flatshard;
 using namespace flatshard::kernels;
+using bench::value;
 
 namespace {
 
 constexpr inline_stream s{};
-
-float value(std::size_t rank, std::size_t i) {
-  return static_cast<float>(static_cast<int>((i * 31 + rank * 7) % 33) - 16);
-}
 
 /// A collective, and how many of the values that it wrote here are wrong.
 struct timed_call {
