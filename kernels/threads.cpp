@@ -149,7 +149,7 @@ class thread_meeting {
       for (int i = 0; i < 2000 && !over(); ++i) pause();
     // A rank that is still to come may need this core: it is given it a while, which is cheaper than to be woken.
     // Where it comes back late, something else runs on it, for a whole time slice; who sleeps is woken sooner, so that
-    // the meetings after that are slept through.
+    // the waits after that, of all ranks, are slept through.
     if (crowded_.load(std::memory_order_relaxed) > 0) {
       crowded_.fetch_sub(1, std::memory_order_relaxed);
     } else {

@@ -15,8 +15,8 @@ namespace tool {
 inline std::atomic<int> caught_signal{0};
 static_assert(std::atomic<int>::is_always_lock_free, "a signal handler writes it");
 
-/// While it lives, SIGINT, SIGTERM and SIGHUP are noted instead of ending the process; the second one ends it. Those
-/// that the process ignores stay ignored.
+/// While it lives, SIGINT, SIGTERM and SIGHUP are noted instead of ending the process; the second one of
+/// a kind ends it. Those that the process ignores stay ignored.
 class noted_signals {
  public:
   noted_signals() {
