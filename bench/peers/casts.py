@@ -8,9 +8,7 @@ PyTorch runs twice: as installed, and with huge pages on (THP_MEM_ALLOC_ENABLE=1
 7 calls, each side checks its results first, and a ratio is the median over the turns.
 """
 import os
-import statistics
 import sys
-import time
 
 import turns
 
@@ -46,13 +44,9 @@ def answer_questions():
     calls["unpack_wide"]()
     assert all(torch.equal(t, view.float()) for view, t in zip(views, tensors))
     for line in sys.stdin:
-        call, seconds = calls[line.strip()], []
+        call = calls[line.strip()]
         call()
-        for _ in range(7):
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
-        print(statistics.median(seconds), flush=True)
+        print(turns.median_seconds(7, call), flush=True)
 
 
 def main():

@@ -78,11 +78,12 @@ class Norm(nn.Module):
 
 
 ANGLES = torch.outer(torch.arange(TOKENS).float(), THETA ** (-torch.arange(0, SIZE, 2).float() / SIZE)).repeat(1, 2)
+TURNS = {kind: (ANGLES.cos().to(kind), ANGLES.sin().to(kind)) for kind in (torch.float32, torch.bfloat16)}
 
 
 def rotated(x):
-    half = x.shape[-1] // 2
-    return x * ANGLES.cos().to(x.dtype) + torch.cat((-x[..., half:], x[..., :half]), -1) * ANGLES.sin().to(x.dtype)
+    half, (cos, sin) = x.shape[-1] // 2, TURNS[x.dtype]
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
 
 
 class Attention(nn.Module):

@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 import turns
 
@@ -66,13 +65,7 @@ def answer_questions():
             answer = torch.tensor(float(peak_bytes() - before))
             dist.all_reduce(answer, dist.ReduceOp.MAX)
         else:
-            seconds = []
-            for _ in range(STEPS - 1):
-                dist.barrier()
-                start = time.perf_counter()
-                step()
-                seconds.append(time.perf_counter() - start)
-            answer = torch.tensor(statistics.median(seconds))
+            answer = torch.tensor(turns.median_seconds(STEPS - 1, step, dist.barrier))
         if me == 0:
             print(answer.item(), flush=True)
     dist.destroy_process_group()

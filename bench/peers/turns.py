@@ -5,6 +5,7 @@ import json
 import os
 import statistics
 import subprocess
+import time
 
 
 def options(description):
@@ -37,6 +38,17 @@ def benchmarks(program, pattern):
         if row.get("error_occurred"):
             raise SystemExit(f"{program}: {row['name']}: {row['error_message']}")
     return {row["name"].split("/iterations")[0]: row for row in rows}
+
+
+def median_seconds(count, call, before=lambda: None):
+    """The median of `count` calls, each after `before`, which is not counted."""
+    seconds = []
+    for _ in range(count):
+        before()
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 class Peer:
