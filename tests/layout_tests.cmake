@@ -18,6 +18,7 @@ flatshard_test(planned_test OPTIMISED LABELS fast)
 flatshard_test(plan_test LABELS fast)
 flatshard_test(estimate_test LABELS fast)
 flatshard_test(oracle_test OPTIMISED LABELS fast)
+target_compile_options(oracle_test PRIVATE -O1)  # pays for itself here
 find_package(rapidcheck QUIET)
 if(TARGET rapidcheck)
   flatshard_test(laws_test OPTIMISED LABELS fast LINK rapidcheck TIMEOUT 1800)
