@@ -10,6 +10,7 @@
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/removed_keys.hpp>
 #include <flatshard/config/sixteen_bit_sections.hpp>
+#include <flatshard/config/sparse_attention.hpp>
 #include <flatshard/config/top_sections.hpp>
 #include <flatshard/config/validated_sections.hpp>
 #include <flatshard/config/zero_section.hpp>
@@ -166,7 +167,9 @@ inline void read_sections(value const& config, node const& root, native_reading&
   top.profilers();
   hybrid_engine_section hybrid;
   read_mapping("hybrid_engine", "deepspeed.runtime.config", "HybridEngineConfig", hybrid, top, r);
-  if (known("sparse_attention")) top.is_object("sparse_attention", "keys");
+  top.kept.set("sparse_attention", nullptr);
+  if (known("sparse_attention") && top.is_object("sparse_attention", "keys"))
+    top.kept.set("sparse_attention", read_sparse_attention(placed["sparse_attention"], r.when, r.out));
   top.is_object("pipeline", "items");
   if (known("progressive_layer_drop")) top.switched_section("progressive_layer_drop");
   if (known("curriculum_learning")) top.switched_section("curriculum_learning");
