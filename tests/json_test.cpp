@@ -3,11 +3,13 @@
 
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <string>
 
 #include <doctest/doctest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 using namespace flatshard;
 
@@ -180,6 +182,32 @@ TEST_CASE("limits: deep, long and many end in an error") {
   CHECK(way.where.pointer == '/' + key + '/' + key);
 }
 
+TEST_CASE("a folder that may not be entered is named, with what to do") {
+  namespace files = std::filesystem;
+  auto const outer = files::temp_directory_path() / "flatshard_json_test_closed", closed = outer / "model";
+  files::remove_all(outer);
+  files::create_directories(closed);
+  files::permissions(outer, files::perms::all);
+  auto const file = closed / "config.json";
+  std::ofstream{file} << "{}";
+  // a superuser may enter everywhere: another user looks
+  bool const super = ::geteuid() == 0;
+  auto const detail_of = [&](files::path const& path) {
+    if (super) REQUIRE(::seteuid(65534) == 0);
+    auto const read = parse_file(path.string());
+    if (super) REQUIRE(::seteuid(0) == 0);
+    return read ? std::string{"it was read"} : read.error().problems[0].detail;
+  };
+  files::permissions(file, files::perms::none);
+  CHECK(detail_of(file) ==
+        "the file cannot be read: open: Permission denied; give this user the right to read it (chmod +r)");
+  files::permissions(closed, files::perms::none);
+  CHECK(detail_of(file) == "the file cannot be read: open: Permission denied: the folder \"" + closed.string() +
+                               "\" may not be entered; give this user the right to (chmod +x), or choose another");
+  files::permissions(closed, files::perms::all);
+  files::remove_all(outer);
+}
+
 TEST_CASE("files: missing, a folder, a good one") {
   auto const missing = parse_file("no/such/file.json");
   REQUIRE_FALSE(missing.has_value());
@@ -188,6 +216,7 @@ TEST_CASE("files: missing, a folder, a good one") {
   auto const folder = parse_file(".");
   REQUIRE_FALSE(folder.has_value());
   CHECK(folder.error().problems[0].code == errc::file_unreadable);
+  CHECK(folder.error().problems[0].upstream == "IsADirectoryError (builtins): [Errno 21] Is a directory: '.'");
   auto const fifo = std::string{"json_test.fifo"};  // nobody writes to it: opening it as a stream would wait for ever
   std::remove(fifo.c_str());
   REQUIRE(::mkfifo(fifo.c_str(), 0600) == 0);

@@ -14,9 +14,12 @@
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
+#include <filesystem>
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
+#include <utility>
 #include <vector>
 
 #include <boost/json/basic_parser_impl.hpp>
@@ -298,13 +301,18 @@ class json_to_document {
 /// The text of a regular file. One that is missing, unreadable, larger than 4 MiB, a folder, a FIFO or a device is an
 /// error with its path; nothing is waited for.
 [[nodiscard]] inline result<std::string> read_text(std::string const& path) {
-  auto const refused = [&](errc code, std::string detail) {
-    return config_error{problem{code, {path, {}, 0, 0}, std::move(detail), severity::error, "read", {}}};
+  auto const refused = [&](errc code, std::string detail, std::string upstream = {}) {
+    return config_error{
+        problem{code, {path, {}, 0, 0}, std::move(detail), severity::error, "read", std::move(upstream)}};
   };
   auto const unreadable = [&](config_error const& e) {
     auto const& found = e.problems.front();
-    return refused(found.code == errc::file_missing ? errc::file_missing : errc::file_unreadable,
-                   "the file cannot be read: " + found.detail);
+    if (found.code == errc::file_missing)
+      return refused(errc::file_missing, "the file cannot be read: " + found.detail);
+    std::error_code ignored;
+    bool const folder = std::filesystem::is_directory(path, ignored);
+    return refused(errc::file_unreadable, "the file cannot be read: " + found.detail,
+                   folder ? "IsADirectoryError (builtins): [Errno 21] Is a directory: '" + path + "'" : std::string{});
   };
   auto const file = input_file::open(path);
   if (!file) return unreadable(file.error());
