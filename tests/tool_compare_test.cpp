@@ -151,6 +151,20 @@ TEST_CASE("--set changes the configuration first") {
     CHECK(r.code == 2);
     CHECK_MESSAGE(r.says(says), r.err);
   }
+  // what is set stands in no line of the file, also in the objects that were made
+  for (auto const& [key, setting] :
+       {std::pair{"precision", "/bf16/enabled=true"},
+        std::pair{"zero_optimization.offload_optimizer.device", "/zero_optimization/offload_optimizer/device=cpu"}}) {
+    auto const set = parsed(explained({"--set", setting}).out);
+    bool found = false;
+    for (auto const& one : set["decisions"]->elements()) {
+      if (!one["key"].is_text(key)) continue;
+      found = true;
+      CHECK(one["source"]["file"].text().empty());
+      CHECK(one["source"]["line"].is(flatshard::value_kind::null));
+    }
+    CHECK(found);
+  }
   CHECK(run({"explain", "-", "--set", "/a~2=1"}, "{").code == 2);  // whatever the file holds
   auto const escaped = explained({"--set", "/a~1b~0c=1"});
   CHECK_MESSAGE(escaped.out.find("\"a/b~c\\\" is not known") != std::string::npos, escaped.out);

@@ -131,7 +131,9 @@ void apply_setting(std::string_view setting, fs::document& config) {
   if (!config.value_of_root().is(fs::value_kind::object))
     throw failure{fmt::format("{}: --set needs a configuration that is an object", one_line(config.file()))};
   auto const* here = &config.value_of_root();
+  std::string made;  // the pointer of what this setting writes: the first key on the way that the file does not have
   for (auto const& key : keys) {
+    if (here->present()) made += '/' + fs::pointer_token(key);
     if (here->present() && !here->is(fs::value_kind::object))
       throw wrong_usage{
           fmt::format("--set {}: {} is on the way; set it as a whole", one_line(pointer), name(here->kind()))};
@@ -140,6 +142,7 @@ void apply_setting(std::string_view setting, fs::document& config) {
   auto const read = fs::parse_json(setting.substr(equals + 1));
   std::vector<std::string_view> const path{keys.begin(), keys.end()};
   config.edit().set(path, read ? read->value_of_root() : fs::value{setting.substr(equals + 1)});
+  config.came_from({std::move(made), {}});  // it stands on the command line
 }
 
 }  // namespace

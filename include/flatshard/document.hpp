@@ -89,6 +89,8 @@ class document {
   [[nodiscard]] std::string_view text() const { return text_; }
   [[nodiscard]] value const& value_of_root() const { return root_; }
   [[nodiscard]] value& edit() { return root_; }
+  /// Says where the input of an edited value stands; of all below it too.
+  void came_from(value_origin origin) { origins_.push_back(std::move(origin)); }
   [[nodiscard]] node root() const { return {*this, root_, {}}; }
   [[nodiscard]] node operator[](std::string_view key) const { return root()[key]; }
   /// The node at a JSON Pointer (RFC 6901); absent if there is none, or the text is no pointer.

@@ -137,7 +137,7 @@ inline void report_conversions(node const& before, value const& after, findings&
 }  // namespace detail
 
 inline checked_sections check_sections(node const& root, findings& out) {
-  checked_sections all{document{value::object(), root.where().file}, {}};
+  checked_sections all{document{value::object(), root.source()}, {}};
   for (auto const key : llamafactory_sections) {
     auto const at = root[key];
     if (!at.present() || at->is(value_kind::null)) continue;
