@@ -148,8 +148,10 @@ TEST_CASE("a fault says what was found and what is allowed there, and stands at 
         row{"[1] # x", "found \"#\" after the value, allowed: the end of the text", 5}}) {
     auto const p = refused(text);
     auto const start = "not strict JSON: " + std::string{said};
-    CHECK_MESSAGE(p.detail.starts_with(start), std::string{text}, ": ", p.detail);
-    CHECK_MESSAGE((column == 0 || p.where.column == column), std::string{text}, " at ", p.where.column);
+    std::string const shown{text};
+    CHECK_MESSAGE(p.detail.starts_with(start), shown, ": ", p.detail);
+    bool const there = column == 0 || p.where.column == column;
+    CHECK_MESSAGE(there, shown, " at ", p.where.column);
   }
   CHECK(refused(std::string{"[\0]", 3}).detail.find("found the character U+0000 after \"[\"") != std::string::npos);
   CHECK(refused("[" + std::string(1000, 'x') + "]").detail.size() < 400);

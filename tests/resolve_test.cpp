@@ -291,7 +291,7 @@ TEST_CASE("a batch triangle that does not hold is told once, whatever the profil
   std::size_t refused = 0;
   for (auto const front_end : {profile::llamafactory, profile::llamafactory_review, profile::accelerate,
                                profile::transformers_v4, profile::transformers_v5, profile::deepspeed})
-    for (std::size_t const world : {1, 4})
+    for (std::size_t const world : {1u, 4u})
       for (auto const& train : sizes)
         for (auto const& micro : sizes)
           for (auto const& steps : sizes) {
