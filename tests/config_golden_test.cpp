@@ -191,7 +191,7 @@ TEST_CASE("batch: at load and at train under LLaMA-Factory") {
               [](auto front_end, value const& in, value const& expect) {
                 auto const r = resolved(front_end, in);
                 bool const load = in["phase"].text() == "load";
-                auto const* error = first_error(r, load ? at_load : at_train);
+                auto const* error = load ? first_error(r, at_load) : first_training_error(r);
                 if (expect.has("error")) return compare_error(error, expect["error"]);
                 if (error) return to_string(*error);
                 if (!load) return compare(batch_of(r.policies.batch.value()), expect);

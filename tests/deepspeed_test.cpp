@@ -394,6 +394,43 @@ TEST_CASE("sections of the top level that are no objects, and what is left in th
     CHECK_MESSAGE(!resolved(fine).has_errors(), fine);
 }
 
+// Source: DeepSpeed@edaa7221:deepspeed/runtime/config.py:265-425.
+TEST_CASE(
+    "sparse_attention: the mode decides which keys are read, an unknown one is refused until the section is gone") {
+  auto const kept = [](std::string_view section) {
+    return resolved("sparse_attention: " + std::string{section}).policies.native->attributes["sparse_attention"];
+  };
+  CHECK(kept("{}") == value::object({{"mode", "fixed"},
+                                     {"block", 16},
+                                     {"different_layout_per_head", false},
+                                     {"num_local_blocks", 4},
+                                     {"num_global_blocks", 1},
+                                     {"attention", "bidirectional"},
+                                     {"horizontal_global_attention", false},
+                                     {"num_different_global_patterns", 1}}));
+  CHECK(kept("{mode: \"dense\", block: \"x\"}") == value::object({{"mode", "dense"}, {"block", "x"}}));
+  CHECK(kept("{mode: \"variable\"}")["local_window_blocks"] == value::array({4}));
+  CHECK(kept("{mode: \"bigbird\"}")["num_sliding_window_blocks"] == value{3});
+  CHECK(kept("{mode: \"bslongformer\"}")["global_block_end_indices"] == value{nullptr});
+  for (auto const& [mode, printed] : {std::pair{"\"Fixed\"", "Fixed"}, std::pair{"null", "None"},
+                                      std::pair{"[1]", "[1]"}, std::pair{"\"auto\"", "auto"}}) {
+    auto const r = resolved("sparse_attention: {\n  mode: " + std::string{mode} + "}");
+    auto const* const p = find(r, errc::unknown_name);
+    REQUIRE(p != nullptr);
+    CHECK(p->upstream == "NotImplementedError (deepspeed): Given sparsity mode, " + std::string{printed} +
+                             ", has not been implemented yet!");
+    CHECK(to_string(p->where) == "ds.json:3:9: /sparse_attention/mode");
+  }
+  auto const typo = resolved("sparse_attention: {mode: \"bigbrid\"}");
+  CHECK(has(find(typo, errc::unknown_name)->detail, "\"bslongformer\"; did you mean \"bigbird\"?"));
+  auto const idle = resolved("sparse_attention: {mode: \"dense\", blok: 8, attention: \"unidirectional\"}");
+  CHECK_FALSE(idle.has_errors());
+  CHECK(has(find(idle, errc::unknown_key)->detail, "not read in the mode \"dense\" of sparse_attention"));
+  CHECK(has(find(idle, errc::unknown_key)->detail, "did you mean \"block\"?"));
+  CHECK(first_error(resolved("sparse_attention: {mode: \"x\"}", released("0.19.7")))->code == errc::removed_key);
+  CHECK_FALSE(find(resolved("sparse_attention: {mode: \"x\"}", released("0.19.7")), errc::unknown_name));
+}
+
 TEST_CASE("buffers: kept since 0.19.2, cast with the whole module before") {
   auto const buffers = [](std::string_view members, facts const& f) {
     auto const r = decide(read("train_micro_batch_size_per_gpu: 1\n" + std::string{members}), profile::deepspeed, f);

@@ -68,6 +68,38 @@ TEST_CASE("a document built in code: keys in order, places of absent values, poi
   CHECK(to_json(*d.root()) == R"({"zero_optimization": {"stage": 3}, "a/b~c": [1, "x"]})");
 }
 
+TEST_CASE("JSON Pointers: what names a key, and what is none") {
+  using keys = std::vector<std::string>;
+  CHECK(pointer_keys("").value().empty());
+  CHECK(pointer_keys("/").value() == keys{""});
+  CHECK(pointer_keys("/a~1b/~0~01").value() == keys{"a/b", "~~1"});
+  for (std::string_view const none : {"a", "~0", "/~", "/~2", "/a/b~", "/~~0"}) CHECK_FALSE(pointer_keys(none));
+  document const d{value::object({{"~2", 1}, {"a", 2}})};
+  CHECK_FALSE(d.at("/~2").present());
+  CHECK_FALSE(d.at("a").present());
+  CHECK(d.at("/~02").present());
+}
+
+TEST_CASE("an edited copy: what a program wrote stands where its input does") {
+  auto root = value::object({{"a", value::object({{"b", 1}})}, {"c", 2}});
+  root.place_at({4, 2, 0, 0});
+  document const original{root, "f.json"};
+  place const input{"f.yaml", "/section/b", 7, 3};
+  document const copy{value::object({{"a", value::object({{"b", value::array({1})}, {"x", 1}})}, {"c", 2}}),
+                      original,
+                      {{"/a/b", input}, {"/new", {}}}};
+  CHECK(copy.at("/a/b").where() == input);
+  CHECK(copy.at("/a/b/0").where() == input);
+  CHECK(copy["a"]["b"]["absent"].where() == input);
+  CHECK(copy["a"].key_place(copy["a"]->members()[0]) == input);
+  CHECK(copy.at("/a/x").where() == place{"f.json", "/a/x", 0, 0});
+  CHECK(copy["new"].where() == place{"f.json", "", 0, 0});  // absent: its parent's
+  document const again{copy.value_of_root(), copy};         // a copy of a copy
+  CHECK(again.at("/a/b").where() == input);
+  CHECK(&again["c"].source() == &again);
+  CHECK_THROWS_AS((void)node{}.source(), broken_rule);
+}
+
 TEST_CASE("setting keeps positions, shadowing keeps earlier values") {
   auto v = value::object({{"a", 1}, {"b", 2}, {"a", 3}});
   CHECK(to_json(v) == R"({"a": 3, "b": 2})");

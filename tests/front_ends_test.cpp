@@ -478,7 +478,24 @@ TEST_CASE("deepspeed_config: written or named, with the places of accelerate's f
   CHECK(errors(written).empty());
   CHECK(written.policies.sharding == sharding_kind::zero3);
   CHECK(written.policies.process_group.how == process_group_policy::origin::created);
-  CHECK(written.find("zero_optimization.stage")->source.line == 2);
+  place const section{"config.json", "/deepspeed_config", 2, 22};
+  CHECK(written.find("zero_optimization.stage")->source == place{"config.json", "/deepspeed_config/zero_stage", 2, 37});
+  CHECK(written.find("deepspeed_plugin.stage")->source.pointer == "/deepspeed_config/zero_stage");
+  CHECK(written.policies.load.where.pointer == "/deepspeed_config/zero_stage");
+  CHECK(written.find("zero_optimization.offload_param.device")->source.pointer ==
+        "/deepspeed_config/offload_param_device");
+  CHECK(written.find("gradient_accumulation_steps")->source == section);  // absent: its parent
+  CHECK(written.find("zero_optimization.reduce_bucket_size")->source == section);
+  auto words = f;
+  words.accelerator.launcher = {"--gradient_accumulation_steps", "2"};
+  CHECK(resolved(text("\"zero_stage\": 3"), words).find("gradient_accumulation_steps")->source == place{});
+  auto const refused = resolved(text("\"zero_stage\": 7,\n  \"gradient_accumulation_steps\": 0"), f);
+  REQUIRE(find(refused, errc::enum_value));
+  CHECK(find(refused, errc::enum_value)->where.pointer == "/deepspeed_config/zero_stage");
+  auto const no_steps = resolved(text("\"zero_stage\": 3,\n  \"gradient_accumulation_steps\": 0"), f);
+  CHECK(errors(no_steps) == codes{errc::train_batch_not_positive});  // at load and at train, told once
+  CHECK(find(no_steps, errc::train_batch_not_positive)->where == section);
+  CHECK(find(no_steps, errc::train_batch_not_positive)->when == at_load_and_train);
   CHECK(find(written, errc::ignored_key, "hands no path on"));
   CHECK(find(written, errc::ignored_key, "write zero_stage"));
   CHECK(find(written, errc::ignored_key, "did you mean \"zero3_init_flag\""));
@@ -523,6 +540,36 @@ TEST_CASE("fully_shard as an object: every bad argument, each with its place") {
   CHECK(find(call("{\"mesh\": [4]}"), errc::mesh_mismatch, "leaves out ranks")->level == severity::warning);
   CHECK(errors(call("[]")) == codes{errc::wrong_type});
   CHECK(errors(call("{\"policy\": {\"output_dtype\": \"bf16\"}}")) == codes{errc::unit_dtype_mismatch});
+  // a refused dtype decides nothing, and what it would decide says so
+  auto const said = [](resolution const& r, std::string_view key) {
+    return r.find(key)->value + ": " + r.find(key)->reason;
+  };
+  auto const dtypes = call(
+      "{\"policy\": {\"param_dtype\": \"bf17\", \"reduce_dtype\": 1,\n \"output_dtype\": [], "
+      "\"cast_forward_inputs\": {}},\n \"storage\": \"int\", \"input\": \"int8\"}");
+  CHECK(errors(dtypes) == codes{errc::bad_dtype, errc::bad_dtype, errc::bad_dtype, errc::bad_dtype, errc::bad_dtype});
+  CHECK(said(dtypes, "compute") == "refused: the policy's param_dtype is refused");
+  CHECK(said(dtypes, "output") == "refused: the policy's output_dtype is refused");
+  CHECK(said(dtypes, "reduce") == "refused: the policy's reduce_dtype is refused");
+  CHECK(said(dtypes, "parameter_storage") == "refused: the module's parameters are refused");
+  CHECK(said(dtypes, "input") == "refused: the policy's param_dtype is refused");
+  CHECK(dtypes.find("output")->source == place{"call.json", "/policy/output_dtype", 2, 18});
+  CHECK(find(dtypes, errc::odd_truth_value, "counts as false"));
+  auto const output = call("{\"policy\": {\"param_dtype\": \"bf16\", \"output_dtype\": \"bf17\"}}");
+  CHECK(errors(output) == codes{errc::bad_dtype});
+  CHECK(said(output, "output") == "refused: the policy's output_dtype is refused");
+  CHECK(said(output, "compute") == "bf16: the policy's param_dtype is bf16");
+  CHECK(output.find("output")->source == place{"call.json", "/policy/output_dtype", 1, 52});
+  auto const no_policy = call("{\"policy\": true}");
+  CHECK(said(no_policy, "compute") == "refused: the policy's param_dtype is refused");
+  CHECK(no_policy.find("compute")->source == place{"call.json", "/policy", 1, 12});
+  // an absent key stands at its parent, an argument in code nowhere
+  CHECK(call("{\"mesh\": [8]}").find("compute")->source == place{"call.json", "", 1, 1});
+  CHECK(call("{\"mesh\": [8]}").find("parameter_storage")->source == place{"call.json", "", 1, 1});
+  facts in_program{.world = 8};
+  in_program.fully_shard.storage = dtype::bf16;
+  CHECK(decide(parse_json("{}", "call.json").value(), profile::torch, in_program).find("parameter_storage")->source ==
+        place{});
   auto const good =
       call("{\"mesh\": [2, 4], \"policy\": {\"param_dtype\": \"torch.bfloat16\", \"reduce_dtype\": \"fp32\"}}");
   CHECK(errors(good).empty());

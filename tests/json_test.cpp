@@ -3,11 +3,13 @@
 
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <string>
 
 #include <doctest/doctest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 using namespace flatshard;
 
@@ -102,10 +104,64 @@ TEST_CASE("a text that is not UTF-8 is told so, with the byte and its place, not
   CHECK(refused("\xFF\xFE{\0}\0").detail.find("byte 0xff at offset 0;") != std::string::npos);  // UTF-16
 }
 
-TEST_CASE("what is wrong with a text is said in our words") {
-  CHECK(refused("{\"a\": tru}").detail.starts_with("not strict JSON: something else must stand here;"));
-  CHECK(refused("{\"a\": 1").detail.starts_with("not strict JSON: the text ends too early;"));
-  CHECK(refused("{} 1").detail.starts_with("not strict JSON: the value ends here, but the text goes on;"));
+TEST_CASE("a fault says what was found and what is allowed there, and stands at it") {
+  struct row {
+    std::string_view text;
+    std::string said;
+    std::size_t column;
+  };
+  constexpr std::string_view any = "a value (text in double quotes, a number, true, false, null, \"[\" or \"{\")";
+  for (auto const& [text, said, column] :
+       {row{"", "found the end of the text at the start, allowed: " + std::string{any}, 1},
+        row{"{\"a\": 1, }", "found \"}\" after a comma, allowed: a key in double quotes", 10},
+        row{"{\"a\": 1,", "found the end of the text after a comma, allowed: a key in double quotes", 9},
+        row{"{a: 1}", "found \"a\" after \"{\", allowed: a key in double quotes or \"}\"", 2},
+        row{"{'a': 1}", "found \"'\" after \"{\", allowed: a key in double quotes or \"}\"", 2},
+        row{"{\"a\" 1}", "found \"1\" after a key, allowed: \":\"", 6},
+        row{"{\"a\": }", "found \"}\" after a colon, allowed: " + std::string{any}, 7},
+        row{"{\"a\": True}", "found \"True\" after a colon, allowed: " + std::string{any}, 7},
+        row{"{\"a\": +5}", "found \"+\" after a colon, allowed: " + std::string{any}, 7},
+        row{"{\"a\": tru}", "found \"tru\"", 0},
+        row{"{\"a\": nul", "found \"nul\"", 0},
+        row{"[1 2]", "found \"2\" after a value, allowed: \",\" or \"]\"", 4},
+        row{"[1, 2,]", "found \"]\" after a comma, allowed: " + std::string{any}, 7},
+        row{"[\"a\"", "found the end of the text after a value, allowed: \",\" or \"]\"", 5},
+        row{"{\"a\": 1", "found the end of the text after a value, allowed: \",\" or \"}\"", 8},
+        row{"{\"a\": 1]", "found \"]\" after a value, allowed: \",\" or \"}\"", 8},
+        row{"{\"a\": {} \"b\": 2}", "found a double quote after a value, allowed: \",\" or \"}\"", 10},
+        row{"{} 1", "found \"1\" after the value, allowed: the end of the text", 4},
+        row{"[1e]", "found \"]\" in a number, allowed: a digit", 4},
+        row{"-", "found the end of the text in a number, allowed: a digit", 2},
+        row{"[1NaN]", "found \"NaN\" after a value", 3},
+        row{"[\"a", "found the end of the text in a string, allowed: its closing quote", 4},
+        row{"[\"a\tb\"]", "found the character U+0009 in a string, allowed: control characters as escapes, such as \\n",
+            4},
+        row{"[\"\\q\"]", "found \"q\" after a backslash, allowed: one of \" \\ / b f n r t u", 4},
+        row{"[\"\\u12\"]", "found a double quote after \\u, allowed: four hexadecimal digits", 0},
+        row{"[\xC2\xA0"
+            "1]",
+            "found the character U+00A0 after \"[\"", 2},
+        row{"[\xE2\x80\x9C"
+            "a]",
+            "found the character U+201C after \"[\"", 2},
+        row{"[\xF0\x9F\x98\x80]", "found the character U+1F600 after \"[\"", 2},
+        row{"[1] # x", "found \"#\" after the value, allowed: the end of the text", 5}}) {
+    auto const p = refused(text);
+    auto const start = "not strict JSON: " + std::string{said};
+    std::string const shown{text};
+    CHECK_MESSAGE(p.detail.starts_with(start), shown, ": ", p.detail);
+    bool const there = column == 0 || p.where.column == column;
+    CHECK_MESSAGE(there, shown, " at ", p.where.column);
+  }
+  CHECK(refused(std::string{"[\0]", 3}).detail.find("found the character U+0000 after \"[\"") != std::string::npos);
+  CHECK(refused("[" + std::string(1000, 'x') + "]").detail.size() < 400);
+  // any beginning of a valid text is told what ends it
+  std::string const whole = "{\"a\": [1.5e3, \"\\u00e9\\n\", true, null, {}, [[]]], \"b\": -0}";
+  for (std::size_t n = 0; n < whole.size(); ++n) {
+    auto const p = refused(std::string_view{whole}.substr(0, n));
+    CHECK_MESSAGE(p.detail.starts_with("not strict JSON: found "), p.detail);
+    CHECK_MESSAGE(p.where.column == n + 1, whole.substr(0, n), " at ", p.where.column);
+  }
 }
 
 TEST_CASE("limits: deep, long and many end in an error") {
@@ -128,6 +184,32 @@ TEST_CASE("limits: deep, long and many end in an error") {
   CHECK(way.where.pointer == '/' + key + '/' + key);
 }
 
+TEST_CASE("a folder that may not be entered is named, with what to do") {
+  namespace files = std::filesystem;
+  auto const outer = files::temp_directory_path() / "flatshard_json_test_closed", closed = outer / "model";
+  files::remove_all(outer);
+  files::create_directories(closed);
+  files::permissions(outer, files::perms::all);
+  auto const file = closed / "config.json";
+  std::ofstream{file} << "{}";
+  // a superuser may enter everywhere: another user looks
+  bool const super = ::geteuid() == 0;
+  auto const detail_of = [&](files::path const& path) {
+    if (super) REQUIRE(::seteuid(65534) == 0);
+    auto const read = parse_file(path.string());
+    if (super) REQUIRE(::seteuid(0) == 0);
+    return read ? std::string{"it was read"} : read.error().problems[0].detail;
+  };
+  files::permissions(file, files::perms::none);
+  CHECK(detail_of(file) ==
+        "the file cannot be read: open: Permission denied; give this user the right to read it (chmod +r)");
+  files::permissions(closed, files::perms::none);
+  CHECK(detail_of(file) == "the file cannot be read: open: Permission denied: the folder \"" + closed.string() +
+                               "\" may not be entered; give this user the right to (chmod +x), or choose another");
+  files::permissions(closed, files::perms::all);
+  files::remove_all(outer);
+}
+
 TEST_CASE("files: missing, a folder, a good one") {
   auto const missing = parse_file("no/such/file.json");
   REQUIRE_FALSE(missing.has_value());
@@ -136,6 +218,7 @@ TEST_CASE("files: missing, a folder, a good one") {
   auto const folder = parse_file(".");
   REQUIRE_FALSE(folder.has_value());
   CHECK(folder.error().problems[0].code == errc::file_unreadable);
+  CHECK(folder.error().problems[0].upstream == "IsADirectoryError (builtins): [Errno 21] Is a directory: '.'");
   auto const fifo = std::string{"json_test.fifo"};  // nobody writes to it: opening it as a stream would wait for ever
   std::remove(fifo.c_str());
   REQUIRE(::mkfifo(fifo.c_str(), 0600) == 0);

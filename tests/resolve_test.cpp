@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <set>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -283,6 +284,30 @@ TEST_CASE("the load-time trap: two triangles") {
                            "zero_optimization": {"stage": 3}})",
            {.world = 8, .world_at_load = 8});
   CHECK(errors(up) == 0);
+}
+
+TEST_CASE("a batch triangle that does not hold is told once, whatever the profile") {
+  std::vector<value> const sizes{{}, nullptr, 0, 1, 8, 2.5, "auto", "x"};
+  std::size_t refused = 0;
+  for (auto const front_end : {profile::llamafactory, profile::llamafactory_review, profile::accelerate,
+                               profile::transformers_v4, profile::transformers_v5, profile::deepspeed})
+    for (std::size_t const world : {1u, 4u})
+      for (auto const& train : sizes)
+        for (auto const& micro : sizes)
+          for (auto const& steps : sizes) {
+            auto config = value::object({{"zero_optimization", value::object({{"stage", 3}})}});
+            if (train.present()) config.set("train_batch_size", train);
+            if (micro.present()) config.set("train_micro_batch_size_per_gpu", micro);
+            if (steps.present()) config.set("gradient_accumulation_steps", steps);
+            auto const r = decide(document{config, "ds.json"}, front_end, {.world = world, .zero_init = true});
+            refused += r.has_errors();
+            std::set<std::string> told;
+            for (auto const& p : r.problems)
+              if (!p.upstream.empty() && p.level == severity::error)
+                REQUIRE_MESSAGE(told.insert(p.where.pointer + p.upstream).second, name(front_end), " ", to_json(config),
+                                ": ", to_string(p));
+          }
+  CHECK(refused > 1000);
 }
 
 TEST_CASE("arguments: bf16 is ignored on DeepSpeed, the hidden size may be open") {

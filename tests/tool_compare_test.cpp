@@ -144,11 +144,30 @@ TEST_CASE("--set changes the configuration first") {
   CHECK(value_of(made.out, "zero_optimization.offload_optimizer.device") == "cpu");
   for (auto const& [setting, says] :
        {std::pair{"bf16=true", "/json/pointer=value"}, std::pair{"/bf16", "/json/pointer=value"},
+        std::pair{"/a~2=1", "'/a~2' is no JSON Pointer: write ~0 for ~ and ~1 for /"},
+        std::pair{"/a~=1", "is no JSON Pointer"}, std::pair{"/a/~/b=1", "is no JSON Pointer"},
         std::pair{"/bf16/enabled/x=1", "a boolean is on the way"}}) {
     auto const r = explained({"--set", setting});
     CHECK(r.code == 2);
     CHECK_MESSAGE(r.says(says), r.err);
   }
+  // what is set stands in no line of the file, also in the objects that were made
+  for (auto const& [key, setting] :
+       {std::pair{"precision", "/bf16/enabled=true"},
+        std::pair{"zero_optimization.offload_optimizer.device", "/zero_optimization/offload_optimizer/device=cpu"}}) {
+    auto const set = parsed(explained({"--set", setting}).out);
+    bool found = false;
+    for (auto const& one : set["decisions"]->elements()) {
+      if (!one["key"].is_text(key)) continue;
+      found = true;
+      CHECK(one["source"]["file"].text().empty());
+      CHECK(one["source"]["line"].is(flatshard::value_kind::null));
+    }
+    CHECK(found);
+  }
+  CHECK(run({"explain", "-", "--set", "/a~2=1"}, "{").code == 2);  // whatever the file holds
+  auto const escaped = explained({"--set", "/a~1b~0c=1"});
+  CHECK_MESSAGE(escaped.out.find("\"a/b~c\\\" is not known") != std::string::npos, escaped.out);
   auto const array = run({"explain", "-", "--set", "/a=1"}, "[1]");
   CHECK(array.code == 1);
   CHECK_MESSAGE(array.says("needs a configuration that is an object"), array.err);

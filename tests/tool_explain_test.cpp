@@ -151,13 +151,23 @@ TEST_CASE("bf16 off prints both lines; profiles differ") {
 TEST_CASE("the argument bf16 is reported as ignored with DeepSpeed") {
   folder const dir;
   spill(dir / "z3.json", stage3);
-  for (std::string const word : {"true", "false"}) {
-    auto const r = run({"explain", dir / "z3.json", "--json", "--bf16", word});
-    CHECK(r.code == 0);
-    auto const d = checked(r.out);
-    CHECK(value_of(d, "precision") == "bf16");
-    CHECK(severity_of(d, "ignored-key") == "warning");
-  }
+  spill(dir / "train.json", R"({"dist_config": {"name": "deepspeed", "config_file": "z3.json"}})");
+  for (std::string const name : {"z3.json", "train.json"})
+    for (std::string const word : {"true", "false"}) {
+      auto const r = run({"explain", dir / name, "--json", "--bf16", word});
+      CHECK(r.code == 0);
+      auto const d = checked(r.out);
+      CHECK(value_of(d, "precision") == "bf16");
+      bool said = false;
+      for (auto const& p : d["problems"]->elements()) {
+        if (p["detail"].text().find("the argument bf16 (--bf16 " + word + ") is ignored: ") != 0) continue;
+        said = true;
+        CHECK(p["severity"].text() == "warning");
+        CHECK(p["where"]["file"].text().empty());  // it stands on the command line
+        CHECK(p["where"]["line"].is(flatshard::value_kind::null));
+      }
+      CHECK(said);
+    }
   CHECK(severity_of(checked(run({"explain", dir / "z3.json", "--json", "--bf16", "auto"}).out), "ignored-key").empty());
 }
 
@@ -169,13 +179,50 @@ TEST_CASE("the argument fp16 is reported as ignored where nothing reads it") {
       CAPTURE(profile);
       auto const r = run({"explain", dir / "z3.json", "--profile", profile, "--fp16", word});
       CHECK(r.code == 0);
-      CHECK_MESSAGE(
-          r.out.find("z3.json:1:1: warning: the argument fp16 " + word + " is ignored: ") != std::string::npos, r.out);
+      CHECK_MESSAGE(r.out.find("  warning: the argument fp16 (--fp16 " + word + ") is ignored: ") != std::string::npos,
+                    r.out);
       CHECK(run({"explain", dir / "z3.json", "--profile", profile, "--fp16", word, "--strict"}).code == 1);
     }
   CHECK(run({"explain", dir / "z3.json", "--fp16", "auto"}).out.find("argument fp16") == std::string::npos);
   auto const read = run({"explain", dir / "z3.json", "--profile", "transformers-v4", "--fp16", "true"});
-  CHECK(read.out.find("fp16 true is ignored") == std::string::npos);
+  CHECK(read.out.find("is ignored") == std::string::npos);
+}
+
+TEST_CASE("bf16 and fp16 together: what each front end does with both") {
+  folder const dir;
+  spill(dir / "z3.json", R"({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})");
+  auto const explained = [&](std::string const& profile, std::vector<std::string> more = {}) {
+    std::vector<std::string> words{"explain", dir / "z3.json", "--profile", profile,
+                                   "--bf16",  "true",          "--fp16",    "true"};
+    words.insert(words.end(), more.begin(), more.end());
+    return run(words);
+  };
+  auto const says = [](auto const& r, std::string_view what) {
+    CHECK_MESSAGE(r.out.find(what) != std::string::npos, r.out);
+  };
+  auto const accelerate = explained("accelerate", {"--argument", "dataloader_batch_sizes=[1]"});
+  CHECK(accelerate.code == 0);
+  says(accelerate,
+       "the argument bf16 (--bf16 true) is ignored: accelerate has one argument mixed_precision, and it is fp16 here");
+  CHECK(accelerate.out.find("--fp16 true) is ignored") == std::string::npos);
+  auto const by_name = explained("accelerate", {"--argument", "mixed_precision=no"});
+  says(by_name, "(--bf16 true) is ignored: accelerate has one argument mixed_precision, and it is no here");
+  says(by_name, "(--fp16 true) is ignored: accelerate has one argument mixed_precision, and it is no here");
+  for (std::string const profile : {"transformers-v4", "transformers-v5"}) {
+    auto const r = explained(profile);
+    CHECK(r.code == 1);
+    CHECK_MESSAGE(r.says("ValueError (transformers): At most one of fp16 and bf16 can be True"), r.err);
+    says(explained(profile, {"--argument", "bf16=false"}), "(--bf16 true) is ignored: --argument bf16=false wins");
+  }
+  for (std::string const profile : {"llamafactory", "llamafactory-review", "deepspeed"}) {
+    auto const r = explained(profile);
+    CHECK(r.code == 0);
+    says(r, "the argument bf16 (--bf16 true) is ignored: ");
+    says(r, "the argument fp16 (--fp16 true) is ignored: ");
+  }
+  auto const torch = run({"explain", "-", "--profile", "torch", "--bf16", "true", "--fp16", "true"}, "{}");
+  says(torch, "the argument bf16 (--bf16 true) is ignored: torch has no such argument");
+  says(torch, "the argument fp16 (--fp16 true) is ignored: torch has no such argument");
 }
 
 TEST_CASE("a text that is not UTF-8 is told so") {
@@ -461,6 +508,17 @@ TEST_CASE("a FIFO or a folder in place of a file is refused at once") {
     spill(dir / "names.yaml", "dist_config:\n  name: deepspeed\n  config_file: " + file + '\n');
     refused({"explain", dir / "names.yaml"}, file, "this is a FIFO");
   }
+  // a folder in place of the DeepSpeed file: at the key that names it
+  spill(dir / "names.yaml", "dist_config:\n  name: deepspeed\n  config_file: folder/\n");
+  refused({"explain", dir / "names.yaml"},
+          "names.yaml:3:16: /dist_config/config_file: error: dist_config.config_file is \"folder/\"",
+          "this is a directory, a regular file is expected; name the file itself");
+  refused({"explain", dir / "names.yaml"}, "at load: IsADirectoryError (builtins): [Errno 21] Is a directory",
+          "[file-unreadable]");
+  spill(dir / "acc.yaml",
+        "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config:\n  deepspeed_config_file: folder\n");
+  refused({"explain", dir / "acc.yaml", "--profile", "accelerate"},
+          "acc.yaml:4:26: /deepspeed_config/deepspeed_config_file: error: ", "this is a directory");
 }
 
 TEST_CASE("wrong usage of explain") {

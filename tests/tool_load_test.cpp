@@ -275,7 +275,8 @@ TEST_CASE("wrong numbers of ranks are wrong usage") {
            {{"load", "x", "--world", "2", "--layout", "zero4"}, "must be one of zero3, fsdp2, native, found 'zero4'"},
            {{"load", "x", "--world", "2", "--layout", "zero3", "--config", "c"}, "--config excludes --layout"},
            {{"load", "x", "--world", "2", "--deadline", "0"}, "--deadline"},
-           {{"load", "x", "--world", "1025", "--threads"}, "--threads takes at most 1024 ranks, --world says 1025"},
+           {{"load", "x", "--world", "1025", "--threads"}, "load starts at most 1024 ranks, --world says 1025"},
+           {{"load", "x", "--world", "30000"}, "says 30000; --rank R loads the part of one rank of any world"},
            {{"load", "x", "--world", "2", "--profile", "llamafactory"}, "--profile requires --config"},
            {{"load", "x", "--world", "2", "--bf16", "true"}, "--bf16 requires --config"},
            {{"load", "x", "--world", "2", "--fp16", "true"}, "--fp16 requires --config"},
@@ -292,6 +293,26 @@ TEST_CASE("wrong numbers of ranks are wrong usage") {
     CHECK(r.out.empty());
     CHECK_MESSAGE(r.says(says), r.err);
   }
+}
+
+TEST_CASE("more ranks than the system's limits allow are refused before they are started") {
+  folder const dir;
+  auto const model = make(dir, "model", {"--arch", "llama", "--size", "300K"});
+  files::permissions(dir.path(), files::perms::all);  // for another user
+  auto const refused = [&](std::vector<std::string> more, tool_test::limits const& most, std::string_view says) {
+    std::vector<std::string> words{"load", model, "--world", "64"};
+    words.insert(words.end(), more.begin(), more.end());
+    auto const r = run(words, {}, most);
+    CHECK(r.code == 1);
+    CHECK(r.out.empty());
+    CHECK_MESSAGE(r.says(says), r.err);
+  };
+  refused({}, {.open_files = 40}, "64 ranks as processes need 80 open files, the limit is 40 (ulimit -Hn)");
+  refused({}, {.processes = 12}, "64 ranks are as many processes, this user may have 12: a limit of processes");
+  refused({"--threads"}, {.processes = 12},
+          "cannot start a thread for each of 64 ranks: a limit of processes and threads is reached (ulimit -u");
+  CHECK(run({"load", model, "--world", "64", "--threads"}, {}, {.open_files = 40}).code == 0);
+  CHECK(run({"load", model, "--world", "30000", "--rank", "29999"}, {}, {.processes = 12}).code == 0);
 }
 
 TEST_CASE("a damaged checkpoint is an error with file and reason, once for all ranks, and no output") {
@@ -477,7 +498,7 @@ TEST_CASE("no memory is a sentence that names what was asked for") {
   for (auto const& how : {std::vector<std::string>{}, {"--threads"}, {"--rank", "0"}}) {
     std::vector<std::string> words{"load", model, "--world", "1"};
     words.insert(words.end(), how.begin(), how.end());
-    running program{words, {}, std::uint64_t{1} << 30};
+    running program{words, {}, {.address_space = std::uint64_t{1} << 30}};
     auto const [code, signal] = program.wait(std::chrono::seconds{60});
     CHECK(code == 1);
     CHECK(signal == 0);

@@ -3,6 +3,7 @@
 #include "tool_run.hpp"
 
 #include <flatshard/json.hpp>
+#include <flatshard/utf8.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -512,6 +513,16 @@ TEST_CASE("plan --html: names from files are text, never markup") {
   CHECK(text.find("&lt;b&gt;&amp;&quot;") != std::string::npos);
   CHECK(well_formed(text));
   CHECK(r.out.find("1 tensor of the file cannot become bf16") != std::string::npos);
+  // the name of a folder is bytes: what is no UTF-8 becomes U+FFFD
+  auto const latin = dir / "caf\xE9\xFF";
+  files::rename(dir / "m", latin);
+  auto const named = plan(
+      {"--model", latin, "--config", configuration(dir, R"("stage": 3)"), "--world", "2", "--html", dir / "q.html"});
+  REQUIRE_MESSAGE(named.code == 0, named.err);
+  auto const page = slurp(dir / "q.html");
+  CHECK(flatshard::utf8_end(page) == page.size());
+  CHECK(page.find("caf\xEF\xBF\xBD\xEF\xBF\xBD") != std::string::npos);
+  CHECK(well_formed(page));
 }
 
 TEST_CASE("plan: bad input and wrong usage have a sentence, and nothing on stdout") {

@@ -69,27 +69,40 @@ inline void spill(files::path const& path, std::string_view text) {
   out << text;
 }
 
+/// What a program may use; 0 = as much as this process. With `processes` it runs as another user if this one is root,
+/// whom no such limit binds.
+struct limits {
+  std::uint64_t address_space = 0, open_files = 0, processes = 0;
+};
+
 /// A started program with its three streams in files.
 class running {
  public:
-  /// `address_space`: bytes that the program may map; 0 = as many as this process.
-  running(std::vector<std::string> arguments, std::string_view input, std::uint64_t address_space = 0) {
+  running(std::vector<std::string> arguments, std::string_view input, limits const& most = {}) {
     spill(streams_ / "in", input);
     arguments.insert(arguments.begin(), FLATSHARD_TOOL);
     std::vector<char*> words;
     for (auto& a : arguments) words.push_back(a.data());
     words.push_back(nullptr);
     auto const in = streams_ / "in", out = streams_ / "out", err = streams_ / "err";
+    auto const program = ::open(words[0], O_RDONLY);  // also where the other user may not enter its folder
     process_ = ::fork();
     if (process_ == 0) {
       ::dup2(::open(in.c_str(), O_RDONLY), 0);
       ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT, 0600), 1);
       ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT, 0600), 2);
-      ::rlimit const limit{address_space, address_space};
-      if (address_space != 0 && ::setrlimit(RLIMIT_AS, &limit) != 0) ::_exit(126);
-      ::execv(words[0], words.data());
+      auto const limit = [](auto resource, std::uint64_t n) {
+        ::rlimit const both{n, n};
+        if (n != 0 && ::setrlimit(resource, &both) != 0) ::_exit(126);
+      };
+      limit(RLIMIT_AS, most.address_space);
+      limit(RLIMIT_NOFILE, most.open_files);
+      limit(RLIMIT_NPROC, most.processes);
+      if (most.processes != 0 && ::geteuid() == 0 && ::setuid(65534) != 0) ::_exit(126);
+      ::fexecve(program, words.data(), ::environ);
       ::_exit(127);
     }
+    ::close(program);
   }
   [[nodiscard]] pid_t process() const { return process_; }
   /// Waits for the end: {exit code, signal}; ends the program and throws after `limit`.
@@ -124,8 +137,8 @@ struct outcome {
   std::string out, err;
   [[nodiscard]] bool says(std::string_view text) const { return err.find(text) != std::string::npos; }
 };
-inline outcome run(std::vector<std::string> arguments, std::string_view input = {}) {
-  running program{std::move(arguments), input};
+inline outcome run(std::vector<std::string> arguments, std::string_view input = {}, limits const& most = {}) {
+  running program{std::move(arguments), input, most};
   auto const [code, signal] = program.wait(std::chrono::seconds{60});
   return {code, signal, program.out(), program.err()};
 }

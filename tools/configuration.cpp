@@ -74,27 +74,66 @@ fs::result<fs::document> parse_as(fs::profile front_end, std::string_view text, 
   return fs::frontend::parse_configuration(text, name, {}, front_end);
 }
 
-/// Applies `/json/pointer=value`; the value is JSON, or else a string. Objects are made on the way.
+/// A validator of `/json/pointer=value`.
+CLI::Validator pointer_and_value() {
+  return {[](std::string& setting) -> std::string {
+            auto const equals = setting.find('=');
+            if (equals == std::string::npos || !setting.starts_with('/'))
+              return fmt::format("takes /json/pointer=value, found '{}'", setting);
+            auto const pointer = setting.substr(0, equals);
+            auto const keys = fs::pointer_keys(pointer);
+            if (!keys) return fmt::format("'{}' is no JSON Pointer: write ~0 for ~ and ~1 for / inside a key", pointer);
+            return keys->size() > fs::max_nesting / 2 ? "the pointer is too deep" : std::string{};
+          },
+          "", "setting"};
+}
+
+/// Says which of --bf16 and --fp16 does nothing under a front end: it has no such argument, or another option wins.
+/// What LLaMA-Factory does with bf16 is a rule of its own.
+void report_arguments(fs::profile front_end, configuration_request const& request, fs::facts const& known,
+                      fs::resolution& resolved) {
+  auto const ignored = [&](std::string_view name, std::string_view word, std::string const& why) {
+    resolved.problems.push_back({fs::errc::ignored_key,
+                                 {},  // it stands on the command line
+                                 fmt::format("the argument {0} (--{0} {1}) is ignored: {2}", name, word, why),
+                                 fs::severity::warning,
+                                 std::string{fs::at_train},
+                                 {}});
+  };
+  struct option {
+    std::string_view name, word;
+    bool counts;  // as the facts have it
+  };
+  auto const mixed = known.accelerator.mixed_precision.value_or("no");
+  bool const accelerate = front_end == fs::profile::accelerate;
+  for (auto const& [name, word, counts] :
+       {option{"bf16", request.bf16, accelerate ? mixed == "bf16" : known.training.bf16},
+        option{"fp16", request.fp16, accelerate ? mixed == "fp16" : known.training.fp16}}) {
+    if (word == "auto") continue;
+    if (front_end == fs::profile::deepspeed || front_end == fs::profile::torch)
+      ignored(name, word,
+              fmt::format("{} has no such argument", front_end == fs::profile::torch ? "torch" : "DeepSpeed"));
+    else if (is_llamafactory(front_end) && name == "fp16")
+      ignored(name, word, "LLaMA-Factory has no such argument");
+    else if (!is_llamafactory(front_end) && (word == "true") != counts)
+      ignored(name, word,
+              accelerate ? fmt::format("accelerate has one argument mixed_precision, and it is {} here", mixed)
+                         : fmt::format("--argument {}={} wins", name, counts));
+  }
+}
+
+/// Applies `/json/pointer=value`, which pointer_and_value accepts; the value is JSON, or else a string. Objects are
+/// made on the way.
 void apply_setting(std::string_view setting, fs::document& config) {
   auto const equals = setting.find('=');
   auto const pointer = setting.substr(0, equals);
-  if (equals == std::string_view::npos || !pointer.starts_with('/'))
-    throw wrong_usage{fmt::format("--set takes /json/pointer=value, found '{}'", one_line(setting))};
-  std::vector<std::string> keys{""};
-  for (std::size_t i = 1; i < pointer.size(); ++i) {
-    bool const escaped = pointer[i] == '~' && i + 1 < pointer.size();
-    if (pointer[i] == '/')
-      keys.emplace_back();
-    else if (escaped)
-      keys.back() += pointer[++i] == '1' ? '/' : '~';
-    else
-      keys.back() += pointer[i];
-  }
-  if (keys.size() > fs::max_nesting / 2) throw wrong_usage{"--set: the pointer is too deep"};
+  auto const keys = fs::pointer_keys(pointer).value();
   if (!config.value_of_root().is(fs::value_kind::object))
     throw failure{fmt::format("{}: --set needs a configuration that is an object", one_line(config.file()))};
   auto const* here = &config.value_of_root();
+  std::string made;  // the pointer of what this setting writes: the first key on the way that the file does not have
   for (auto const& key : keys) {
+    if (here->present()) made += '/' + fs::pointer_token(key);
     if (here->present() && !here->is(fs::value_kind::object))
       throw wrong_usage{
           fmt::format("--set {}: {} is on the way; set it as a whole", one_line(pointer), name(here->kind()))};
@@ -103,6 +142,7 @@ void apply_setting(std::string_view setting, fs::document& config) {
   auto const read = fs::parse_json(setting.substr(equals + 1));
   std::vector<std::string_view> const path{keys.begin(), keys.end()};
   config.edit().set(path, read ? read->value_of_root() : fs::value{setting.substr(equals + 1)});
+  config.came_from({std::move(made), {}});  // it stands on the command line
 }
 
 }  // namespace
@@ -141,6 +181,7 @@ void add_configuration_options(CLI::App& command, configuration_request& request
       .add_option("--set", request.settings,
                   "Change the configuration first: /json/pointer=value, the value being JSON or else a string; may be "
                   "repeated")
+      ->check(pointer_and_value())
       ->type_name("POINTER=VALUE")
       ->allow_extra_args(false);
   command.add_option("--device", request.device, "What ranks run on: cuda (default), npu or cpu")
@@ -197,19 +238,7 @@ front_end_reading read_as(fs::profile front_end, configuration_text const& text,
   for (auto const& setting : request.settings) apply_setting(setting, *out.document);
   fs::frontend::read_named_files(*out.document, out.known);
   out.resolved = decide(*out.document, front_end, out.known);
-  bool const front_end_asks =
-      !is_llamafactory(front_end) && front_end != fs::profile::deepspeed && front_end != fs::profile::torch;
-  if (request.fp16 != "auto" && !front_end_asks)
-    out.resolved.problems.push_back(
-        {fs::errc::ignored_key,
-         out.document->root().where(),
-         fmt::format("the argument fp16 {} is ignored: {} has no such argument", request.fp16,
-                     is_llamafactory(front_end)            ? "LLaMA-Factory"
-                     : front_end == fs::profile::deepspeed ? "DeepSpeed"
-                                                           : "torch"),
-         fs::severity::warning,
-         std::string{fs::at_train},
-         {}});
+  report_arguments(front_end, request, out.known, out.resolved);
   if (request.strict) out.resolved = strict(std::move(out.resolved));
   return out;
 }

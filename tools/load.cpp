@@ -51,8 +51,8 @@ namespace {
 namespace fs = flatshard;
 using steady = std::chrono::steady_clock;
 
-/// Ranks that one process starts as threads.
-constexpr std::uint64_t most_threads = 1024;
+/// Ranks that one command starts, as threads or as processes.
+constexpr std::uint64_t most_ranks = 1024;
 
 struct request {
   std::string directory, layout;
@@ -247,7 +247,7 @@ std::vector<rank_report> in_threads(load_plan const& plan, request const& r, pro
   std::vector<std::uint64_t> done(r.world);
   std::mutex guard;
   fs::kernels::thread_group const group{fs::world{r.world}, {std::chrono::seconds{r.deadline_seconds}}};
-  group.run([&](fs::kernels::thread_communicator& communicator) {
+  auto const work = [&](fs::kernels::thread_communicator& communicator) {
     auto const rank = fs::index(communicator.self());
     fs::kernels::page_buffer memory;
     reports[rank] = load_rank(
@@ -262,7 +262,13 @@ std::vector<rank_report> in_threads(load_plan const& plan, request const& r, pro
         memory);
     communicator.barrier({});  // a rank that failed fails the others here; all shards are there at once
     reports[rank].peak_rss = std::max(reports[rank].baseline_rss, peak_resident());
-  });
+  };
+  try {
+    group.run(work);
+  } catch (std::system_error const& e) {
+    if (e.code() != std::errc::resource_unavailable_try_again) throw;
+    throw failure{fmt::format("cannot start a thread for each of {} ranks: {}", r.world, process_limit_reached)};
+  }
   return reports;
 }
 
@@ -296,7 +302,9 @@ load_plan plan_of(request const& r) {
     return plan;
   }
   auto wanted = r.configuration;
-  if (std::filesystem::exists(std::filesystem::path{r.directory} / "config.json")) wanted.model = r.directory;
+  std::error_code unreadable;  // then reading it says why
+  if (std::filesystem::exists(std::filesystem::path{r.directory} / "config.json", unreadable) || unreadable)
+    wanted.model = r.directory;
   auto const resolved = resolve_configuration(wanted);
   for (auto const& p : resolved.problems)
     if (p.level != fs::severity::note) fmt::print(stderr, "{}\n", problem_text(p, stderr));
@@ -378,10 +386,10 @@ void print_table(load_plan const& plan, request const& r, std::vector<rank_repor
 void load(request const& r) {
   if (r.one_rank && r.rank >= r.world)
     throw wrong_usage{fmt::format("--rank {} is not below --world {}", r.rank, r.world)};
-  if (r.threads && r.world > most_threads)
+  if (!r.one_rank && r.world > most_ranks)
     throw wrong_usage{
-        fmt::format("--threads takes at most {} ranks, --world says {}; without --threads ranks are processes",
-                    most_threads, r.world)};
+        fmt::format("load starts at most {} ranks, --world says {}; --rank R loads the part of one rank of any world",
+                    most_ranks, r.world)};
   auto const plan = plan_of(r);
   std::vector<rank_report> reports;
   auto const started = steady::now();

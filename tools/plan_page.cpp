@@ -8,6 +8,7 @@
 
 #include <flatshard/estimate.hpp>
 #include <flatshard/file.hpp>
+#include <flatshard/utf8.hpp>
 
 #include <algorithm>
 #include <array>
@@ -30,10 +31,20 @@ namespace {
 
 namespace fs = flatshard;
 
+/// A text as UTF-8: a byte that is none, for instance of the name of a folder, becomes U+FFFD.
+std::string utf8_text(std::string_view text) {
+  std::string out;
+  for (auto good = fs::utf8_end(text); good != text.size(); good = fs::utf8_end(text)) {
+    (out += text.substr(0, good)) += "\xEF\xBF\xBD";
+    text.remove_prefix(good + 1);
+  }
+  return out += text;
+}
+
 /// Text between tags or in an attribute.
 std::string safe(std::string_view text) {
   std::string out;
-  for (char const c : one_line(text)) {
+  for (char const c : one_line(utf8_text(text))) {
     switch (c) {
       case '&': out += "&amp;"; break;
       case '<': out += "&lt;"; break;

@@ -28,6 +28,7 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -116,7 +117,8 @@ class family_of_ranks {
       if (c.process < 0) {
         auto const why = errno;
         ::close(ends[1]);
-        throw failure{fmt::format("cannot start a process for rank {}: {}", r, std::strerror(why))};
+        throw failure{fmt::format("cannot start a process for rank {}: {}", r,
+                                  why == EAGAIN ? process_limit_reached : std::strerror(why))};
       }
       if (c.process == 0) {
         for (auto const& other : children_)
@@ -175,6 +177,25 @@ void open_messages(child& c) {
   }
 }
 
+/// Throws `failure` where the limits of this process do not allow so many others, each with a pipe to it. The soft
+/// limit of open files is raised to what is needed.
+void check_limits(std::uint64_t world) {
+  ::rlimit files{}, processes{};
+  constexpr std::uint64_t open_besides = 16;  // streams, the checkpoint, the other end of one pipe
+  auto const wanted = static_cast<::rlim_t>(world + open_besides);
+  if (::getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < wanted) {
+    files.rlim_cur = std::min(wanted, files.rlim_max);
+    if (files.rlim_cur < wanted || ::setrlimit(RLIMIT_NOFILE, &files) != 0)
+      throw failure{fmt::format(
+          "{} ranks as processes need {} open files, the limit is {} (ulimit -Hn); with --threads they need none, "
+          "--rank R loads the part of one rank",
+          world, wanted, files.rlim_max)};
+  }
+  if (::geteuid() != 0 && ::getrlimit(RLIMIT_NPROC, &processes) == 0 && processes.rlim_cur <= world)
+    throw failure{fmt::format("{} ranks are as many processes, this user may have {}: {}", world, processes.rlim_cur,
+                              process_limit_reached)};
+}
+
 /// `rank 1` or `ranks 0, 1, 3`.
 std::string naming(std::vector<std::uint64_t> const& ranks) {
   return fmt::format("rank{} {}", ranks.size() == 1 ? "" : "s", fmt::join(ranks, ", "));
@@ -187,6 +208,7 @@ std::vector<rank_report> run_processes(std::uint64_t world, rank_work const& wor
   // What ranks with the same fault need to say so, before those that are still at work are ended.
   constexpr std::chrono::milliseconds grace{500};
   auto const started = clock::now();
+  check_limits(world);
   family_of_ranks family{world};
   family.start(work);
   auto& children = family.children();

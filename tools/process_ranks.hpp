@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace tool {
@@ -35,9 +36,15 @@ using rank_work = std::function<rank_report(std::uint64_t rank, progress_sink co
 /// Forks `world` processes, runs `work` in each and returns their reports in rank order. `seen` is called in this
 /// process with the bytes that all ranks together have read.
 /// Throws `failure`, after ending all processes, when a rank throws (its message, with every rank that says the same),
-/// dies (its exit status or signal), or shows no sign of life for `silence`. Children die with this process.
+/// dies (its exit status or signal), or shows no sign of life for `silence`; before it forks, where the limits of this
+/// process do not allow so many. Children die with this process.
 [[nodiscard]] std::vector<rank_report> run_processes(std::uint64_t world, rank_work const& work,
                                                      std::chrono::nanoseconds silence, progress_sink const& seen);
+
+/// What is said where the system gives no more processes or threads.
+inline constexpr std::string_view process_limit_reached =
+    "a limit of processes and threads is reached (ulimit -u, or one of the container); use a smaller --world, or "
+    "--rank R for the part of one rank";
 
 /// VmHWM of this process: the largest resident set so far. Units: bytes.
 [[nodiscard]] std::uint64_t peak_resident();

@@ -204,12 +204,16 @@ inline result<checkpoint_files> checkpoint_files::indexed(std::filesystem::path 
 
 inline result<checkpoint_files> open_checkpoint(std::filesystem::path const& path, safetensors_limits const& limits) {
   namespace fs = std::filesystem;
-  std::error_code ignored;
+  std::error_code error;
   auto chosen = path;
-  if (fs::is_directory(path, ignored)) {
+  if (fs::is_directory(path, error)) {
     chosen = path / "model.safetensors";
-    if (!fs::exists(chosen, ignored)) chosen = path / "model.safetensors.index.json";
-    if (!fs::exists(chosen, ignored))
+    if (!fs::exists(chosen, error)) {
+      if (error == std::errc::permission_denied)
+        return detail::file_problem(errc::io, path.string(), detail::denied(chosen));
+      chosen = path / "model.safetensors.index.json";
+    }
+    if (!fs::exists(chosen, error))
       return detail::file_problem(errc::file_missing, path.string(),
                                   "the directory holds neither model.safetensors nor model.safetensors.index.json");
   }

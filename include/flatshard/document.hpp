@@ -4,11 +4,13 @@
 #pragma once
 
 #include <flatshard/problem.hpp>
+#include <flatshard/require.hpp>
 #include <flatshard/value.hpp>
 
 #include <algorithm>
 #include <charconv>
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -20,6 +22,9 @@ inline namespace v0 {
 
 /// One reference token of a JSON Pointer: `~` and `/` escaped.
 [[nodiscard]] std::string pointer_token(std::string_view key);
+/// The reference tokens of a JSON Pointer, unescaped; none for a text that is no pointer: one that does not begin with
+/// `/` (an empty one names the whole document), or has a `~` without 0 or 1 behind it. Source: RFC 6901, section 3.
+[[nodiscard]] std::optional<std::vector<std::string>> pointer_keys(std::string_view pointer);
 
 class document;
 
@@ -46,6 +51,11 @@ class node {
   [[nodiscard]] place where() const;
   /// Of a key of an object: where the key itself stands.
   [[nodiscard]] place key_place(object_member const& m) const;
+  /// The document that it stands in. A broken rule for a node of none.
+  [[nodiscard]] document const& source() const {
+    require(in_ != nullptr, "a node without a document has no source");
+    return *in_;
+  }
 
  private:
   document const* in_ = nullptr;
@@ -53,6 +63,12 @@ class node {
   std::string pointer_;
   text_place parent_;           // of an absent node
   std::string parent_pointer_;  // of an absent node
+};
+
+/// A value that a program wrote into a document, by its JSON Pointer, and where the input stands that it comes from.
+struct value_origin {
+  std::string pointer;
+  place where;
 };
 
 /// A text as a value: what it was read from, the text itself, and the root.
@@ -63,22 +79,33 @@ class document {
   explicit document(value root, std::string file = {}) : file_{std::move(file)}, root_{std::move(root)} {}
   document(value root, std::string file, std::string text)
       : file_{std::move(file)}, text_{std::move(text)}, root_{std::move(root)} {}
+  /// An edited copy of what `original` holds. Its values stand where those of `original` do, but for what a program
+  /// wrote: a value of `written` and all below it stand where the input of the nearest one does.
+  document(value root, document const& original, std::vector<value_origin> written = {})
+      : file_{original.file_}, origins_{std::move(written)}, root_{std::move(root)} {
+    origins_.insert(origins_.end(), original.origins_.begin(), original.origins_.end());
+  }
   [[nodiscard]] std::string const& file() const { return file_; }
   [[nodiscard]] std::string_view text() const { return text_; }
   [[nodiscard]] value const& value_of_root() const { return root_; }
   [[nodiscard]] value& edit() { return root_; }
+  /// Says where the input of an edited value stands; of all below it too.
+  void came_from(value_origin origin) { origins_.push_back(std::move(origin)); }
   [[nodiscard]] node root() const { return {*this, root_, {}}; }
   [[nodiscard]] node operator[](std::string_view key) const { return root()[key]; }
-  /// The node at a JSON Pointer (RFC 6901); absent if there is none.
+  /// The node at a JSON Pointer (RFC 6901); absent if there is none, or the text is no pointer.
   [[nodiscard]] node at(std::string_view pointer) const;
   /// The bytes of a value as they stand in the text; of a value built in code: empty.
   [[nodiscard]] std::string_view spelling(value const& v) const {
     return v.at().end <= text_.size() ? std::string_view{text_}.substr(v.at().begin, v.at().end - v.at().begin)
                                       : std::string_view{};
   }
+  /// The place of a value from its pointer and its position in the text.
+  [[nodiscard]] place place_of(std::string_view pointer, text_place const& at) const;
 
  private:
   std::string file_, text_;
+  std::vector<value_origin> origins_;
   value root_;
 };
 
@@ -206,31 +233,56 @@ inline node node::operator[](std::size_t index) const {
   return child;
 }
 inline place node::where() const {
-  auto const& at = value_->present() ? value_->at() : parent_;
-  return {in_ ? in_->file() : std::string{}, value_->present() ? pointer_ : parent_pointer_, at.line, at.column};
+  if (in_ == nullptr) return {};
+  return value_->present() ? in_->place_of(pointer_, value_->at()) : in_->place_of(parent_pointer_, parent_);
 }
 inline place node::key_place(object_member const& m) const {
-  return {in_ ? in_->file() : std::string{}, pointer_ + '/' + pointer_token(m.key), m.key_at.line, m.key_at.column};
+  auto const pointer = pointer_ + '/' + pointer_token(m.key);
+  return in_ != nullptr ? in_->place_of(pointer, m.key_at) : place{{}, pointer, m.key_at.line, m.key_at.column};
+}
+
+inline place document::place_of(std::string_view pointer, text_place const& at) const {
+  if (!origins_.empty())
+    for (auto way = pointer;; way = way.substr(0, way.rfind('/'))) {
+      auto const written =
+          std::find_if(origins_.begin(), origins_.end(), [&](value_origin const& o) { return o.pointer == way; });
+      if (written != origins_.end()) return written->where;
+      if (way.empty()) break;
+    }
+  return {file_, std::string{pointer}, at.line, at.column};
 }
 
 inline node document::at(std::string_view pointer) const {
+  auto const keys = pointer_keys(pointer);
+  if (!keys) return {};
   auto here = root();
-  while (!pointer.empty() && pointer.front() == '/') {
-    auto const next = std::min(pointer.find('/', 1), pointer.size());
-    std::string key;
-    for (std::size_t i = 1; i < next; ++i) {
-      bool const escaped = pointer[i] == '~' && i + 1 < next;
-      key += escaped ? (pointer[i + 1] == '1' ? '/' : '~') : pointer[i];
-      i += escaped;
-    }
+  for (auto const& key : *keys) {
     std::size_t index = 0;
     auto const parsed = std::from_chars(key.data(), key.data() + key.size(), index);
     bool const element =
         here->is(value_kind::array) && parsed.ec == std::errc{} && parsed.ptr == key.data() + key.size();
     here = element ? here[index] : here[key];
-    pointer.remove_prefix(next);
   }
   return here;
+}
+
+inline std::optional<std::vector<std::string>> pointer_keys(std::string_view pointer) {
+  std::vector<std::string> keys;
+  if (!pointer.empty() && pointer.front() != '/') return std::nullopt;
+  for (std::size_t i = 0; i < pointer.size(); ++i) {
+    auto const next = i + 1 < pointer.size() ? pointer[i + 1] : '\0';
+    if (pointer[i] == '/') {
+      keys.emplace_back();
+    } else if (pointer[i] != '~') {
+      keys.back() += pointer[i];
+    } else if (next == '0' || next == '1') {
+      keys.back() += next == '0' ? '~' : '/';
+      ++i;
+    } else {
+      return std::nullopt;
+    }
+  }
+  return keys;
 }
 
 inline std::string pointer_token(std::string_view key) {

@@ -104,6 +104,18 @@ inline config_error file_problem(errc code, std::string const& path, std::string
   return config_error{std::move(one)};
 }
 inline std::string reason(int number) { return std::generic_category().message(number); }
+/// What EACCES means for a file: the first folder on the way that may not be entered, else the file itself; and what to
+/// do.
+inline std::string denied(std::filesystem::path const& path) {
+  std::filesystem::path way;
+  for (auto const& part : path.parent_path()) {
+    way /= part;
+    if (::faccessat(AT_FDCWD, way.c_str(), X_OK, AT_EACCESS) != 0)
+      return reason(EACCES) + ": the folder " + shown(way.string()) +
+             " may not be entered; give this user the right to (chmod +x), or choose another";
+  }
+  return reason(EACCES) + "; give this user the right to read it (chmod +r)";
+}
 
 }  // namespace detail
 
@@ -120,7 +132,8 @@ class input_file {
       if (why == ENOENT || why == ENOTDIR)
         return detail::file_problem(errc::file_missing, text, "there is no such file");
       if (why == ENXIO) return detail::file_problem(errc::file_type, text, "this is not a regular file");
-      return detail::file_problem(errc::io, text, "open: " + detail::reason(why));
+      return detail::file_problem(errc::io, text,
+                                  "open: " + (why == EACCES ? detail::denied(path) : detail::reason(why)));
     }
     struct stat s {};
     if (::fstat(file.number(), &s) != 0) return detail::file_problem(errc::io, text, "fstat: " + detail::reason(errno));

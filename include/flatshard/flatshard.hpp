@@ -12,6 +12,7 @@
 #include <flatshard/extent.hpp>              // IWYU pragma: export
 #include <flatshard/full_weights.hpp>        // IWYU pragma: export
 #include <flatshard/initial_values.hpp>      // IWYU pragma: export
+#include <flatshard/json_fault.hpp>          // IWYU pragma: export
 #include <flatshard/laws.hpp>                // IWYU pragma: export
 #include <flatshard/layout.hpp>              // IWYU pragma: export
 #include <flatshard/layouts/blocks.hpp>      // IWYU pragma: export

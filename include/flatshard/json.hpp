@@ -7,15 +7,19 @@
 #include <flatshard/config/hjson_text.hpp>
 #include <flatshard/document.hpp>
 #include <flatshard/file.hpp>
+#include <flatshard/json_fault.hpp>
 #include <flatshard/result.hpp>
 #include <flatshard/utf8.hpp>
 
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
+#include <filesystem>
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
+#include <utility>
 #include <vector>
 
 #include <boost/json/basic_parser_impl.hpp>
@@ -165,13 +169,14 @@ class placed_events {
   bool stopped_ = false;
 };
 
-/// What is wrong, in our words where the error is one that texts have.
-inline std::string said_of(boost::system::error_code const& error) {
+/// What is wrong at a byte, in our words where the error is one that texts have.
+inline std::string said_of(boost::system::error_code const& error, std::string_view text, std::size_t at) {
   using boost::json::make_error_code;
-  if (error == make_error_code(boost::json::error::syntax)) return "something else must stand here";
-  if (error == make_error_code(boost::json::error::incomplete)) return "the text ends too early";
-  if (error == make_error_code(boost::json::error::extra_data)) return "the value ends here, but the text goes on";
-  return "Boost.JSON says: " + error.message();
+  if (error == make_error_code(boost::json::error::exponent_overflow)) return "the exponent of a number is too large";
+  if (error == make_error_code(boost::json::error::illegal_leading_surrogate) ||
+      error == make_error_code(boost::json::error::illegal_trailing_surrogate))
+    return "an escape of half a surrogate pair stands alone";
+  return json_fault(text.substr(0, at), text.substr(at));
 }
 
 inline json_end walk(std::string_view text, any_json_handler& handler, std::size_t max_depth) {
@@ -179,12 +184,15 @@ inline json_end walk(std::string_view text, any_json_handler& handler, std::size
   options.max_depth = max_depth;
   boost::json::basic_parser<placed_events> parser{options, text, handler};
   boost::system::error_code error;
-  auto const read = parser.write_some(false, text.data(), text.size(), error);
-  if (!error && read < text.size()) error = boost::json::make_error_code(boost::json::error::extra_data);
+  auto read = parser.write_some(false, text.data(), text.size(), error);
+  if (!error && read < text.size()) {
+    error = boost::json::make_error_code(boost::json::error::extra_data);
+    read = std::min(text.find_first_not_of(" \t\r\n", read), text.size());
+  }
   if (!error) return {};
   if (parser.handler().stopped()) return {json_end::kind::stopped, read, {}};
   auto const deep = error == boost::json::make_error_code(boost::json::error::too_deep);
-  return {deep ? json_end::kind::too_deep : json_end::kind::syntax, read, said_of(error)};
+  return {deep ? json_end::kind::too_deep : json_end::kind::syntax, read, said_of(error, text, read)};
 }
 
 }  // namespace detail
@@ -282,23 +290,29 @@ class json_to_document {
       return refused(builder.place_of(handler.word_as_key_at()), "a number word stands where a quoted key must");
     return beyond(builder.place_of(strict.position(end.at)), builder.limit_passed());
   }
-  std::string detail = "not strict JSON: " + end.message +
+  auto const at = strict.position(end.at);
+  std::string detail = "not strict JSON: " + json_fault(strict.text().substr(0, end.at), text.substr(at)) +
                        "; comments, trailing commas, unquoted keys and single quotes are not allowed";
   if (hjson_text{text, file}.problems().empty())
     detail += "; only DeepSpeed's own hjson reader (profile deepspeed) accepts this text";
-  return refused(builder.place_of(strict.position(end.at)), std::move(detail));
+  return refused(builder.place_of(at), std::move(detail));
 }
 
 /// The text of a regular file. One that is missing, unreadable, larger than 4 MiB, a folder, a FIFO or a device is an
 /// error with its path; nothing is waited for.
 [[nodiscard]] inline result<std::string> read_text(std::string const& path) {
-  auto const refused = [&](errc code, std::string detail) {
-    return config_error{problem{code, {path, {}, 0, 0}, std::move(detail), severity::error, "read", {}}};
+  auto const refused = [&](errc code, std::string detail, std::string upstream = {}) {
+    return config_error{
+        problem{code, {path, {}, 0, 0}, std::move(detail), severity::error, "read", std::move(upstream)}};
   };
   auto const unreadable = [&](config_error const& e) {
     auto const& found = e.problems.front();
-    return refused(found.code == errc::file_missing ? errc::file_missing : errc::file_unreadable,
-                   "the file cannot be read: " + found.detail);
+    if (found.code == errc::file_missing)
+      return refused(errc::file_missing, "the file cannot be read: " + found.detail);
+    std::error_code ignored;
+    bool const folder = std::filesystem::is_directory(path, ignored);
+    return refused(errc::file_unreadable, "the file cannot be read: " + found.detail,
+                   folder ? "IsADirectoryError (builtins): [Errno 21] Is a directory: '" + path + "'" : std::string{});
   };
   auto const file = input_file::open(path);
   if (!file) return unreadable(file.error());

@@ -49,7 +49,7 @@ inline prepare_arguments prepare_arguments_of(value const& config, profile p, fa
 /// While the model is built, `copy` is what is registered: the trigger, and DeepSpeed's own reading if it is on.
 inline void load_registered(value copy, bool accepted, node const& root, profile p, facts const& f, findings& out,
                             resolved_policies& policies) {
-  document const placed{copy, root.where().file};
+  document const placed{copy, root.source()};
   auto trigger = load_trigger(placed.root());
   if (trigger.refused && placed["zero_optimization"]->is(value_kind::null)) {
     trigger.refused = false;

@@ -136,9 +136,13 @@ inline void prepare_fsdp2(fsdp_plugin const& plugin, accelerator_precision const
       upcast  ? precision.from.said + ": accelerate casts what is trained to fp32 before sharding"
       : mixed ? "accelerate " + to_string(*f.upstream.accelerate) + " does not cast before sharding: " + as_loaded
               : precision.from.said + ": " + as_loaded,
-      precision.from.where, policy_from.where,
+      precision.from.where,
+      policy_from.where,
+      policy_from.where,
+      policy_from.where,
       plugin.policy ? std::string{"the plugin's mixed_precision_policy"}
-                    : "the policy of mixed_precision " + precision.word};
+                    : "the policy of mixed_precision " + precision.word,
+      plugin.policy_refused};
   auto const dtypes = decide_fully_shard_roles(s, sources, profile::accelerate, f, out);
   policies.dtypes = dtypes;
   if (mixed && !upcast && loaded != dtype::f32)
@@ -174,7 +178,8 @@ inline void prepare_fsdp2(fsdp_plugin const& plugin, accelerator_precision const
              plugin.wrap_from.said +
                  ": no layer is a unit of its own, so the root gathers all layers at once and frees "
                  "none after the forward; set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP");
-  check_unit_flow(s, dtypes, layers, policy_from.where, out);
+  if (!plugin.policy_refused.param && !plugin.policy_refused.output)
+    check_unit_flow(s, dtypes, layers, policy_from.where, out);
 }
 
 inline void resolve_fsdp_worker(worker_environment const& env, std::int64_t processes,

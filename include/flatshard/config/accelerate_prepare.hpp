@@ -212,7 +212,7 @@ inline bool prepare_deepspeed(value& config, node const& root, prepare_arguments
     config.set("train_micro_batch_size_per_gpu", 1);
     if (config["train_batch_size"].is_text("auto")) config.erase("train_batch_size");
   }
-  report_left_auto(config, root.where().file, out);
+  report_left_auto(config, root, out);
   return known;
 }
 

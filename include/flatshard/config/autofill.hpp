@@ -96,7 +96,7 @@ inline void decide_buckets(node const& root, std::array<std::int64_t, 3> const& 
                            profile p, facts const& f, findings& out);
 
 /// Reports every "auto" that is left; nothing replaces it.
-inline void report_left_auto(value const& config, std::string const& file, findings& out);
+inline void report_left_auto(value const& config, node const& root, findings& out);
 
 // ---- definitions
 
@@ -240,8 +240,8 @@ inline void fill_buckets(value& config, node const& root, bucket_rule const& rul
   }
 }
 
-inline void report_left_auto(value const& config, std::string const& file, findings& out) {
-  document const filled{config, file};
+inline void report_left_auto(value const& config, node const& root, findings& out) {
+  document const filled{config, root.source()};
   for_each_auto(filled.root(), [&](node const& left) {
     std::string dotted{left.pointer().substr(left.pointer().empty() ? 0 : 1)};
     for (auto& c : dotted)

@@ -232,7 +232,9 @@ inline void report_batch_fault(batch_result const& result, node const& root, fac
                                findings& out) {
   if (!result.fault) return;
   auto text = result.fault->message;
-  if (!result.trace.empty()) text += " (" + result.trace + ")";
+  std::string_view trace = result.trace;
+  if (trace.ends_with("; ")) trace.remove_suffix(2);  // the sum was not reached
+  if (!trace.empty()) text += " (" + std::string{trace} + ")";
   std::string_view key = root["train_batch_size"].present() ? "train_batch_size" : "train_micro_batch_size_per_gpu";
   std::string no_numbers;
   for (std::size_t i = 0; i < batch_keys.size(); ++i) {
@@ -241,7 +243,8 @@ inline void report_batch_fault(batch_result const& result, node const& root, fac
     if (no_numbers.empty()) key = batch_keys[i];
     no_numbers += (no_numbers.empty() ? "" : ", ") + std::string{batch_keys[i]} + " " + to_json(given);
   }
-  if (when == at_load && f.world.value_or(1) > 1 && equals(result.sizes.world, 1))
+  bool const of_product = result.fault->code == errc::batch_product_mismatch;
+  if (of_product && when == at_load && f.world.value_or(1) > 1 && equals(result.sizes.world, 1))
     text +=
         "; while the model is built DeepSpeed counts 1 rank, because its communicator is not up: give only "
         "train_micro_batch_size_per_gpu and gradient_accumulation_steps, or \"auto\", and no train_batch_size";

@@ -10,19 +10,20 @@
 #include <flatshard/config/python_text.hpp>
 #include <flatshard/config/resolution.hpp>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace flatshard {
 inline namespace v0 {
 
 /// The configuration that the plugin writes from its variables where no file is named; each value stands where the
-/// input of its variable does, and all else at `section`.
+/// input of its variable does (nowhere, if that is an argument or the outer environment), and all else at `section`.
 [[nodiscard]] inline document placed_deepspeed_config(worker_environment const& env, facts const& worker,
                                                       place const& section);
 
@@ -32,39 +33,22 @@ inline void resolve_deepspeed_worker(worker_environment const& env, std::int64_t
 
 // ---- definitions
 
-namespace detail {
-/// A copy whose values all stand at one place.
-inline value placed_at(value v, text_place const& at) {
-  for (std::size_t i = 0; i < v.members().size(); ++i) {
-    auto const key = v.members()[i].key;
-    v.set(key, placed_at(v.members()[i].held, at));
-  }
-  v.place_at(at);
-  return v;
-}
-}  // namespace detail
-
 inline document placed_deepspeed_config(worker_environment const& env, facts const& worker, place const& section) {
   document const nothing{value::object()};
   findings unused;  // what is refused here is refused again when the plugin is built
   auto const variables = read_plugin_variables(nothing.root(), worker, at_load, unused);
-  auto config = detail::placed_at(written_deepspeed_config(variables), {section.line, section.column, 0, 0});
-  auto const move = [&](std::initializer_list<std::string_view> path, std::string_view variable) {
-    auto const from = env.find("ACCELERATE_" + std::string{variable});
-    value const* held = &config;
-    for (auto const key : path) held = &(*held)[key];
-    if (from.where.line == 0 || !held->present()) return;
-    auto copy = *held;
-    copy.place_at({from.where.line, from.where.column, 0, 0});
-    config.set(path, std::move(copy));
-  };
-  move({"gradient_accumulation_steps"}, "GRADIENT_ACCUMULATION_STEPS");
-  move({"gradient_clipping"}, "GRADIENT_CLIPPING");
-  move({"zero_optimization", "stage"}, "DEEPSPEED_ZERO_STAGE");
-  move({"zero_optimization", "offload_optimizer", "device"}, "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE");
-  move({"zero_optimization", "offload_param", "device"}, "DEEPSPEED_OFFLOAD_PARAM_DEVICE");
-  move({"zero_optimization", "stage3_gather_16bit_weights_on_model_save"}, "DEEPSPEED_ZERO3_SAVE_16BIT_MODEL");
-  return document{std::move(config), section.file};
+  std::vector<value_origin> origins{{"", section}};
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 6> inputs{
+      {{"/gradient_accumulation_steps", "GRADIENT_ACCUMULATION_STEPS"},
+       {"/gradient_clipping", "GRADIENT_CLIPPING"},
+       {"/zero_optimization/stage", "DEEPSPEED_ZERO_STAGE"},
+       {"/zero_optimization/offload_optimizer/device", "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"},
+       {"/zero_optimization/offload_param/device", "DEEPSPEED_OFFLOAD_PARAM_DEVICE"},
+       {"/zero_optimization/stage3_gather_16bit_weights_on_model_save", "DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"}}};
+  for (auto const& [pointer, variable] : inputs)
+    if (auto const from = env.find("ACCELERATE_" + std::string{variable}); from.given.present())
+      origins.push_back({std::string{pointer}, from.where});
+  return {written_deepspeed_config(variables), document{}, std::move(origins)};
 }
 
 namespace detail {
@@ -85,7 +69,7 @@ inline document const* open_named_config(setting const& path, facts const& worke
                "Received: " +
                    text});
   else
-    for (auto const& p : named->problems) out.add(p);
+    report_named_file(named->problems, path.where, path.said, at_load_and_train, out);
   return nullptr;
 }
 

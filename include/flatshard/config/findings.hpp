@@ -170,6 +170,20 @@ class findings {
   std::size_t suggestions_ = 0, errors_ = 0, bytes_ = 0;
 };
 
+/// Reports what is wrong with a file that a configuration names. One that could not be read stands at `where`, the
+/// place of the name, with `said`, for instance `config_file is "ds/"`; all else stands in the file.
+inline void report_named_file(std::vector<problem> const& problems, place const& where, std::string const& said,
+                              std::string_view when, findings& out) {
+  for (auto p : problems) {
+    if (p.code == errc::file_unreadable) {
+      p.where = where;
+      p.detail = said + ": " + p.detail + "; name the file itself, one that can be read";
+      p.when = when;
+    }
+    out.add(std::move(p));
+  }
+}
+
 /// Reports every duplicate key below `at` as a warning: the last value counts upstream, in silence.
 inline void report_duplicates(node const& at, findings& out);
 

@@ -30,6 +30,7 @@ struct fsdp_plugin {
   std::optional<fully_shard_setting> policy;  ///< given in code; its storage is not set
   setting version_from, reshard_from, offload_from, checkpointing_from, low_memory_from, strategy_from, state_dict_from,
       wrap_from, classes_from, policy_from;
+  refused_dtypes policy_refused;  ///< of an object in code
 };
 /// Builds the plugin; problems come in upstream's order. `code` holds the arguments given in code.
 [[nodiscard]] inline fsdp_plugin read_fsdp_plugin(node const& code, worker_environment const& env, facts const& f,
@@ -216,10 +217,10 @@ inline dtype policy_dtype(value const& v) {
 
 inline void read_policy_object(fsdp_arguments& a, node const& at, fsdp_plugin& p) {
   auto& policy = p.policy.emplace();
-  auto const field = [&](std::string_view key) { return read_dtype(at[key], a.report()); };
-  policy.param = field("param_dtype");
-  policy.reduce = field("reduce_dtype");
-  policy.output = field("output_dtype");
+  auto const field = [&](std::string_view key, bool& refused) { return read_dtype(at[key], refused, a.report()); };
+  policy.param = field("param_dtype", p.policy_refused.param);
+  policy.reduce = field("reduce_dtype", p.policy_refused.reduce);
+  policy.output = field("output_dtype", p.policy_refused.output);
   policy.cast_forward_inputs = read_flag(at["cast_forward_inputs"], true, a.report());
 }
 

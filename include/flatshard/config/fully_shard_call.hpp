@@ -17,6 +17,8 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 namespace flatshard {
 inline namespace v0 {
@@ -28,16 +30,22 @@ inline constexpr std::array<std::string_view, 4> precision_policy_keys{"param_dt
                                                                        "cast_forward_inputs"};
 inline constexpr std::array<std::string_view, 2> offload_policy_keys{"cpu", "pin_memory"};
 
-/// The arguments as one document: the object's keys, and for a key that it does not have the facts' argument.
+/// The arguments as one document: the object's keys, and for a key that it does not have the facts' argument, which
+/// stands nowhere in the file. A dtype that is the facts' default counts as absent: it stands at the root.
 [[nodiscard]] inline document fully_shard_document(document const& call, fully_shard_arguments const& given);
 
+/// Which dtypes of a setting were refused, so that they are not known.
+struct refused_dtypes {
+  bool storage = false, param = false, reduce = false, output = false;
+};
 /// Where the roles of a fully_shard call come from, as decisions say it.
 struct role_sources {
   std::string storage_said;
-  place storage_at, policy_at;
+  place storage_at, param_at, reduce_at, output_at;
   std::string policy_name = "the policy";
+  refused_dtypes refused{};
 };
-/// Prints the roles of a setting; returns them.
+/// Prints the roles of a setting, `refused` for one that a refused dtype decides; returns them.
 inline precision decide_fully_shard_roles(fully_shard_setting const& s, role_sources const& from, profile p,
                                           facts const& f, findings& out);
 
@@ -48,16 +56,21 @@ inline void resolve_fully_shard(document const& call, facts const& f, findings& 
 
 inline document fully_shard_document(document const& call, fully_shard_arguments const& given) {
   auto all = call.value_of_root().is(value_kind::object) ? call.value_of_root() : value::object();
-  auto const otherwise = [&](std::string_view key, value const& argument) {
-    if (!all.has(key) && argument.present()) all.set(key, argument);
+  std::vector<value_origin> origins;
+  auto const otherwise = [&](std::string_view key, value const& argument, place const& from) {
+    if (all.has(key) || !argument.present()) return;
+    all.set(key, argument);
+    origins.push_back({'/' + std::string{key}, from});
   };
-  otherwise("policy", given.policy);
-  otherwise("mesh", given.mesh);
-  otherwise("reshard_after_forward", given.reshard_after_forward);
-  otherwise("offload_policy", given.offload_policy);
-  otherwise("storage", name(given.storage));
-  otherwise("input", name(given.input));
-  return document{std::move(all), call.file(), std::string{call.text()}};
+  fully_shard_arguments const absent;
+  auto const whole = call.root().where();
+  otherwise("policy", given.policy, given.policy == absent.policy ? whole : place{});
+  otherwise("mesh", given.mesh, {});
+  otherwise("reshard_after_forward", given.reshard_after_forward, {});
+  otherwise("offload_policy", given.offload_policy, {});
+  otherwise("storage", name(given.storage), given.storage == absent.storage ? whole : place{});
+  otherwise("input", name(given.input), given.input == absent.input ? whole : place{});
+  return {std::move(all), call, std::move(origins)};
 }
 
 namespace detail {
@@ -69,17 +82,23 @@ inline std::string_view scalar_name(dtype t) {
   return t == dtype::bf16 ? "c10::BFloat16" : t == dtype::f16 ? "c10::Half" : t == dtype::f64 ? "double" : "float";
 }
 
-/// A dtype by our name or torch's; `none` for null or absent. What is neither is refused.
-inline dtype read_dtype(node const& at, findings& out) {
+/// A dtype by our name or torch's; `none` for null or absent. What is neither is refused: no value.
+inline std::optional<dtype> read_dtype(node const& at, findings& out) {
   if (!at.present() || at->is(value_kind::null)) return dtype::none;
   auto const type = at->is_text("fp64") || at->is_text("torch.float64") ? dtype::f64
                     : at->is(value_kind::string)                        ? dtype_of_deepspeed_word(at->text())
                                                                         : dtype::none;
-  if (type == dtype::none || type == dtype::i8)
-    out.error(errc::bad_dtype, at.where(), at_train,
-              "found " + to_json(*at) + ", allowed: fp32, bf16, fp16 or fp64 (or their torch names), or null",
-              {"TypeError", "torch", "a floating torch.dtype is needed"});
-  return type == dtype::i8 ? dtype::none : type;
+  if (type != dtype::none && type != dtype::i8) return type;
+  out.error(errc::bad_dtype, at.where(), at_train,
+            "found " + to_json(*at) + ", allowed: fp32, bf16, fp16 or fp64 (or their torch names), or null",
+            {"TypeError", "torch", "a floating torch.dtype is needed"});
+  return std::nullopt;
+}
+/// The same into a setting and what is known of it.
+inline dtype read_dtype(node const& at, bool& refused, findings& out) {
+  auto const type = read_dtype(at, out);
+  refused = !type;
+  return type.value_or(dtype::none);
 }
 /// A flag of a policy: taken by its truth value.
 inline bool read_flag(node const& at, bool otherwise, findings& out) {
@@ -109,16 +128,21 @@ inline bool is_object_or_null(node const& at, std::string const& what, findings&
   return false;
 }
 
-inline fully_shard_setting read_precision_policy(node const& root, facts const& f, findings& out) {
+inline fully_shard_setting read_precision_policy(node const& root, facts const& f, refused_dtypes& refused,
+                                                 findings& out) {
   fully_shard_setting s;
   s.unset_reduce = reduce_default_of(f.upstream.torch);
-  if (auto const storage = read_dtype(root["storage"], out); storage != dtype::none) s.storage = storage;
+  auto const storage = read_dtype(root["storage"], refused.storage, out);
+  if (storage != dtype::none) s.storage = storage;
   auto const policy = root["policy"];
-  if (!is_object_or_null(policy, "an object with the fields of MixedPrecisionPolicy", out)) return s;
+  if (!is_object_or_null(policy, "an object with the fields of MixedPrecisionPolicy", out)) {
+    refused.param = refused.reduce = refused.output = true;
+    return s;
+  }
   check_argument_names(policy, precision_policy_keys, "MixedPrecisionPolicy.__init__()", out);
-  s.param = read_dtype(policy["param_dtype"], out);
-  s.reduce = read_dtype(policy["reduce_dtype"], out);
-  s.output = read_dtype(policy["output_dtype"], out);
+  s.param = read_dtype(policy["param_dtype"], refused.param, out);
+  s.reduce = read_dtype(policy["reduce_dtype"], refused.reduce, out);
+  s.output = read_dtype(policy["output_dtype"], refused.output, out);
   s.cast_forward_inputs = read_flag(policy["cast_forward_inputs"], true, out);
   return s;
 }
@@ -198,29 +222,44 @@ inline precision decide_fully_shard_roles(fully_shard_setting const& s, role_sou
                                           facts const& f, findings& out) {
   auto const all = fully_shard_roles(s);
   auto const torch = f.upstream.torch ? to_string(*f.upstream.torch) : std::string{"2.15.0"};
-  auto const field = [&](std::string_view key, dtype type, std::string const& otherwise) {
-    return from.policy_name + "'s " + std::string{key} + " is " + detail::dtype_or_null(type) +
-           (type == dtype::none ? ": " + otherwise : "");
+  auto const field = [&](std::string_view key, dtype type, bool refused, std::string const& otherwise) {
+    auto const name_of_field = from.policy_name + "'s " + std::string{key} + " is ";
+    if (refused) return name_of_field + "refused";
+    return name_of_field + detail::dtype_or_null(type) + (type == dtype::none ? ": " + otherwise : "");
   };
+  auto const& no = from.refused;
+  bool const no_compute = no.param || (s.param == dtype::none && no.storage);
   for (auto const r : roles) {
     std::string reason;
+    place at = from.storage_at;
+    bool refused = no.storage;
     switch (r) {
       case role::parameter_storage: reason = from.storage_said; break;
-      case role::compute: reason = field("param_dtype", s.param, "computed in the storage dtype"); break;
-      case role::output: reason = field("output_dtype", s.output, "as computed"); break;
-      case role::reduce:
-        reason = field("reduce_dtype", s.reduce,
-                       "torch " + torch + " reduces in the " +
-                           (s.unset_reduce == reduce_default::original ? "storage" : "compute") + " dtype");
+      case role::compute:
+        reason = field("param_dtype", s.param, no.param, "computed in the storage dtype");
+        at = from.param_at;
+        refused = no_compute;
         break;
+      case role::output:
+        reason = field("output_dtype", s.output, no.output, "as computed");
+        at = from.output_at;
+        refused = no.output || (s.output == dtype::none && no_compute);
+        break;
+      case role::reduce: {
+        bool const in_storage = s.unset_reduce == reduce_default::original;
+        reason = field("reduce_dtype", s.reduce, no.reduce,
+                       "torch " + torch + " reduces in the " + (in_storage ? "storage" : "compute") + " dtype");
+        at = from.reduce_at;
+        refused = no.reduce || (s.reduce == dtype::none && (in_storage ? no.storage : no_compute));
+        break;
+      }
       case role::grad_accum: reason = "gradients return to the dtype of the shards"; break;
       case role::master: reason = "the shards themselves are what the optimizer updates"; break;
       case role::optimizer_state: reason = "the moments have the dtype of the shards"; break;
     }
     auto const type = r == role::master ? all.parameter_storage : all(r);
-    bool const of_policy = r == role::compute || r == role::output || r == role::reduce;
-    out.decide(std::string{name(r)}, std::string{name(type)}, std::move(reason), rule_of(p, name(r)),
-               of_policy ? from.policy_at : from.storage_at);
+    out.decide(std::string{name(r)}, refused ? "refused" : std::string{name(type)}, std::move(reason),
+               rule_of(p, name(r)), std::move(at));
   }
   return all;
 }
@@ -258,25 +297,35 @@ inline void resolve_fully_shard(document const& call, facts const& f, findings& 
   }
   detail::read_offload_policy(root["offload_policy"], p, out);
 
-  auto const s = detail::read_precision_policy(root, f, out);
+  refused_dtypes refused;
+  auto const s = detail::read_precision_policy(root, f, refused, out);
   p.param_type = s.param;
   p.reduce_type = s.reduce;
   p.output_type = s.output;
   p.cast_forward_inputs = s.cast_forward_inputs;
-  policies.dtypes = decide_fully_shard_roles(
-      s, {"the module's parameters are " + std::string{name(s.storage)}, root["storage"].where(), policy.where()},
-      profile::torch, f, out);
-  auto const input_at = root["input"];
-  auto const input = detail::read_dtype(input_at, out);
-  auto const seen = unit_input(s, input == dtype::none ? dtype::f32 : input);
+  role_sources const sources{
+      .storage_said = "the module's parameters are " + (refused.storage ? "refused" : std::string{name(s.storage)}),
+      .storage_at = root["storage"].where(),
+      .param_at = policy["param_dtype"].where(),
+      .reduce_at = policy["reduce_dtype"].where(),
+      .output_at = policy["output_dtype"].where(),
+      .refused = refused};
+  policies.dtypes = decide_fully_shard_roles(s, sources, profile::torch, f, out);
+  bool no_input = false;
+  auto const input = detail::read_dtype(root["input"], no_input, out);
+  auto const given_input = input == dtype::none ? dtype::f32 : input;
+  auto const seen = unit_input(s, given_input);
   p.input_type = seen;
-  out.decide("input", std::string{name(seen)},
-             s.param != dtype::none && s.cast_forward_inputs ? "inputs are cast to param_dtype"
-             : s.param != dtype::none                        ? "cast_forward_inputs is false: inputs stay as they are"
-                                                             : "param_dtype is null: inputs stay as they are",
-             "torch.cast_forward_inputs", policy.where());
-  detail::check_unit_inputs(s, policies.dtypes, input == dtype::none ? dtype::f32 : input, input_at.where(),
-                            policy.where(), out);
+  bool const cast = s.param != dtype::none && s.cast_forward_inputs;
+  out.decide("input", refused.param || (no_input && !cast) ? "refused" : std::string{name(seen)},
+             refused.param            ? "the policy's param_dtype is refused"
+             : cast                   ? "inputs are cast to param_dtype"
+             : s.param == dtype::none ? "param_dtype is null: inputs stay as they are"
+                                      : "cast_forward_inputs is false: inputs stay as they are",
+             "torch.cast_forward_inputs", policy[cast ? "param_dtype" : "cast_forward_inputs"].where());
+  if (!refused.storage && !refused.param && !refused.output && !no_input)
+    detail::check_unit_inputs(s, policies.dtypes, given_input, root["input"].where(), policy["output_dtype"].where(),
+                              out);
 }
 
 }  // namespace v0

@@ -52,7 +52,7 @@ inline named_file const* open_deepspeed_file(checked_sections const& sections, f
     return nullptr;
   }
   if (named->problems.empty()) return named;
-  for (auto const& p : named->problems) out.add(p);
+  report_named_file(named->problems, at.where(), "dist_config.config_file is " + to_json(*at), at_load, out);
   return nullptr;
 }
 

@@ -164,12 +164,13 @@ inline void report_bf16_use(node const& root, facts const& f, backend_kind backe
   warn_odd_truth(at, truthy(*at), out);
   bool const first = reads_first_llamafactory(f.upstream) && backend == backend_kind::fsdp2;
   bool const read = backend == backend_kind::fsdp2 && f.world && !first;
-  if (read || (!at.present() && !f.bf16)) return;
-  out.warn(errc::ignored_key, at.where(), at_train,
-           std::string{"bf16 is ignored: "} + (backend == backend_kind::deepspeed
-                                                   ? "with DeepSpeed only its file's sections bf16 and fp16 count"
-                                               : first ? "in this release dist_config.mixed_precision decides"
-                                                       : "only FSDP2 under a launcher reads it"));
+  if (read) return;
+  std::string const why = backend == backend_kind::deepspeed
+                              ? "with DeepSpeed only its file's sections bf16 and fp16 count"
+                          : first ? "in this release dist_config.mixed_precision decides"
+                                  : "only FSDP2 under a launcher reads it";
+  if (at.present()) out.warn(errc::ignored_key, at.where(), at_train, "bf16 is ignored: " + why);
+  if (f.bf16) warn_ignored_bf16(*f.bf16, why, out);
 }
 
 inline bool decide_activation_checkpointing(node const& root, facts const& f, findings& out) {

@@ -49,6 +49,11 @@ inline constexpr std::array<std::string_view, 5> mesh_keys{"mp_replicate_size", 
 [[nodiscard]] inline std::string llamafactory_said(node const& n, std::string_view key) {
   return key_said(n, key, llamafactory_version);
 }
+/// Says that the argument bf16 does nothing. It stands on a command line or in code, so it has no place in the file.
+inline void warn_ignored_bf16(bool argument, std::string const& why, findings& out) {
+  out.warn(errc::ignored_key, {}, at_train,
+           std::string{"the argument bf16 (--bf16 "} + (argument ? "true" : "false") + ") is ignored: " + why);
+}
 
 /// A section after upstream's conversion: words and digits in strings become bools and numbers, in nested objects too
 /// and in arrays not. Places are kept.
@@ -132,7 +137,7 @@ inline void report_conversions(node const& before, value const& after, findings&
 }  // namespace detail
 
 inline checked_sections check_sections(node const& root, findings& out) {
-  checked_sections all{document{value::object(), root.where().file}, {}};
+  checked_sections all{document{value::object(), root.source()}, {}};
   for (auto const key : llamafactory_sections) {
     auto const at = root[key];
     if (!at.present() || at->is(value_kind::null)) continue;

@@ -10,6 +10,7 @@
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/removed_keys.hpp>
 #include <flatshard/config/sixteen_bit_sections.hpp>
+#include <flatshard/config/sparse_attention.hpp>
 #include <flatshard/config/top_sections.hpp>
 #include <flatshard/config/validated_sections.hpp>
 #include <flatshard/config/zero_section.hpp>
@@ -82,7 +83,7 @@ inline void read_monitors(node const& root, section_reader const& r) {
   auto only = value::object();
   for (auto const key : keys_of<monitor_sections>())
     if (auto const& held = (*root)[key]; held.present()) only.set(key, held);
-  document const placed{only, root.where().file};
+  document const placed{only, root.source()};
   read_section(placed.root(), monitors, r.of("DeepSpeedMonitorConfig", placed.root()));
 }
 
@@ -166,7 +167,9 @@ inline void read_sections(value const& config, node const& root, native_reading&
   top.profilers();
   hybrid_engine_section hybrid;
   read_mapping("hybrid_engine", "deepspeed.runtime.config", "HybridEngineConfig", hybrid, top, r);
-  if (known("sparse_attention")) top.is_object("sparse_attention", "keys");
+  top.kept.set("sparse_attention", nullptr);
+  if (known("sparse_attention") && top.is_object("sparse_attention", "keys"))
+    top.kept.set("sparse_attention", read_sparse_attention(placed["sparse_attention"], r.when, r.out));
   top.is_object("pipeline", "items");
   if (known("progressive_layer_drop")) top.switched_section("progressive_layer_drop");
   if (known("curriculum_learning")) top.switched_section("curriculum_learning");
@@ -244,7 +247,8 @@ inline void check_sections(node const& root, native_reading const& read, std::st
 /// Adds what was found at `when`; a problem of the start of training that was found at load gets both moments.
 inline void merge_moments(findings&& found, std::string_view when, findings& out) {
   auto const key_of = [](problem const& p) {
-    return std::to_string(static_cast<int>(p.code)) + p.where.pointer + '\n' + p.detail;
+    return std::to_string(static_cast<int>(p.code)) + p.where.pointer + '\n' +
+           (p.upstream.empty() ? p.detail : p.upstream);
   };
   std::unordered_map<std::string, std::size_t> at_load_already;
   if (when == at_train)
@@ -267,7 +271,7 @@ inline native_reading read_natively(value const& config, node const& root, std::
                                     facts const& f, std::string_view when, findings& out) {
   native_reading read;
   findings found, last;
-  document const placed{config, root.where().file};
+  document const placed{config, root.source()};
   auto const placed_root = placed.root();
   section_reader const reader{.model = {},
                               .when = when,
@@ -279,13 +283,13 @@ inline native_reading read_natively(value const& config, node const& root, std::
   detail::read_sections(config, root, read, {placed_root, when, f.upstream.deepspeed, found, read.attributes}, reader);
   detail::merge_moments(std::move(found), when, out);
   // the division of the ranks comes first, and ends the reading
-  bool const divided = elastic || divides_ranks(communicator, placed_root["sequence_parallel_size"], when, out);
+  bool const divided = elastic || divides_ranks(communicator, placed_root["sequence_parallel_size"], when, last);
   auto result = elastic || !divided
                     ? batch_result{}
                     : complete_batch({config["train_batch_size"], config["train_micro_batch_size_per_gpu"],
                                       config["gradient_accumulation_steps"],
                                       batch_world(communicator, config["sequence_parallel_size"])});
-  report_batch_fault(result, root, f, when, out);
+  report_batch_fault(result, root, f, when, last);
   if (!result.fault && !elastic && divided) read.batch = std::move(result);
   detail::check_sections(placed_root, read, when, last);
   detail::merge_moments(std::move(last), when, out);

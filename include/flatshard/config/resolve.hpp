@@ -148,10 +148,7 @@ inline namespace v0 {
                rule_of(front_end, "activation_checkpointing"), whole);
     decide_adopted_process_group(front_end, f, out, r.policies);
   } else if (form == config_form::deepspeed) {
-    if (f.bf16)
-      out.warn(errc::ignored_key, whole, at_train,
-               std::string{"the argument bf16 "} + (*f.bf16 ? "true" : "false") +
-                   " is ignored: with DeepSpeed only the file's sections bf16 and fp16 count");
+    if (f.bf16) warn_ignored_bf16(*f.bf16, "with DeepSpeed only the file's sections bf16 and fp16 count", out);
     out.decide("backend", "deepspeed", "the file is a DeepSpeed configuration",
                std::string{name(front_end)} + ".backend", whole);
     r.policies.config_file = config.file();

@@ -40,9 +40,17 @@ struct trainer_mismatch {
   if (p == profile::transformers_v4) return fp16_set && !fp16_on ? dtype::f32 : dtype::f16;
   return fp16_on ? dtype::f16 : dtype::f32;
 }
-static_assert(model_init_dtype(profile::transformers_v4, false, false, false) == dtype::f16);
-static_assert(model_init_dtype(profile::transformers_v5, false, false, false) == dtype::f32);
-static_assert(model_init_dtype(profile::transformers_v4, false, false, true) == dtype::f32);
+namespace detail {
+/// One row of the rule in docs/config.md: what fp16.enabled says, and the dtypes of both versions where bf16 is not on.
+constexpr bool model_init_row(bool fp16_on, bool fp16_set, dtype v4, dtype v5) {
+  auto const made = [=](profile p, bool bf16_on) { return model_init_dtype(p, bf16_on, fp16_on, fp16_set); };
+  return made(profile::transformers_v4, false) == v4 && made(profile::transformers_v5, false) == v5 &&
+         made(profile::transformers_v4, true) == dtype::bf16 && made(profile::transformers_v5, true) == dtype::bf16;
+}
+}  // namespace detail
+static_assert(detail::model_init_row(false, false, dtype::f16, dtype::f32));
+static_assert(detail::model_init_row(false, true, dtype::f32, dtype::f32));
+static_assert(detail::model_init_row(true, true, dtype::f16, dtype::f16));
 
 /// The mode of two sections that are not odd under the training arguments: accelerate's refusal comes first (its
 /// Accelerator is made with the Trainer), then a section that says otherwise than its argument, then DeepSpeed's own
