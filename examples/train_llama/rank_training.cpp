@@ -104,6 +104,7 @@ void train_rank(training const& job, rank_trainer& rank, bool speaks) {
                       step * options.batch + rank.first_sequence() + s);
   };
   std::vector<double> losses, norms;
+  std::size_t updates = 0;
   for (std::size_t step = 0; step < args.steps; ++step) {
     auto const begin = std::chrono::steady_clock::now();
     read_batch(step);
@@ -114,6 +115,7 @@ void train_rank(training const& job, rank_trainer& rank, bool speaks) {
       dump.add("grad.", rank, model_copy::gradient);
     }
     rank.update(done);
+    updates += done.updated ? 1 : 0;
     std::chrono::duration<double> const seconds = std::chrono::steady_clock::now() - begin;
     losses.push_back(done.loss);
     norms.push_back(done.norm);
@@ -156,7 +158,7 @@ void train_rank(training const& job, rank_trainer& rank, bool speaks) {
       dump.write(args.dump);
     }
   }
-  if (!args.save.empty()) {
+  if (!args.save.empty() && (updates > 0 || args.steps == 0)) {  // not what no step could train
     save_checkpoint(args.save, job.config, job.tables, rank, speaks);
     if (speaks) report.line("saved " + args.save);
     if (speaks) report.set("saved", args.save);

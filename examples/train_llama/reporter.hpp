@@ -67,6 +67,7 @@ class reporter {
   }
   void set(std::string_view key, value v) { object_.set(key, std::move(v)); }
   void step(std::size_t number, step_report const& done, double seconds) {
+    skipped_ += done.updated ? 0 : 1;
     line(fmt::format("step {:4}  loss {:.6f}  grad norm {:.6f}  {:.3f} s{}", number, done.loss, done.norm, seconds,
                      done.updated ? "" : "  not finite, no update"));
     auto const finite = [](double x) { return std::isfinite(x) ? value{x} : value{nullptr}; };  // JSON has no NaN
@@ -76,6 +77,8 @@ class reporter {
                                     {"seconds", seconds},
                                     {"updated", done.updated}}));
   }
+  /// Steps that updated nothing.
+  [[nodiscard]] std::size_t skipped_steps() const { return skipped_; }
   void finish() {
     object_.set("steps", steps_);
     if (json_) fmt::print("{}\n", flatshard::to_json(object_));
@@ -83,6 +86,7 @@ class reporter {
 
  private:
   bool json_;
+  std::size_t skipped_ = 0;
   value object_ = value::object(), steps_ = value::array();
 };
 

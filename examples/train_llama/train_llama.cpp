@@ -47,7 +47,6 @@ int main(int argc, char** argv) {
   CLI::App app{"Trains a Llama-family checkpoint on ranks of this machine, as a training configuration asks for it",
                "train_llama"};
   app.footer("Exit codes: 0 done, 1 bad input or environment, 2 wrong usage.");
-  app.failure_message(CLI::FailureMessage::simple);
   auto* const model = app.add_option("--model", args.model, "folder with config.json and safetensors files");
   auto* const config =
       app.add_option("--config", args.setup.config, "DeepSpeed JSON, or LLaMA-Factory's settings as YAML or JSON");
@@ -102,8 +101,15 @@ int main(int argc, char** argv) {
     for (auto const& [name, number] :
          {std::pair{"--lr", args.lr}, {"--max-grad-norm", args.max_grad_norm}, {"--grad-scale", args.grad_scale}})
       if (!trainer::not_negative(number)) throw CLI::ValidationError(name, "must be a number of at least 0");
+  } catch (CLI::CallForHelp const&) {
+    fmt::print("{}", app.help());
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return 0;
+    report_error("cannot write to standard output");
+    return 1;
   } catch (CLI::ParseError const& e) {
-    return app.exit(e) == 0 ? 0 : 2;
+    report_error(tool::one_line(e.what()));
+    std::fputs("Run `train_llama --help` for the options.\n", stderr);
+    return 2;
   }
   args.setup.lr = args.lr;
   args.batch_given = batch->count() > 0;

@@ -2,6 +2,7 @@
 #include "training.hpp"
 
 #include "../../tools/report.hpp"
+#include "checkpoint_fit.hpp"
 #include "matmul_backend.hpp"
 #include "model_config.hpp"
 #include "output_targets.hpp"
@@ -28,6 +29,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <vector>
 
@@ -51,6 +53,9 @@ namespace {
   return files;
 }
 
+/// A line for people beside the results, on stderr.
+void warn(std::string_view line) { std::fputs((tool::one_line(line) + '\n').c_str(), stderr); }
+
 }  // namespace
 
 void train(arguments const& args) {
@@ -73,9 +78,11 @@ void train(arguments const& args) {
   options.clip = setup.clip;
   options.optimizer = setup.optimizer;
   tokens.check(model.vocabulary, options.tokens);
+  unit_tables const tables{model};
+  check_tensors(tables, checkpoint, setup.resolved.policies.dtypes);
+  auto const surplus = surplus_tensors(config, model, tables, checkpoint);
   check_targets(args);
 
-  unit_tables const tables{model};
   std::size_t parameters = 0;
   for (auto const& list : tables.parameters)
     for (auto const& p : list) parameters += p.dims.numel();
@@ -85,7 +92,8 @@ void train(arguments const& args) {
                           setup.layout, options.batch, options.tokens, args.sum_order, name(backend)));
   for (auto const& line : setup.lines) report.line(line);
   std::fflush(stdout);
-  for (auto const& line : setup.warnings) std::fputs((tool::one_line(line) + '\n').c_str(), stderr);
+  for (auto const& line : setup.warnings) warn(line);
+  for (auto const& problem : surplus) warn(to_string(problem));
   report.set("model", value::object({{"type", model.type}, {"parameters", parameters}, {"layers", model.layers}}));
   report.set("world", args.world);
   report.set("batch", options.batch);
@@ -121,6 +129,14 @@ void train(arguments const& args) {
     throw too_large();
   }
   report.finish();
+  if (auto const skipped = report.skipped_steps(); skipped > 0 && skipped == args.steps)
+    throw std::runtime_error{
+        fmt::format("nothing was trained{}: the gradients of {} were not finite, so no weight was updated",
+                    args.save.empty() ? "" : " and nothing saved",
+                    skipped == 1 ? "the one step" : fmt::format("all {} steps", skipped))};
+  else if (skipped > 0)
+    warn(fmt::format("warning: {} of {} steps updated nothing, as their gradients were not finite", skipped,
+                     args.steps));
 }
 
 void run_adamw(arguments const& args) {
