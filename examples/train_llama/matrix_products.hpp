@@ -88,13 +88,15 @@ inline void plain_tile(float* y, float const* a, float const* b, std::size_t dep
 /// The products of one rank: one thread, and memory and compiled kernels kept from call to call.
 class matrix_products {
  public:
-  explicit matrix_products(matmul_backend backend) : backend_{backend} {
 #if defined(FLATSHARD_ONEDNN)
+  explicit matrix_products(matmul_backend backend) : backend_{backend} {
     if (backend_ == matmul_backend::onednn) omp_set_num_threads(1);  // of the calling thread: one thread a rank
-#else
-    flatshard::require(backend == matmul_backend::loops, "this build has no oneDNN");
-#endif
   }
+#else
+  explicit matrix_products(matmul_backend backend) {
+    flatshard::require(backend == matmul_backend::loops, "this build has no oneDNN");
+  }
+#endif
 
   /// y = a b, plus `bias` [columns of y] on every row where it is given; sums in fp32, rounded once to the type of y.
   /// Shapes: y [m, n], a [m, k], b [k, n]; y's rows are contiguous and y overlaps nothing. m, n, k may be 0.
@@ -207,8 +209,8 @@ class matrix_products {
   dnnl::stream stream_{engine_};
   std::map<std::array<std::size_t, 12>, compiled> compiled_;
   std::vector<lines> scratch_;
-#endif
   matmul_backend backend_;
+#endif
   detail::tile_kernel tile_ = detail::best_tile();
   std::vector<float> left_, right_;  // packed strips of the loops
 };

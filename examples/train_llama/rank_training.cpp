@@ -73,7 +73,9 @@ void with_policies(training_setup const& setup, Use use) {
   if (p.sharding == flatshard::sharding_kind::none || p.sharding == flatshard::sharding_kind::zero12)
     return by_value();  // one rank, nothing to cut
   with_static(setup.resolved, [&](auto precision, auto sharding) {
-    if (setup.layout == sharding.name) return with_element_type(precision, sharding);
+    // accelerate's dtypes have a name too, but no profile of this trainer resolves to them
+    if constexpr (!std::same_as<decltype(precision), flatshard::static_precision<flatshard::accelerate_fsdp2_bf16>>)
+      if (setup.layout == sharding.name) return with_element_type(precision, sharding);
     by_value();  // a layout that the configuration does not name
   });
 }
