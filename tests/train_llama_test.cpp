@@ -853,6 +853,7 @@ TEST_CASE("what is passed over because the weights are the same is said, a line 
   folder.text("quiet.json", R"({"bf16": false, "dist_config": {"name": "fsdp2"}})");
   auto const quiet = run(folder.options("quiet.json", 2, {"--steps", "0"}));
   CHECK(!has(quiet.err, "not done here"));
+  CHECK(!has(quiet.err, "sequences a step"));
 }
 
 TEST_CASE("a checkpoint that holds more than the model: a warning with both numbers") {

@@ -106,7 +106,11 @@ training_setup read_setup(setup_arguments const& args, std::size_t world, std::s
                                 s.activation_checkpointing ? "on" : "off",
                                 s.clip ? fmt::format("to norm {}", *s.clip) : "off", s.optimizer.lr, s.optimizer.beta1,
                                 s.optimizer.beta2, s.optimizer.epsilon, s.optimizer.decay));
-  auto const asked = p.batch ? p.batch->train : p.front_end ? p.front_end->global_batch_size : value{};
+  auto const* const said = s.resolved.find("global_batch_size");  // LLaMA-Factory's; by default it follows the ranks
+  auto const asked = p.batch ? p.batch->train
+                     : p.front_end && said && said->source.pointer == "/global_batch_size"
+                         ? p.front_end->global_batch_size
+                         : value{};
   if (auto const n = asked.number(); n && *n != static_cast<double>(batch))
     s.warnings.push_back(
         fmt::format("{}: warning: the configuration asks for {} sequences a step; --batch says {}, which is what runs",
