@@ -140,11 +140,14 @@ TEST_CASE("a wrong command line ends with 2, one line that says what is allowed,
            {{"--backend", "gloo"}, "--backend: must be one of threads"},
            {{"all_reduce"}, "must be one of all_gather, reduce_scatter, broadcast, all_to_all, found 'all_reduce'"},
            {{"--order", "ring"}, "--order: must be one of by_rank, pairwise, any, found 'ring'"},
-           {{"--speed"}, "--speed"}}) {
+           {{"--speed"}, "--speed"},
+           {{"--order", "\x1b[31m\nx"}, "found '\\x1b[31m\\nx'"},
+           {{"\x1b[31m\nx"}, "\\x1b[31m\\nx"}}) {
     auto const done = run(one.line);
     CAPTURE(done.err);
     CHECK(done.code == 2);
     CHECK(done.says(one.text));
+    CHECK(done.err.find('\x1b') == std::string::npos);
     CHECK(done.out.empty());
   }
   CHECK(has(run({"--help"}).out, "-b,--minbytes"));

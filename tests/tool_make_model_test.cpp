@@ -209,7 +209,7 @@ TEST_CASE("the target is refused if it exists, and nothing is left when making f
 
 TEST_CASE("an interrupted run ends by the signal and leaves nothing") {
   folder const dir;
-  for (auto const signal : {SIGINT, SIGTERM}) {
+  for (auto const signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) {
     running program{{"make-model", dir / "model", "--arch", "llama", "--size", "1G"}, {}};
     auto const until = std::chrono::steady_clock::now() + std::chrono::seconds{20};
     while (dir.names().empty() && std::chrono::steady_clock::now() < until)

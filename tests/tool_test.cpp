@@ -54,6 +54,11 @@ TEST_CASE("wrong usage is exit code 2 with a sentence on stderr") {
            {{"load", "", "--world", "2"}, "DIR: must not be empty"},
            {{"load", "x", "--world", "2", "--config", ""}, "--config: must not be empty"},
            {{"plan", "--arch", "llama-3-8b", "--world", "2", "--config", ""}, "--config: must not be empty"},
+           {{"\x1b[31m\nx"}, "'\\x1b[31m\\nx'"},
+           {{"explain", "x", "\x1b[31m\nx"}, "\\x1b[31m\\nx"},
+           {{"make-model", "x", "--arch", "\x1b[31m\nx"}, "\\x1b[31m\\nx"},
+           {{"plan", "--arch", "\x1b[31m\nx", "--world", "2"}, "\\x1b[31m\\nx"},
+           {{"load", "x", "--world", "\x1b[31m\nx"}, "\\x1b[31m\\nx"},
        }) {
     auto const shown_words = words.empty() ? std::string{} : words.back();
     CAPTURE(shown_words);
@@ -61,7 +66,7 @@ TEST_CASE("wrong usage is exit code 2 with a sentence on stderr") {
     CHECK(r.code == 2);
     CHECK(r.out.empty());
     CHECK_MESSAGE(r.says(says), r.err);
-    CHECK(r.err.find('\x1b') == std::string::npos);  // colour on terminals only
+    CHECK(r.err.find('\x1b') == std::string::npos);  // colour on terminals only, and no control of an argument
   }
   CHECK(!files::exists("x"));
 }

@@ -77,6 +77,13 @@ struct model_folder : scratch_folder {
   }
 };
 
+/// The back ends of matrix products that this build has.
+std::vector<std::string> products_here() {
+  if (has_onednn) return {"loops", "onednn"};
+  std::printf("skipped: products by oneDNN, this build lacks it\n");
+  return {"loops"};
+}
+
 /// Names of the tensors with this prefix that are not the same, bit by bit.
 std::vector<std::string> differences(tensor_file const& a, tensor_file const& b, std::string const& prefix) {
   std::vector<std::string> names;
@@ -100,12 +107,8 @@ std::vector<std::string> pairwise(std::vector<std::string> more) {
 }  // namespace
 
 TEST_CASE("pairwise sums: 1, 2, 4, 8 and more ranks give the same bits after 20 steps") {
-  for (std::string const products : {"loops", "onednn"}) {
+  for (auto const& products : products_here()) {
     CAPTURE(products);
-    if (products == "onednn" && !has_onednn) {
-      std::printf("skipped: products by oneDNN, this build lacks it\n");
-      continue;
-    }
     // Norms of 6 elements: fewer than 8 ranks. The tied head adds two uses of one table.
     for (bool const tied : {false, true}) {
       model_folder const folder{{.hidden = 6, .intermediate = 10, .tied = tied}};
@@ -148,37 +151,46 @@ TEST_CASE("any number of ranks stays close to one rank, clipped or not, in eithe
                                    {4, "fsdp2-clip.json", "fsdp2"}, {5, "clip.json", "native"},
                                    {7, "fsdp2-clip.json", "fsdp2"}, {8, "clip.json", "zero3"},
                                    {8, "clip.json", "native"}};
+  struct setting {
+    std::vector<other> const* others;
+    std::vector<std::string> options;
+    std::string products;
+  };
+  std::vector<setting> settings;
   for (auto const* const others : {&plain, &clipped})
-    for (auto const& options : {twenty, pairwise(twenty)}) {
-      auto const one = folder.trained(others->front().config, 1, options);
-      if (others == &clipped)  // by the limit of 0.5, and at every step
-        for (auto const norm : one.at("grad_norms").values) CHECK(norm > 0.5);
-      for (auto const& o : *others) {
-        CAPTURE(o.config);
-        CAPTURE(o.layout);
-        CAPTURE(o.world);
-        auto layout = options;
-        layout.insert(layout.end(), {"--layout", o.layout});
-        auto const many = folder.trained(o.config, o.world, layout);
-        double squares = 0, count = 0, worst_median = 0;
-        for (auto const& [name, t] : one) {
-          if (!name.starts_with("weights.")) continue;
-          std::vector<double> each;
-          for (std::size_t i = 0; i < t.values.size(); ++i) {
-            each.push_back(std::abs(t.values[i] - many.at(name).values.at(i)) / 1e-3);
-            squares += each.back() * each.back();
-          }
-          count += static_cast<double>(each.size());
-          std::nth_element(each.begin(), each.begin() + static_cast<std::ptrdiff_t>(each.size() / 2), each.end());
-          worst_median = std::max(worst_median, each[each.size() / 2]);
+    for (auto const& options : {twenty, pairwise(twenty)})
+      for (auto const& products : products_here()) settings.push_back({others, options, products});
+  for (auto const& [others, options, products] : settings) {
+    CAPTURE(products);
+    auto const one = folder.trained(others->front().config, 1, options, products);
+    if (others == &clipped)  // by the limit of 0.5, and at every step
+      for (auto const norm : one.at("grad_norms").values) CHECK(norm > 0.5);
+    for (auto const& o : *others) {
+      CAPTURE(o.config);
+      CAPTURE(o.layout);
+      CAPTURE(o.world);
+      auto layout = options;
+      layout.insert(layout.end(), {"--layout", o.layout});
+      auto const many = folder.trained(o.config, o.world, layout, products);
+      double squares = 0, count = 0, worst_median = 0;
+      for (auto const& [name, t] : one) {
+        if (!name.starts_with("weights.")) continue;
+        std::vector<double> each;
+        for (std::size_t i = 0; i < t.values.size(); ++i) {
+          each.push_back(std::abs(t.values[i] - many.at(name).values.at(i)) / 1e-3);
+          squares += each.back() * each.back();
         }
-        REQUIRE(count > 0);
-        CHECK(worst_median <= 1e-3);
-        CHECK(std::sqrt(squares / count) <= 4e-3);
-        auto const &a = one.at("losses").values, &b = many.at("losses").values;
-        for (std::size_t i = 0; i < a.size(); ++i) CHECK(std::abs(a[i] - b[i]) <= 1e-5);
+        count += static_cast<double>(each.size());
+        std::nth_element(each.begin(), each.begin() + static_cast<std::ptrdiff_t>(each.size() / 2), each.end());
+        worst_median = std::max(worst_median, each[each.size() / 2]);
       }
+      REQUIRE(count > 0);
+      CHECK(worst_median <= 1e-3);
+      CHECK(std::sqrt(squares / count) <= 4e-3);
+      auto const &a = one.at("losses").values, &b = many.at("losses").values;
+      for (std::size_t i = 0; i < a.size(); ++i) CHECK(std::abs(a[i] - b[i]) <= 1e-5);
     }
+  }
 }
 
 TEST_CASE("activation checkpointing changes memory and nothing else") {
@@ -187,25 +199,29 @@ TEST_CASE("activation checkpointing changes memory and nothing else") {
   folder.text("recomputed.json", fsdp2(false, "1.0"));
   folder.text("kept-bf16.json", fsdp2(true, "1.0", R"(, "enable_activation_checkpointing": false)"));
   folder.text("recomputed-bf16.json", fsdp2(true, "1.0"));
-  for (std::string const bf16 : {"", "-bf16"}) {
-    CAPTURE(bf16);
-    auto const options = std::vector<std::string>{"--steps", "3", "--batch", "4", "--seq", "32"};
-    auto const off = folder.trained("kept" + bf16 + ".json", 2, options);
-    auto const on = folder.trained("recomputed" + bf16 + ".json", 2, options);
-    CHECK(differences(off, on, "grad.").empty());
-    CHECK(differences(off, on, "weights.").empty());
-    auto json = options;
-    json.emplace_back("--json");
-    auto const said_off = json_of(run(folder.options("kept" + bf16 + ".json", 2, json)).out);
-    auto const said_on = json_of(run(folder.options("recomputed" + bf16 + ".json", 2, json)).out);
-    CHECK(said_off["activation_checkpointing"].is_false());
-    CHECK(said_on["activation_checkpointing"].is_true());
-    CHECK(*said_on["peak"]["activation_bytes"].integer() < *said_off["peak"]["activation_bytes"].integer());
-    // Each layer is gathered for forward and again for backward; the root for the embedding and for the head.
-    CHECK(*said_on["gathers_per_step"].integer() == 2 * 4 + 2);
-    CHECK(*said_off["gathers_per_step"].integer() == 2 * 4 + 2);
-    CHECK(*said_on["reduce_scatters_per_step"].integer() == 4 + 1);
-  }
+  for (std::string const bf16 : {"", "-bf16"})
+    for (auto const& products : products_here()) {
+      CAPTURE(bf16);
+      CAPTURE(products);
+      auto const options = std::vector<std::string>{"--steps", "3", "--batch", "4", "--seq", "32"};
+      auto const off = folder.trained("kept" + bf16 + ".json", 2, options, products);
+      auto const on = folder.trained("recomputed" + bf16 + ".json", 2, options, products);
+      CHECK(differences(off, on, "grad.").empty());
+      CHECK(differences(off, on, "weights.").empty());
+      auto json = options;
+      json.emplace_back("--json");
+      auto const said_off =
+          json_of(run(folder.options("kept" + bf16 + ".json", 2, json), "FLATSHARD_MATMUL=" + products).out);
+      auto const said_on =
+          json_of(run(folder.options("recomputed" + bf16 + ".json", 2, json), "FLATSHARD_MATMUL=" + products).out);
+      CHECK(said_off["activation_checkpointing"].is_false());
+      CHECK(said_on["activation_checkpointing"].is_true());
+      CHECK(*said_on["peak"]["activation_bytes"].integer() < *said_off["peak"]["activation_bytes"].integer());
+      // Each layer is gathered for forward and again for backward; the root for the embedding and for the head.
+      CHECK(*said_on["gathers_per_step"].integer() == 2 * 4 + 2);
+      CHECK(*said_off["gathers_per_step"].integer() == 2 * 4 + 2);
+      CHECK(*said_on["reduce_scatters_per_step"].integer() == 4 + 1);
+    }
   auto const printed = run(folder.options("recomputed.json", 2, {"--steps", "1"}));
   CHECK(has(printed.out, "peak memory: "));
   CHECK(has(printed.out, "per step: 10 gathers, 5 reduce-scatters"));
@@ -409,7 +425,9 @@ TEST_CASE("a norm that is not finite skips the update") {
   auto const stored = read_all(path);
   auto const done = run(folder.options("plain.json", 2, {"--steps", "2", "--dump", folder / "dump"}));
   INFO(done.err);
-  REQUIRE(done.exit_code == 0);
+  CHECK(done.exit_code == 1);
+  CHECK(done.err ==
+        "train_llama: nothing was trained: the gradients of all 2 steps were not finite, so no weight was updated\n");
   CHECK(has(done.out, "not finite, no update"));
   auto const after = read_all(folder / "dump");
   for (auto const& [key, t] : stored) {
@@ -420,6 +438,11 @@ TEST_CASE("a norm that is not finite skips the update") {
   }
   auto const said = json_of(run(folder.options("plain.json", 2, {"--steps", "1", "--json"})).out);
   CHECK(said["steps"].elements()[0]["updated"].is_false());
+  auto const saving = run(folder.options("plain.json", 2, {"--steps", "1", "--save", folder / "saved"}));
+  CHECK(saving.exit_code == 1);
+  CHECK(has(saving.err, "nothing was trained and nothing saved: the gradients of the one step were not finite"));
+  CHECK(!fs::exists(folder / "saved"));
+  CHECK(run(folder.options("plain.json", 1, {"--steps", "0", "--save", folder / "saved"})).exit_code == 0);
 }
 
 TEST_CASE("biases of every projection: sharded as on one rank, gradients as finite differences say") {
@@ -476,47 +499,50 @@ TEST_CASE("config.json without num_key_value_heads has as many as heads") {
 }
 
 TEST_CASE("what is saved loads again, with the same bits") {
-  for (std::string const config : {"mixed.json", "fsdp2-mixed.json"}) {
-    CAPTURE(config);
-    model_folder const folder{{.tied = true}, R"("dtype": "bfloat16", "architectures": ["\u00e9 \"x\""], )"};
-    auto const trained = folder.trained(config, 3, {"--steps", "2", "--batch", "3", "--save", folder / "saved"});
-    auto const saved = read_all(folder.path() / "saved" / "model.safetensors");
-    auto const original = read_checkpoint(folder.path() / "model");
-    CHECK(saved.size() == original.size());
-    bool const narrow = config == "mixed.json";
-    for (auto const& [key, t] : saved) {
-      auto const& name = key;
-      CAPTURE(name);
-      CHECK(t.dims == original.at(name).dims);
-      CHECK(t.type == (narrow ? flatshard::dtype::bf16 : flatshard::dtype::f32));
-      auto const& master = trained.at("weights." + name).values;
-      for (std::size_t i = 0; i < master.size(); ++i) {
-        auto const x = static_cast<float>(master[i]);
-        auto const want = narrow ? flatshard::widen(flatshard::narrow<flatshard::bf16>(x)) : x;
-        if (static_cast<float>(t.values.at(i)) != want) FAIL_CHECK("element " << i);
+  for (std::string const config : {"mixed.json", "fsdp2-mixed.json"})
+    for (auto const& products : products_here()) {
+      CAPTURE(config);
+      CAPTURE(products);
+      model_folder const folder{{.tied = true}, R"("dtype": "bfloat16", "architectures": ["\u00e9 \"x\""], )"};
+      auto const trained =
+          folder.trained(config, 3, {"--steps", "2", "--batch", "3", "--save", folder / "saved"}, products);
+      auto const saved = read_all(folder.path() / "saved" / "model.safetensors");
+      auto const original = read_checkpoint(folder.path() / "model");
+      CHECK(saved.size() == original.size());
+      bool const narrow = config == "mixed.json";
+      for (auto const& [key, t] : saved) {
+        auto const& name = key;
+        CAPTURE(name);
+        CHECK(t.dims == original.at(name).dims);
+        CHECK(t.type == (narrow ? flatshard::dtype::bf16 : flatshard::dtype::f32));
+        auto const& master = trained.at("weights." + name).values;
+        for (std::size_t i = 0; i < master.size(); ++i) {
+          auto const x = static_cast<float>(master[i]);
+          auto const want = narrow ? flatshard::widen(flatshard::narrow<flatshard::bf16>(x)) : x;
+          if (static_cast<float>(t.values.at(i)) != want) FAIL_CHECK("element " << i);
+        }
       }
+      // config.json says what the tensors are, under the keys that it had, and nothing else changed.
+      auto const before = flatshard::parse_file(folder / "model/config.json").value().value_of_root();
+      auto const after = flatshard::parse_file(folder / "saved/config.json").value().value_of_root();
+      for (auto const* const key : {"dtype", "torch_dtype"}) CHECK(after[key].is_text(narrow ? "bfloat16" : "float32"));
+      auto restored = after;
+      restored.set("dtype", "bfloat16").set("torch_dtype", "bfloat16");
+      CHECK(restored == before);
+      auto again = folder.options(config, 2, {"--steps", "0", "--dump", folder / "dump"});
+      again[1] = folder / "saved";
+      REQUIRE(run(again).exit_code == 0);
+      auto const loaded = read_all(folder / "dump");
+      for (auto const& [name, t] : saved) CHECK(loaded.at("weights." + name).values == t.values);
+      // The name is taken now: refused before training, and nothing is touched.
+      auto const taken = run(folder.options(config, 1, {"--steps", "1", "--save", folder / "saved"}));
+      CHECK(taken.exit_code == 1);
+      CHECK(has(taken.err, "saved"));
+      CHECK(taken.out.empty());
+      std::size_t entries = 0;
+      for (auto const& entry : fs::directory_iterator{folder.path()}) entries += has(entry.path().string(), "partial");
+      CHECK(entries == 0);
     }
-    // config.json says what the tensors are, under the keys that it had, and nothing else changed.
-    auto const before = flatshard::parse_file(folder / "model/config.json").value().value_of_root();
-    auto const after = flatshard::parse_file(folder / "saved/config.json").value().value_of_root();
-    for (auto const* const key : {"dtype", "torch_dtype"}) CHECK(after[key].is_text(narrow ? "bfloat16" : "float32"));
-    auto restored = after;
-    restored.set("dtype", "bfloat16").set("torch_dtype", "bfloat16");
-    CHECK(restored == before);
-    auto again = folder.options(config, 2, {"--steps", "0", "--dump", folder / "dump"});
-    again[1] = folder / "saved";
-    REQUIRE(run(again).exit_code == 0);
-    auto const loaded = read_all(folder / "dump");
-    for (auto const& [name, t] : saved) CHECK(loaded.at("weights." + name).values == t.values);
-    // The name is taken now: refused before training, and nothing is touched.
-    auto const taken = run(folder.options(config, 1, {"--steps", "1", "--save", folder / "saved"}));
-    CHECK(taken.exit_code == 1);
-    CHECK(has(taken.err, "saved"));
-    CHECK(taken.out.empty());
-    std::size_t entries = 0;
-    for (auto const& entry : fs::directory_iterator{folder.path()}) entries += has(entry.path().string(), "partial");
-    CHECK(entries == 0);
-  }
 }
 
 TEST_CASE("config.json without a dtype is saved without one; --save may end in a slash and name new folders") {
@@ -553,7 +579,7 @@ TEST_CASE("a save that fails leaves nothing, not even the parents that it made")
 TEST_CASE("a save that a signal ends leaves nothing, and the program ends as the signal says") {
   // 50 MB in all: writing and synchronising them takes longer than a look into the folder.
   model_folder const folder{{.hidden = 384, .intermediate = 256, .layers = 1, .vocabulary = 16384}};
-  for (int const signal : {SIGTERM, SIGINT}) {
+  for (int const signal : {SIGTERM, SIGINT, SIGQUIT}) {
     CAPTURE(signal);
     bool ended_by_it = false;
     for (int attempt = 0; attempt < 20 && !ended_by_it; ++attempt) {
@@ -686,7 +712,8 @@ TEST_CASE("--json is UTF-8 whatever a path is, and lines for people hold no cont
 TEST_CASE("numbers that are not finite are null in --json") {
   model_folder const folder;
   auto const done = run(folder.options("plain.json", 1, {"--steps", "3", "--lr", "1e30", "--json"}));
-  CHECK(done.exit_code == 0);
+  CHECK(done.exit_code == 0);  // the first of the steps is finite, and updates
+  CHECK(has(done.err, "warning: 2 of 3 steps updated nothing, as their gradients were not finite\n"));
   CHECK(has(done.out, "null"));
   CHECK_FALSE(has(done.out, "NaN"));
   CHECK_FALSE(has(done.out, "Infinity"));
@@ -761,6 +788,101 @@ TEST_CASE("a scheduler, adapters and numbers that AdamW does not take are refuse
             "/" + key + ": error: this trainer updates every parameter");
 }
 
+TEST_CASE("what would give other weights is refused with its place") {
+  model_folder const folder;
+  auto const refused = [&](std::string const& text, std::string_view says) {
+    CAPTURE(text);
+    folder.text("r.json", text);
+    auto const done = run(folder.options("r.json", 2, {"--steps", "1"}));
+    CHECK(done.exit_code == 1);
+    CHECK(done.out.empty());
+    CHECK_MESSAGE(has(done.err, says), done.err);
+  };
+  auto const with = [](std::string const& more) { return deepspeed(false, "0", ",\n" + more); };
+  auto const zero = [](std::string const& more) {
+    return R"({"bf16": {"enabled": true}, "zero_optimization": {"stage": 3,)" + ('\n' + more) +
+           R"(}, "train_micro_batch_size_per_gpu": "auto"})";
+  };
+  refused(with(R"("sequence_parallel_size": 2)"),
+          "r.json:2:27: /sequence_parallel_size: error: sequence_parallel_size is 2; this trainer keeps each sequence");
+  refused(with(R"("tensor_parallel": {"autotp_size": 2})"),
+          "r.json:2:36: /tensor_parallel/autotp_size: error: autotp_size is 2; this trainer has no tensor parallelism");
+  refused(with(R"("torch_autocast": {"enabled": true, "dtype": "bfloat16"})"),
+          "r.json:2:31: /torch_autocast/enabled: error: torch_autocast is on, and would give other weights");
+  for (std::string const key : {"zero_quantized_weights", "zero_quantized_gradients"})
+    refused(zero('"' + key + "\": true"),
+            "/zero_optimization/" + key + ": error: " + key + " would give other weights");
+  refused(R"({"bf16": false, "dist_config": {"name": "fsdp2"}, "flash_attn": "flash_attention_2",
+"cp_size": 2})",
+          "r.json:2:12: /cp_size: error: cp_size is 2; this trainer keeps each sequence whole");
+}
+
+TEST_CASE("what is passed over because the weights are the same is said, a line each, with its place") {
+  model_folder const folder;
+  auto const says = [&](std::string const& text, std::string const& line, std::vector<std::string> const& more = {}) {
+    CAPTURE(text);
+    folder.text("w.json", text);
+    auto options = std::vector<std::string>{"--steps", "0"};
+    options.insert(options.end(), more.begin(), more.end());
+    auto const done = run(folder.options("w.json", 2, options));
+    CHECK(done.exit_code == 0);
+    CHECK_MESSAGE(has(done.err, line), done.err);
+  };
+  auto const zero = [](std::string const& more) {
+    return R"({"bf16": {"enabled": true}, "zero_optimization": {"stage": 3,)" + ('\n' + more) +
+           R"(}, "train_micro_batch_size_per_gpu": "auto"})";
+  };
+  for (std::string const key : {"offload_optimizer", "offload_param"})
+    says(zero('"' + key + R"(": {"device": "cpu"})"),
+         "/zero_optimization/" + key + "/device: warning: " + key + " is not done here: everything lies in the memory");
+  says(zero(R"("zero_hpz_partition_size": 2)"),
+       "w.json:2:28: /zero_optimization/zero_hpz_partition_size: warning: zero_hpz_partition_size is not done here");
+  says(R"({"bf16": false, "dist_config": {"name": "fsdp2",
+"offload_params": true}})",
+       "w.json:2:19: /dist_config/offload_params: warning: offload_params is not done here");
+  says(R"({"bf16": false, "dist_config": {"name": "fsdp2",
+"reshard_after_forward": false}})",
+       "w.json:2:26: /dist_config/reshard_after_forward: warning: reshard_after_forward is false, which is not done");
+  says(R"({"bf16": {"enabled": true}, "zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1,
+"gradient_accumulation_steps": 4})",
+       "w.json:2:32: /gradient_accumulation_steps: warning: micro batches are not done here: a step of 4 of them is");
+  says(R"({"bf16": false, "global_batch_size": 16, "micro_batch_size": 2, "dist_config": {"name": "fsdp2"}})",
+       "warning: the configuration asks for 16 sequences a step; --batch says 8");
+  says(R"({"bf16": false, "global_batch_size": 16, "micro_batch_size": 2, "dist_config": {"name": "fsdp2"}})",
+       "warning: micro batches are not done here: a step of 4 of them is one batch", {"--batch", "16"});
+  folder.text("quiet.json", R"({"bf16": false, "dist_config": {"name": "fsdp2"}})");
+  auto const quiet = run(folder.options("quiet.json", 2, {"--steps", "0"}));
+  CHECK(!has(quiet.err, "not done here"));
+  CHECK(!has(quiet.err, "sequences a step"));
+}
+
+TEST_CASE("a checkpoint that holds more than the model: a warning with both numbers") {
+  model_folder const folder{{.layers = 3}};
+  auto config = flatshard::parse_file(folder / "model/config.json").value().value_of_root();
+  auto const plain = run(folder.options("fsdp2.json", 2, {"--steps", "1"}));
+  REQUIRE(plain.exit_code == 0);
+  CHECK(!has(plain.err, "neither trained nor saved"));
+  folder.text("model/config.json", flatshard::to_json(config.set("num_hidden_layers", 1)));
+  auto const cut = run(folder.options("fsdp2.json", 2, {"--steps", "1"}));
+  CHECK(cut.exit_code == 0);
+  CHECK(has(cut.err, "config.json:1:"));
+  CHECK(has(cut.err, "/num_hidden_layers: warning: num_hidden_layers is 1, and the checkpoint " + folder / "model" +
+                         " has 3 layers; those above are neither trained nor saved"));
+  folder.text("model/config.json",
+              flatshard::to_json(config.set("num_hidden_layers", 3).set("tie_word_embeddings", true)));
+  auto const tied = run(folder.options("fsdp2.json", 2, {"--steps", "0"}));
+  CHECK(tied.exit_code == 0);
+  CHECK(!has(tied.err, "neither trained nor saved"));  // the head's own copy, as upstream
+  write_model(folder / "biases", {.layers = 3, .biases = true});
+  folder.text("biases/config.json", flatshard::to_json(config.set("tie_word_embeddings", false)));
+  auto options = folder.options("fsdp2.json", 2, {"--steps", "0"});
+  options[1] = folder / "biases";
+  auto const biases = run(options);
+  CHECK(biases.exit_code == 0);
+  CHECK(has(biases.err, "biases/model.safetensors: warning: the model has no parameter model.layers."));
+  CHECK(has(biases.err, ", nor 20 other tensors of the checkpoint"));  // seven a layer
+}
+
 TEST_CASE("mixes of dtypes that have no name: fp32 on the wire, fp32 gradient shards") {
   model_folder const folder;
   folder.text("wire.json", deepspeed(true, "0", R"(, "communication_data_type": "fp32")"));
@@ -818,7 +940,8 @@ TEST_CASE("--json is one object and nothing else") {
 
 TEST_CASE("bad input: a clear error with file and place, nothing printed or written") {
   model_folder const folder;
-  auto const refused = [&](std::vector<std::string> options, std::vector<std::string> const& words) {
+  auto const refused = [&](std::vector<std::string> options, std::vector<std::string> const& words,
+                           bool lines = false) {
     options.insert(options.end(), {"--dump", folder / "never", "--save", folder / "never-either"});
     auto const done = run(options);
     INFO(done.out << done.err);
@@ -827,6 +950,7 @@ TEST_CASE("bad input: a clear error with file and place, nothing printed or writ
       CAPTURE(w);
       CHECK(has(done.err, w));
     }
+    CHECK(done.out.empty() == !lines);
     CHECK(!has(done.out, "step "));
     CHECK(!fs::exists(folder / "never"));
     CHECK(!fs::exists(folder / "never-either"));
@@ -891,7 +1015,7 @@ TEST_CASE("bad input: a clear error with file and place, nothing printed or writ
 #if !defined(__SANITIZE_ADDRESS__)  // which ends the program instead
   SUBCASE("more memory than any machine has") {
     refused(folder.options("plain.json", 2, {"--batch", "999999999", "--seq", "2500"}),
-            {"not enough memory", "model", "2 ranks", "999999999 sequences of 2500 tokens"});
+            {"not enough memory", "model", "2 ranks", "999999999 sequences of 2500 tokens"}, true);
   }
 #endif
   SUBCASE("sizes that the checkpoint cannot have") {
@@ -952,7 +1076,15 @@ TEST_CASE("usage: exit 2, and --help") {
     CAPTURE(more.front());
     auto const done = run(folder.options("plain.json", 1, more));
     CHECK(done.exit_code == 2);
-    CHECK(!done.err.empty());
+    CHECK(done.err.starts_with("train_llama: "));
+    CHECK(done.out.empty());
+  }
+  for (std::vector<std::string> const& words :
+       {std::vector<std::string>{"\x1b[31m\nx"}, {"--world", "\x1b[31m\nx"}, {"--layout", "\x1b[31m\nx"}}) {
+    auto const done = run(words);
+    CHECK(done.exit_code == 2);
+    CHECK(has(done.err, "\\x1b[31m\\nx"));
+    CHECK(!has(done.err, "\x1b"));
   }
   CHECK(run({}).exit_code == 2);
   CHECK(run({"--adamw", "x"}).exit_code == 2);
@@ -961,4 +1093,7 @@ TEST_CASE("usage: exit 2, and --help") {
   CHECK(has(help.out, "--sum-order"));
   CHECK(has(help.out, "Usage: train_llama [OPTIONS]"));
   CHECK(has(help.out, "Exit codes: 0 done, 1 bad input or environment, 2 wrong usage."));
+  auto const status = std::system((std::string{FLATSHARD_TRAINER} + " --help >/dev/full 2>" + folder / "err").c_str());
+  REQUIRE(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 1);
 }

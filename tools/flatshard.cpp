@@ -50,7 +50,7 @@ int run(int count, char** arguments) {
     auto const words = app.remaining();
     report_error(chosen.empty() && !words.empty()
                      ? fmt::format("no such command or option: '{}'", tool::one_line(words.front()))
-                     : std::string{e.what()});
+                     : tool::one_line(e.what()));
     std::fputs(fmt::format("Run `flatshard {}--help` for the options.\n",
                            chosen.empty() ? "" : chosen.front()->get_name() + ' ')
                    .c_str(),
@@ -71,7 +71,7 @@ int main(int count, char** arguments) try {
   }
   return code;
 } catch (tool::wrong_usage const& e) {
-  report_error(e.what());
+  report_error(tool::every_line(e.what()));
   return tool::exit_usage;
 } catch (flatshard::bad_input const& e) {
   for (auto const& p : e.error.problems) report_error(tool::one_line(to_string(p)));

@@ -253,7 +253,7 @@ int run(int count, char** arguments) {
     fmt::print("{}\n", e.what());
     return tool::exit_fine;
   } catch (CLI::ParseError const& e) {
-    report_error(e.what());
+    report_error(tool::one_line(e.what()));
     std::fputs("Run `flatshard-perf --help` for the options.\n", stderr);
     return tool::exit_usage;
   }
@@ -277,13 +277,13 @@ int guarded(int count, char** arguments) try {
   }
   return code;
 } catch (tool::wrong_usage const& e) {
-  report_error(e.what());
+  report_error(tool::every_line(e.what()));
   return tool::exit_usage;
 } catch (std::bad_alloc const&) {
   report_error("out of memory; ask for a smaller --maxbytes or fewer ranks");
   return tool::exit_input;
 } catch (std::exception const& e) {
-  report_error(e.what());
+  report_error(tool::every_line(e.what()));
   return tool::exit_input;
 }
 

@@ -15,8 +15,8 @@ namespace tool {
 inline std::atomic<int> caught_signal{0};
 static_assert(std::atomic<int>::is_always_lock_free, "a signal handler writes it");
 
-/// While it lives, SIGINT, SIGTERM and SIGHUP are noted instead of ending the process; the second one of
-/// a kind ends it. Those that the process ignores stay ignored.
+/// While it lives, SIGINT, SIGTERM, SIGHUP and SIGQUIT are noted instead of ending the process; the second
+/// one of a kind ends it. Those that the process ignores stay ignored.
 class noted_signals {
  public:
   noted_signals() {
@@ -35,8 +35,8 @@ class noted_signals {
   }
 
  private:
-  static constexpr std::array which{SIGINT, SIGTERM, SIGHUP};
-  std::array<struct sigaction, 3> before_{};
+  static constexpr std::array which{SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+  std::array<struct sigaction, which.size()> before_{};
 };
 
 /// Thrown where a noted signal is heeded.

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What a configuration asks for and this trainer has no code for. Where the weights would be others it is refused;
+/// where they are the same, a warning says so.
+#pragma once
+
+#include "adamw.hpp"
+#include "refusal.hpp"
+#include "training_setup.hpp"
+
+#include <flatshard/config/resolution.hpp>
+#include <flatshard/config/roles.hpp>
+#include <flatshard/document.hpp>
+#include <flatshard/dtype.hpp>
+#include <flatshard/json.hpp>
+#include <flatshard/policy.hpp>
+#include <flatshard/problem.hpp>
+#include <flatshard/value.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <fmt/core.h>
+
+namespace trainer {
+
+/// Where the configuration decides `key`; the whole file where nothing there does.
+[[nodiscard]] inline flatshard::place place_of(flatshard::resolution const& r, std::string_view key,
+                                               std::string const& file) {
+  auto const* const decided = r.find(key);
+  if (decided != nullptr && !decided->source.file.empty()) return decided->source;
+  return {file, {}, 0, 0};
+}
+
+/// Refuses an optimizer section that asks for another optimizer than AdamW. Names are read as DeepSpeed reads them:
+/// without regard to case, and Adam is AdamW unless adam_w_mode is off. Source: DeepSpeed@edaa7221,
+/// deepspeed/runtime/engine.py (_configure_basic_optimizer), deepspeed/runtime/config.py.
+inline void refuse_optimizer(flatshard::resolution const& r, setup_arguments const& args) {
+  auto const& wanted = *r.policies.optimizer;
+  auto name = wanted.type;
+  std::transform(name.begin(), name.end(), name.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
+  auto const& decoupled = r.policies.deepspeed_config["optimizer"]["params"]["adam_w_mode"];
+  bool const plain = name == "adam" && decoupled.present() && !truthy(decoupled);
+  if ((name != "adam" && name != "adamw") || plain)
+    refuse(flatshard::errc::other, place_of(r, "optimizer.type", args.config),
+           "the optimizer is " + wanted.type + (plain ? " with adam_w_mode off" : "") +
+               "; this trainer has AdamW alone: write AdamW, or Adam, which DeepSpeed takes for it");
+  for (auto const& [key, number] :
+       {std::pair{"lr", wanted.learning_rate}, {"eps", wanted.eps}, {"weight_decay", wanted.weight_decay}})
+    if (number && !not_negative(*number))
+      refuse(flatshard::errc::out_of_range, place_of(r, std::string{"optimizer."} + key, args.config),
+             fmt::format("found {}, a number of at least 0 is needed", *number));
+  if (wanted.betas)
+    for (auto const beta : *wanted.betas)
+      if (!(beta >= 0 && beta < 1))
+        refuse(flatshard::errc::out_of_range, place_of(r, "optimizer.betas", args.config),
+               fmt::format("found {} among the betas, they must be at least 0 and below 1", beta));
+}
+
+/// The place of a key of DeepSpeed's file; the whole file where it does not stand there.
+[[nodiscard]] inline flatshard::place place_in(flatshard::document const& deepspeed,
+                                               std::initializer_list<std::string_view> keys, std::string const& file) {
+  auto at = deepspeed.root();
+  for (auto const key : keys) at = at[key];
+  return at.present() ? at.where() : flatshard::place{file, {}, 0, 0};
+}
+
+/// Refuses settings that would give other weights than this trainer computes.
+inline void refuse_other_results(flatshard::resolution const& r, flatshard::document const& deepspeed,
+                                 setup_arguments const& args) {
+  auto const& p = r.policies;
+  if (auto const cut = p.front_end ? p.front_end->cp_size.integer() : std::nullopt; cut && *cut > 1)
+    refuse(flatshard::errc::other, place_of(r, "cp_size", args.config),
+           "cp_size is " + std::to_string(*cut) + "; this trainer keeps each sequence whole on one rank");
+  if (!p.native) return;
+  auto const& file = p.config_file.empty() ? args.config : p.config_file;
+  auto const refuse_at = [&](std::initializer_list<std::string_view> keys, std::string const& text) {
+    refuse(flatshard::errc::other, place_in(deepspeed, keys, file), text);
+  };
+  auto const& config = p.deepspeed_config;
+  if (auto const cut = config["sequence_parallel_size"].number(); cut && *cut > 1)
+    refuse_at({"sequence_parallel_size"}, "sequence_parallel_size is " + to_json(config["sequence_parallel_size"]) +
+                                              "; this trainer keeps each sequence whole on one rank");
+  if (auto const cut = config["tensor_parallel"]["autotp_size"].number(); cut && *cut > 1)
+    refuse_at({"tensor_parallel", "autotp_size"}, "autotp_size is " +
+                                                      to_json(config["tensor_parallel"]["autotp_size"]) +
+                                                      "; this trainer has no tensor parallelism");
+  for (auto const* const key : {"torch_autocast", "amp", "progressive_layer_drop", "curriculum_learning",
+                                "data_efficiency", "quantize_training", "expert_parallel"})
+    if (truthy(config[key]["enabled"]))
+      refuse_at({key, "enabled"}, std::string{key} + " is on, and would give other weights; this trainer lacks it");
+  auto const& zero = p.native->zero;
+  for (auto const& [key, on] : {std::pair{"zero_quantized_weights", zero.zero_quantized_weights},
+                                {"zero_quantized_gradients", zero.zero_quantized_gradients},
+                                {"zenflow", zero.zenflow.has_value()}})
+    if (on)
+      refuse_at({"zero_optimization", key}, std::string{key} + " would give other weights; this trainer lacks it");
+}
+
+/// What the configuration asks for and this trainer passes over, because the weights are the same without it: where
+/// things lie, and in how many pieces they move. Bucket sizes and the like stand in every configuration and are not
+/// listed.
+[[nodiscard]] inline std::vector<flatshard::problem> passed_over(flatshard::resolution const& r,
+                                                                 flatshard::document const& deepspeed,
+                                                                 setup_arguments const& args) {
+  std::vector<flatshard::problem> all;
+  auto const warn = [&](flatshard::place where, std::string text) {
+    flatshard::problem p;
+    p.code = flatshard::errc::other;
+    p.level = flatshard::severity::warning;
+    p.where = std::move(where);
+    p.detail = std::move(text);
+    all.push_back(std::move(p));
+  };
+  auto const at = [&](std::string_view key) { return place_of(r, key, args.config); };
+  auto const& p = r.policies;
+  if (p.zero) {
+    auto const offload = [&](std::string const& key, flatshard::offload_device device) {
+      if (device != flatshard::offload_device::none)
+        warn(at("zero_optimization." + key + ".device"),
+             key + " is not done here: everything lies in the memory of the ranks; the device is " +
+                 std::string{name(device)});
+    };
+    offload("offload_optimizer", p.zero->offload_optimizer);
+    offload("offload_param", p.zero->offload_param);
+  }
+  if (p.native) {
+    auto const& file = p.config_file.empty() ? args.config : p.config_file;
+    auto const& zero = p.native->zero;
+    if (zero.zero_hpz_partition_size > 1)
+      warn(place_in(deepspeed, {"zero_optimization", "zero_hpz_partition_size"}, file),
+           "zero_hpz_partition_size is not done here: a unit is gathered from all ranks");
+    if (zero.mics_shard_size > 0)
+      warn(place_in(deepspeed, {"zero_optimization", "mics_shard_size"}, file),
+           "mics_shard_size is not done here: parameters are cut over all ranks");
+  }
+  if (p.fsdp2 && p.fsdp2->offload_params)
+    warn(at("offload_params"), "offload_params is not done here: everything lies in the memory of the ranks");
+  if (p.fsdp2 && p.fsdp2->reshard_after_forward.present() && !p.fsdp2->reshard_after_forward.is_true())
+    warn(at("reshard_after_forward"),
+         "reshard_after_forward is " + to_json(p.fsdp2->reshard_after_forward) +
+             ", which is not done here: a unit is released after its forward and gathered again");
+  auto const steps = p.batch ? p.batch->steps : p.front_end ? p.front_end->num_micro_batch : flatshard::value{};
+  if (auto const n = steps.number(); n && *n > 1)
+    warn(at(p.batch ? "gradient_accumulation_steps" : "num_micro_batch"),
+         "micro batches are not done here: a step of " + to_json(steps) +
+             " of them is one batch, of as many sequences as --batch says");
+  return all;
+}
+
+/// What this trainer has no code for, as a problem of the configuration file.
+inline void refuse_unsupported(flatshard::resolution const& r, flatshard::document const& deepspeed,
+                               setup_arguments const& args, std::size_t world) {
+  using flatshard::dtype;
+  using flatshard::role;
+  auto const& p = r.policies;
+  auto const at = [&](std::string_view key) { return place_of(r, key, args.config); };
+  bool const whole = p.sharding == flatshard::sharding_kind::none || p.sharding == flatshard::sharding_kind::zero12;
+  if (whole && world > 1)
+    refuse(flatshard::errc::other, at("sharding"),
+           "this configuration (" + std::string{name(p.backend)} + ", sharding " + std::string{name(p.sharding)} +
+               ") keeps the parameters whole on every rank; this trainer runs it on one rank only: use --world 1, or "
+               "ZeRO stage 3 or fsdp2");
+  if (p.fsdp2 && p.fsdp2->replicate > 1)
+    refuse(flatshard::errc::other, at("mp_replicate_size"),
+           "mp_replicate_size is " + std::to_string(p.fsdp2->replicate) + "; this trainer shards over all ranks");
+  for (auto const which : {role::parameter_storage, role::compute, role::reduce, role::grad_accum})
+    if (auto const t = p.dtypes(which); t != dtype::f32 && t != dtype::bf16)
+      refuse(flatshard::errc::other, at(name(which)),
+             std::string{name(which)} + " is " + std::string{name(t)} +
+                 "; this trainer computes in fp32 and bf16, without loss scaling");
+  auto const updated = p.dtypes.master == dtype::none ? role::parameter_storage : role::master;
+  for (auto const which : {updated, role::optimizer_state})
+    if (p.dtypes(which) != dtype::f32)
+      refuse(flatshard::errc::other, at(name(which)), "this trainer's optimizer works on fp32 copies and fp32 moments");
+  if (p.gradient_clipping.present() && !p.clip_norm())
+    refuse(flatshard::errc::wrong_type, at(p.fsdp2 ? "max_grad_norm" : "gradient_clipping"),
+           "the clipping norm is " + flatshard::to_json(p.gradient_clipping) + ", a number is needed");
+  if (p.optimizer) refuse_optimizer(r, args);
+  refuse_other_results(r, deepspeed, args);
+  if (p.deepspeed_config["scheduler"].present() && !p.deepspeed_config["scheduler"].is(flatshard::value_kind::null))
+    refuse(flatshard::errc::other, p.config_file,
+           "the section scheduler is there; this trainer keeps the learning rate constant: leave the section out");
+}
+
+}  // namespace trainer
