@@ -330,6 +330,10 @@ TEST_CASE("the id of a group travels over another communicator, or through a fil
                        doctest::Contains("rank 0 did not write the id of the group to "), peer_lost);
   CHECK_THROWS_WITH(static_cast<void>(kernels::exchange_nccl_id("/nowhere/at/all", world{3}, rank_at(0), 50ms)),
                     doctest::Contains("the id of the group was not written"));
+  nccl_on_host::fail_call("ncclGetUniqueId", 1);
+  CHECK_THROWS_WITH_AS(static_cast<void>(kernels::new_nccl_id()), "ncclGetUniqueId: unhandled system error",
+                       kernels::nccl_error);
+  CHECK(nccl_on_host::fail_call({}, 0));
 }
 
 TEST_CASE("each function of the runtime and of NCCL fails: an error on that rank, and everything given back") {
