@@ -215,6 +215,7 @@ TEST_CASE("each call of the runtime fails once: an exception that names it, noth
       {"cast", [&] { cast(out.span(), wide, stream); }},
       {"cast", [&] { cast(out.span(), wide, random_stream{}, {}, stream); }},
       {"cast", [&] { cast(view(out), view(in), stream); }},
+      {"cast", [&] { cast(out.span(), wide, tiles, random_stream{}, 0, stream); }},
       {"pack", [&] { pack(view(out), bases, tiles, stream); }},
       {"pack", [&] { pack(out.span(), bases, tiles, random_stream{}, 0, stream); }},
       {"pack", [&] { pack(sums.span(), bases, tiles, pack_options{}, stream); }},

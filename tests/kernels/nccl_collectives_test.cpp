@@ -50,6 +50,9 @@ struct device_rank {
   [[nodiscard]] std::vector<T> get(device_memory<T> const& m) const {
     return {m.data(), m.data() + m.size()};
   }
+  [[nodiscard]] kernels::device_tiles tiles(kernels::tile_table table) const {
+    return {std::make_shared<kernels::tile_table const>(std::move(table))};
+  }
   void expose(std::span<std::byte> memory) const { nccl_on_host::expose(memory.data(), memory.size()); }
 };
 
@@ -142,6 +145,7 @@ FLATSHARD_COLLECTIVE_SUITE(owners);
 TEST_CASE_TEMPLATE_INVOKE(gathers, borrowers);
 TEST_CASE_TEMPLATE_INVOKE(reduces, borrowers);
 TEST_CASE_TEMPLATE_INVOKE(orders, borrowers);
+TEST_CASE_TEMPLATE_INVOKE(rounds, borrowers);
 TEST_CASE_TEMPLATE_INVOKE(others, borrowers);
 TEST_CASE_TEMPLATE_INVOKE(delays, borrowers);
 TEST_CASE_TEMPLATE_INVOKE(late, borrowers);

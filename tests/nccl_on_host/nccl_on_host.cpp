@@ -199,6 +199,10 @@ void launch(stream_ref stream, std::function<void()> work) {
 void cast(buffer_ref out, buffer_ref in, stream_ref stream) {
   launch(stream, [=] { kernels::cast(out, in, work_options{}); });
 }
+void cast(std::span<bf16> out, std::span<float const> in, device_tiles const& tiles, random_stream const& random,
+          std::uint32_t first_tensor, stream_ref stream) {
+  launch(stream, [=] { kernels::cast(out, in, *tiles.table, random, first_tensor, work_options{}); });
+}
 namespace {
 template <class T>
 void sum_of(std::span<float> out, std::span<T const> slots, reduce_options o, stream_ref stream) {
