@@ -37,6 +37,19 @@ class device_memory {
   T* p_ = nullptr;
   std::size_t n_;
 };
+/// In place of a device's tiles: the CPU's cast, on the stream, over a table that stays until then.
+struct stream_tiles {
+  std::shared_ptr<kernels::tile_table const> table;
+};
+void cast(std::span<bf16> out, std::span<float const> in, stream_tiles const& tiles,
+          kernels::random_stream const& random, std::uint32_t first_tensor, kernels::stream_ref stream) {
+  auto const work = [=] { kernels::cast(out, in, *tiles.table, random, first_tensor); };
+  auto const run = [](void* data) {
+    std::unique_ptr<decltype(work)> const mine{static_cast<decltype(work)*>(data)};
+    (*mine)();
+  };
+  if (cudaLaunchHostFunc(stream.stream, run, new auto(work)) != cudaSuccess) throw std::runtime_error{"no cast"};
+}
 struct device_rank {
   nccl_ref comm;
   kernels::stream_ref stream;
@@ -50,7 +63,7 @@ struct device_rank {
   [[nodiscard]] std::vector<T> get(device_memory<T> const& m) const {
     return {m.data(), m.data() + m.size()};
   }
-  [[nodiscard]] kernels::device_tiles tiles(kernels::tile_table table) const {
+  [[nodiscard]] stream_tiles tiles(kernels::tile_table table) const {
     return {std::make_shared<kernels::tile_table const>(std::move(table))};
   }
   void expose(std::span<std::byte> memory) const { nccl_on_host::expose(memory.data(), memory.size()); }

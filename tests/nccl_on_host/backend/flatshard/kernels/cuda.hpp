@@ -4,12 +4,8 @@
 
 #include <flatshard/communicator.hpp>
 #include <flatshard/dtype.hpp>
-#include <flatshard/kernels/element.hpp>
-#include <flatshard/kernels/tiles.hpp>
 
 #include <cstddef>
-#include <cstdint>
-#include <memory>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -33,13 +29,7 @@ struct stream_ref {
   cudaStream_t stream;
 };
 
-/// A table that stays while a stream may use it.
-struct device_tiles {
-  std::shared_ptr<tile_table const> table;
-};
 void cast(buffer_ref out, buffer_ref in, stream_ref stream);
-void cast(std::span<bf16> out, std::span<float const> in, device_tiles const& tiles, random_stream const& random,
-          std::uint32_t first_tensor, stream_ref stream);
 /// slots [ranks * n], out [n].
 void sum(std::span<float> out, std::span<float const> slots, reduce_options options, stream_ref stream);
 void sum(std::span<float> out, std::span<bf16 const> slots, reduce_options options, stream_ref stream);
