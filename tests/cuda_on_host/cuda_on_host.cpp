@@ -110,7 +110,7 @@ class device_memory {
 struct device {
   device_memory memory;
   std::mutex mutex;
-  std::size_t calls = 0, allocations = 0, failing = 0;
+  std::size_t calls = 0, allocations = 0, failing = 0, streams = 0;
   cudaError_t failure = cudaSuccess;
   std::string wrong;
   std::uint64_t seed = 1;
@@ -231,6 +231,14 @@ std::size_t allocations() {
   return the_device().allocations;
 }
 std::size_t live_bytes() { return the_device().memory.live(); }
+std::size_t live_streams() {
+  std::lock_guard const lock{the_device().mutex};
+  return the_device().streams;
+}
+bool failure_is_due() {
+  std::lock_guard const lock{the_device().mutex};
+  return the_device().failing > 0;
+}
 std::string violations() {
   std::lock_guard const lock{the_device().mutex};
   return std::exchange(the_device().wrong, {});
@@ -319,10 +327,16 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
   auto const status = counted();
   *stream = status == cudaSuccess ? new CUstream_st : nullptr;
+  std::lock_guard const lock{the_device().mutex};
+  the_device().streams += *stream != nullptr;
   return status;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;  // what is enqueued is done first
+  {
+    std::lock_guard const lock{the_device().mutex};
+    the_device().streams -= stream != nullptr;
+  }
   return counted();
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {

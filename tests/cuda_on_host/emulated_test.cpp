@@ -3,6 +3,7 @@
 #include "cuda_on_host.hpp"
 #include "device.hpp"
 #include "device_memory.hpp"
+#include "left_behind.hpp"
 #include "tier.hpp"
 
 #include <flatshard/kernels/cpu.hpp>
@@ -44,6 +45,20 @@ namespace {
   waitpid(child, &status, 0);
   return (WIFEXITED(status) ? "exit " + std::to_string(WEXITSTATUS(status)) : "killed") + ": " + text;
 }
+
+/// After every case of the program: what it did not give back, and what kernels did that nobody asked for.
+std::string found_behind() {
+  std::string text = cuda_on_host::violations();
+  auto const add = [&](bool there, std::string const& what) {
+    if (there) text += (text.empty() ? "" : ", ") + what;
+  };
+  add(cuda_on_host::live_bytes() > 0, std::to_string(cuda_on_host::live_bytes()) + " bytes");
+  add(cuda_on_host::live_streams() > 0, std::to_string(cuda_on_host::live_streams()) + " streams");
+  add(cuda_on_host::failure_is_due(), "a call that is still to fail");
+  cuda_on_host::fail_call(0, cudaSuccess);
+  return text;
+}
+REGISTER_LISTENER("left_behind", 1, left_behind<found_behind>);
 
 }  // namespace
 
@@ -250,7 +265,8 @@ TEST_CASE("each call of the runtime fails once: an exception that names it, noth
   CHECK(cuda_on_host::violations().empty());
 }
 
-TEST_CASE("nothing is left: every test gave its memory back, no kernel did anything forbidden") {
-  CHECK(cuda_on_host::live_bytes() == 0);
-  CHECK(cuda_on_host::violations() == "");
+TEST_CASE("leaves a stream, memory and a failure behind" * doctest::skip()) {  // for the test that this is found
+  static test_stream const stream;
+  static array<float> const sixteen{16};
+  cuda_on_host::fail_call(100, cudaErrorUnknown);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// The suite of the collectives over the NCCL backend, which is linked with the stand-in library: emulated, no GPU.
 #include "kernels/collective_suite.hpp"
+#include "left_behind.hpp"
 #include "nccl_on_host/nccl_on_host.hpp"
 #include "tier.hpp"
 
@@ -152,6 +153,18 @@ void check_books() {
   for (auto const& text : nccl_on_host::breaches()) FAIL_CHECK(text);
 }
 
+/// The same after every case of the program.
+std::string found_behind() {
+  auto const left = nccl_on_host::what_lives();
+  std::string text;
+  for (auto const& one : nccl_on_host::breaches()) text += one + ", ";
+  if (left.communicators + left.streams + left.allocations != 0)
+    text += std::to_string(left.communicators) + " communicators, " + std::to_string(left.streams) + " streams, " +
+            std::to_string(left.allocations) + " allocations";
+  return text;
+}
+REGISTER_LISTENER("left_behind", 1, left_behind<found_behind>);
+
 }  // namespace
 
 FLATSHARD_COLLECTIVE_SUITE(owners);
@@ -166,8 +179,6 @@ TEST_CASE_TEMPLATE_INVOKE(rules, borrowers);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 TEST_CASE_TEMPLATE_INVOKE(wide, owners);
 #endif
-
-TEST_CASE("everything was given back, and nothing done that NCCL forbids") { check_books(); }
 
 TEST_CASE("unchecked calls that disagree end at the deadline, on every rank, with operation, number and rank") {
   for (auto const& way : disagreements<device_rank>()) {
@@ -275,6 +286,36 @@ TEST_CASE("a borrowed communicator is aborted where its owner asked for that") {
   CHECK(has(out[0].second, "before the deadline of 300 ms in barrier (call 1) of rank 0"));
   CHECK(out[1].second.empty());
   check_books();
+}
+
+TEST_CASE("an abort that cannot end: the caller comes back all the same") {
+  stream_owner const stream;
+  device_memory<std::byte> const workspace{kernels::nccl_workspace(world{1}).value};
+  ncclComm_t theirs = nullptr;
+  REQUIRE(ncclCommInitRankConfig(&theirs, 1, kernels::new_nccl_id(), 0, nullptr) == ncclSuccess);
+  nccl_ref c{theirs,
+             {.deadline = 100ms, .on_timeout = timeout::abort, .workspace = {workspace.data(), workspace.size()}}};
+  std::atomic<bool> goes_on = false;
+  REQUIRE(cudaLaunchHostFunc(
+              stream.get().stream,
+              [](void* data) {
+                while (!*static_cast<std::atomic<bool>*>(data)) std::this_thread::sleep_for(1ms);
+              },
+              &goes_on) == cudaSuccess);
+  c.barrier(stream.get());
+  CHECK_THROWS_WITH_AS(
+      c.wait(stream.get()),
+      doctest::Contains("the stream was not done before the deadline of 100 ms in barrier (call 1) of rank 0"),
+      peer_lost);
+  CHECK_THROWS_AS(c.barrier(stream.get()), peer_lost);
+  goes_on = true;
+  for (int turn = 0; turn < 10'000 && nccl_on_host::what_lives().communicators > 0; ++turn)
+    std::this_thread::sleep_for(1ms);
+}
+
+TEST_CASE("leaves a stream behind" * doctest::skip()) {  // for the test that this is found
+  cudaStream_t stream = nullptr;
+  REQUIRE(cudaStreamCreate(&stream) == cudaSuccess);
 }
 
 TEST_CASE("set-up: a missing rank, another world, other options, a small workspace") {
