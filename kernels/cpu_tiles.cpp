@@ -162,6 +162,24 @@ void pack(std::span<bf16> flat, std::span<buffer_ref const> tensors, tile_table 
   });
 }
 
+void cast(std::span<bf16> out, std::span<float const> in, tile_table const& table, random_stream const& random,
+          std::uint32_t first_tensor, work_options options) {
+  require(out.size() == in.size(), "a cast writes as many elements as it reads");
+  require(table.flat_size().value == in.size(), "the tiles of a flat cast must cover its buffers");
+  auto const& loops = kernels::table(options.at_most);
+  auto const how = treatment(options, out.size_bytes(), out.size_bytes());
+  share_tiles(table, options, [&](std::size_t first, std::size_t last) {
+    for_each_place(table, first, last, [&](std::uint32_t tensor, auto source, auto target, auto n) {
+      if (tensor == no_tensor) {
+        std::fill_n(out.data() + target, n, bf16{});
+      } else {
+        loops.f32_to_bf16_stochastic(out.data() + target, in.data() + target, n,
+                                     {random, {first_tensor + tensor, source}}, how);
+      }
+    });
+  });
+}
+
 void unpack(std::span<buffer_ref const> tensors, buffer_ref flat, tile_table const& table, work_options options) {
   check(flat, tensors, table);
   auto const& loops = kernels::table(options.at_most);

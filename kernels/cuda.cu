@@ -50,6 +50,20 @@ __global__ void __launch_bounds__(block_threads)
     }
   }
 }
+__global__ void __launch_bounds__(block_threads)
+    stochastic_flat_kernel(std::uint16_t* out, float const* in, tile_list tiles, random_stream random,
+                           std::uint32_t first_tensor) {
+  for (std::uint32_t i = blockIdx.x; i < tiles.count; i += gridDim.x) {
+    tile_place const t = tiles[i];
+    if (t.tensor == no_tensor) {
+      clear_operation<as_bf16> op{out + t.target};
+      walk(op, t.length, threadIdx.x, block_threads);
+    } else {
+      stochastic_operation op{out + t.target, in + t.target, random, {first_tensor + t.tensor, t.source}};
+      walk(op, t.length, threadIdx.x, block_threads);
+    }
+  }
+}
 template <class Tensor, class Flat>
 __global__ void __launch_bounds__(block_threads)
     unpack_kernel(std::byte* const* tensors, typename Flat::storage const* flat, tile_list tiles) {
@@ -204,6 +218,15 @@ void pack(std::span<bf16> flat, tensor_pointers in, device_tiles const& tiles, r
   if (tiles.count == 0) return;
   launch("pack", stochastic_pack_kernel, tile_shape(tiles), stream, reinterpret_cast<std::uint16_t*>(flat.data()),
          in.base, list_of(tiles), random, first_tensor);
+}
+
+void cast(std::span<bf16> out, std::span<float const> in, device_tiles const& tiles, random_stream const& random,
+          std::uint32_t first_tensor, stream_ref stream) {
+  require(out.size() == in.size(), "a cast writes as many elements as it reads");
+  require(tiles.flat_size.value == in.size(), "the tiles of a flat cast must cover its buffers");
+  if (tiles.count == 0) return;
+  launch("cast", stochastic_flat_kernel, tile_shape(tiles), stream, reinterpret_cast<std::uint16_t*>(out.data()),
+         in.data(), list_of(tiles), random, first_tensor);
 }
 
 void unpack(tensor_pointers out, buffer_ref flat, device_tiles const& tiles, stream_ref stream) {

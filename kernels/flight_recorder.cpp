@@ -88,6 +88,9 @@ std::optional<disagreement> first_difference(call_notice const& a, call_notice c
     return disagreement{"scale", hexadecimal(a.options.scale), hexadecimal(b.options.scale)};
   if (a.options.accumulate != b.options.accumulate)
     return disagreement{"accumulate", yes(a.options.accumulate), yes(b.options.accumulate)};
+  if (a.options.rounding != b.options.rounding)
+    return disagreement{"rounding of the wire", flatshard::detail::hexadecimal(a.options.rounding),
+                        flatshard::detail::hexadecimal(b.options.rounding)};
   if (a.how != b.how) return disagreement{"reduction", say(a.how), say(b.how)};
   if (a.root != b.root) return disagreement{"root", std::to_string(a.root), std::to_string(b.root)};
   return {};

@@ -359,6 +359,7 @@ class nccl_group {
     add(static_cast<std::uint64_t>(n.in));
     add(n.count);
     add(static_cast<std::uint64_t>(n.options.order));
+    add(n.options.rounding);
     add(static_cast<std::uint64_t>(n.root + 1));
     for (auto const c : n.unit.text()) add(static_cast<unsigned char>(c));
     return hash;

@@ -77,3 +77,9 @@ function(flatshard_test name)
        grep -q 'no/such/folder, which is no directory' ${stem}_named.log" DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
   endif()
 endfunction()
+
+# Whether this compiler counts which lines run, in a form that gcov reads.
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT FLATSHARD_SANITIZE)
+  string(REGEX MATCH "^[0-9]+" major ${CMAKE_CXX_COMPILER_VERSION})
+  find_program(FLATSHARD_GCOV NAMES gcov-${major} gcov DOC "gcov of the compiler, for tests that count lines")
+endif()

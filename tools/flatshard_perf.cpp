@@ -3,6 +3,7 @@
 /// values, or the environment failed, 2 wrong usage; errors go to stderr.
 #include "arguments.hpp"
 #include "perf_measure.hpp"
+#include "perf_nccl.hpp"
 #include "report.hpp"
 
 #include <flatshard/kernels/cpu.hpp>
@@ -34,13 +35,25 @@ std::vector<std::string> backends() {
 #if defined(FLATSHARD_MPI_BACKEND)
   all.emplace_back("mpi");
 #endif
+#if defined(FLATSHARD_NCCL_BACKEND)
+  all.emplace_back("nccl");
+#endif
   return all;
 }
+#if defined(FLATSHARD_NCCL_BACKEND)
+std::vector<std::string> bootstraps() {
+#if defined(FLATSHARD_MPI_BACKEND)
+  return {"threads", "mpi", "file"};
+#else
+  return {"threads", "file"};
+#endif
+}
+#endif
 std::string version() {
   return fmt::format("{}.{}.{}", FLATSHARD_VERSION_MAJOR, FLATSHARD_VERSION_MINOR, FLATSHARD_VERSION_PATCH);
 }
 
-void add_options(CLI::App& app, perf::request& r) {
+void add_options(CLI::App& app, perf::request& r, perf::nccl_request& nccl) {
   auto const size = CLI::Validator{[](std::string& text) -> std::string {
                                      auto const bytes = tool::parse_size(text);
                                      if (!bytes || *bytes == 0)
@@ -95,12 +108,24 @@ void add_options(CLI::App& app, perf::request& r) {
                              },
                              "", "backend"})
       ->type_name("NAME");
-  app.add_option("--ranks", r.ranks, "Rank threads (default 2); with mpi the launcher decides")
+  app.add_option("--ranks", r.ranks, "Ranks (default 2); where mpirun starts them it decides")
       ->check(whole(1, 1024))
       ->type_name("N");
   app.add_option("--order", r.order, "The order of sums: by_rank (default), pairwise, any")
       ->check(tool::one_of({"by_rank", "pairwise", "any"}))
       ->type_name("ORDER");
+#if defined(FLATSHARD_NCCL_BACKEND)
+  app.add_option("--bootstrap", nccl.bootstrap,
+                 "Where the ranks of nccl are: threads of this process, a GPU each (default); mpi: a process each, "
+                 "started by mpirun; file: a process each, with --rank, --ranks and --id-file")
+      ->check(tool::one_of(bootstraps()))
+      ->type_name("NAME");
+  app.add_option("--rank", nccl.rank, "Which rank this process is")->check(whole(0, 1023))->type_name("N");
+  app.add_option("--id-file", nccl.id_file, "A file that all ranks reach and that is not there yet: rank 0 writes it")
+      ->type_name("FILE");
+#else
+  static_cast<void>(nccl);
+#endif
 }
 
 void print_head(perf::request const& r, std::size_t ranks) {
@@ -207,7 +232,7 @@ int run_threads(perf::request const& asked) {
                                                {.deadline = std::chrono::seconds{asked.deadline_seconds}}};
   group.run([&](flatshard::kernels::thread_communicator& comm) {
     bool const first = index(comm.self()) == 0;
-    auto mine = perf::measure(comm, asked, [&](perf::row const& r) {
+    auto mine = perf::measure(comm, asked, perf::on_host{}, {}, [&](perf::row const& r) {
       if (first) print_row(asked, ranks, r);
     });
     if (first) rows = std::move(mine);
@@ -223,12 +248,26 @@ int run_mpi(perf::request const& asked) {
   if (first) print_head(asked, ranks);
   std::vector<perf::row> rows;
   comm.run([&](flatshard::kernels::mpi_communicator& c) {
-    rows = perf::measure(c, asked, [&](perf::row const& r) {
+    rows = perf::measure(c, asked, perf::on_host{}, {}, [&](perf::row const& r) {
       if (first) print_row(asked, ranks, r);
     });
   });
   comm.close();
   return first ? finish(asked, ranks, rows) : tool::exit_fine;
+}
+#endif
+
+#if defined(FLATSHARD_NCCL_BACKEND)
+int run_nccl(perf::request const& asked, perf::nccl_request const& where) {
+  bool const by_file = where.bootstrap == "file";
+  if (by_file != where.rank.has_value() || by_file == where.id_file.empty())
+    throw tool::wrong_usage{"--bootstrap file needs --rank and --id-file, and nothing else takes them"};
+  if (by_file && *where.rank >= asked.ranks)
+    throw tool::wrong_usage{fmt::format("--rank {} must be smaller than --ranks {}", *where.rank, asked.ranks)};
+  auto const done = perf::measure_nccl(
+      asked, where, [&](std::size_t ranks) { print_head(asked, ranks); },
+      [&](std::size_t ranks, perf::row const& r) { print_row(asked, ranks, r); });
+  return done.rows ? finish(asked, done.ranks, *done.rows) : tool::exit_fine;
 }
 #endif
 
@@ -238,12 +277,13 @@ void report_error(std::string const& text) {
 
 int run(int count, char** arguments) {
   perf::request asked;
+  perf::nccl_request nccl;
   CLI::App app{"The speed of the collectives, with the options and the table of nccl-tests", "flatshard-perf"};
   app.set_version_flag("--version", "flatshard-perf " + version());
   app.footer(
       "algbw is bytes over time; busbw = algbw (N-1)/N is what a link carries, for a broadcast it is algbw.\n"
       "Exit codes: 0 done, 1 wrong values, or the environment failed, 2 wrong usage.");
-  add_options(app, asked);
+  add_options(app, asked, nccl);
   try {
     app.parse(count, arguments);
   } catch (CLI::CallForHelp const&) {
@@ -265,6 +305,11 @@ int run(int count, char** arguments) {
     throw tool::wrong_usage{"uint8 is not summed: name another type, or collectives without reduce_scatter"};
 #if defined(FLATSHARD_MPI_BACKEND)
   if (asked.backend == "mpi") return run_mpi(asked);
+#endif
+#if defined(FLATSHARD_NCCL_BACKEND)
+  if (asked.backend == "nccl") return run_nccl(asked, nccl);
+  if (nccl.bootstrap != "threads" || nccl.rank || !nccl.id_file.empty())
+    throw tool::wrong_usage{"--bootstrap, --rank and --id-file are for --backend nccl"};
 #endif
   return run_threads(asked);
 }

@@ -95,28 +95,49 @@ template <class T>
     return a.bits == b.bits;
 }
 
-/// Memory whose first element lies `misaligned` elements behind a multiple of 256 bytes.
-template <class T>
-class offset_memory {
- public:
-  offset_memory(std::size_t n, std::size_t misaligned) : raw_(n * sizeof(T) + 512 + misaligned * sizeof(T)), n_{n} {
-    auto const at = reinterpret_cast<std::uintptr_t>(raw_.data());
-    start_ = reinterpret_cast<T*>(raw_.data() + (256 - at % 256) % 256 + misaligned * sizeof(T));
-  }
-  [[nodiscard]] std::span<T> span() const { return {start_, n_}; }
+/// Memory of a backend that works on the host's. Others have a `memory` of the same members.
+struct on_host {
+  /// Its first element lies `misaligned` elements behind a multiple of 256 bytes.
+  template <class T>
+  class memory {
+   public:
+    memory(on_host, std::size_t n, std::size_t misaligned) : raw_(n * sizeof(T) + 512 + misaligned * sizeof(T)), n_{n} {
+      auto const at = reinterpret_cast<std::uintptr_t>(raw_.data());
+      start_ = reinterpret_cast<T*>(raw_.data() + (256 - at % 256) % 256 + misaligned * sizeof(T));
+    }
+    /// Where the backend works.
+    [[nodiscard]] std::span<T> span() const { return {start_, n_}; }
+    /// Element i becomes of(i).
+    template <class Of>
+    void fill(Of const& of) const {
+      for (std::size_t i = 0; i < n_; ++i) start_[i] = of(i);
+    }
+    /// How many of elements `first` + i, i < count, are not of(i).
+    template <class Of>
+    [[nodiscard]] std::uint64_t wrong(std::size_t first, std::size_t count, Of const& of) const {
+      std::uint64_t bad = 0;
+      for (std::size_t i = 0; i < count; ++i) bad += !same(start_[first + i], of(i));
+      return bad;
+    }
 
- private:
-  std::vector<std::byte> raw_;
-  std::size_t n_;
-  T* start_;
+   private:
+    std::vector<std::byte> raw_;
+    std::size_t n_;
+    T* start_;
+  };
 };
 
 /// Runs and checks one collective again and again. All ranks call it alike; the result is the same on all of them.
-template <class C>
+template <class C, class Where>
 class measurement {
  public:
-  measurement(C& comm, request const& asked)
-      : comm_{comm}, asked_{asked}, ranks_{static_cast<std::size_t>(comm.size())}, self_{index(comm.self())} {}
+  measurement(C& comm, request const& asked, Where where, typename C::stream_type stream)
+      : comm_{comm},
+        asked_{asked},
+        where_{where},
+        ranks_{static_cast<std::size_t>(comm.size())},
+        self_{index(comm.self())},
+        s_{stream} {}
 
   template <class T>
   row run(std::string const& collective, std::uint64_t bytes) {
@@ -138,20 +159,19 @@ class measurement {
 
  private:
   template <class T>
+  using memory = typename Where::template memory<T>;
+  template <class T>
   timing gather(std::size_t n, bool in_place) {
-    offset_memory<T> const full{n * ranks_, asked_.misaligned}, shard{n, asked_.misaligned};
+    memory<T> const full{where_, n * ranks_, asked_.misaligned}, shard{where_, in_place ? 0 : n, asked_.misaligned};
     auto const own = in_place ? full.span().subspan(self_ * n, n) : shard.span();
     auto const fill = [&] {
-      std::fill(full.span().begin(), full.span().end(), T{});
-      for (std::size_t i = 0; i < n; ++i) own[i] = element<T>(self_, i);
+      auto const mine = [&](std::size_t i) { return in_place && i / n == self_ ? element<T>(self_, i % n) : T{}; };
+      full.fill(mine);
+      if (!in_place) shard.fill([&](std::size_t i) { return element<T>(self_, i); });
     };
     return time(
         fill, [&] { comm_.all_gather(full.span(), std::span<T const>{own}, s_); },
-        [&] {
-          std::uint64_t wrong = 0;
-          for (std::size_t i = 0; i < n * ranks_; ++i) wrong += !same(full.span()[i], element<T>(i / n, i % n));
-          return wrong;
-        });
+        [&] { return full.wrong(0, n * ranks_, [&](std::size_t i) { return element<T>(i / n, i % n); }); });
   }
   /// Out of place the fp32 sums, in place rounded to the wire's type.
   template <class T>
@@ -159,25 +179,23 @@ class measurement {
     if constexpr (std::same_as<T, std::byte>) {
       return {};
     } else {
-      offset_memory<T> const grads{n * ranks_, asked_.misaligned};
-      offset_memory<float> const out{in_place ? 0 : n, asked_.misaligned};
+      memory<T> const grads{where_, n * ranks_, asked_.misaligned};
+      memory<float> const out{where_, in_place ? 0 : n, asked_.misaligned};
       auto const own = grads.span().subspan(self_ * n, n);
-      auto const fill = [&] {
-        for (std::size_t i = 0; i < n * ranks_; ++i) grads.span()[i] = element<T>(self_, i);
-      };
+      auto const fill = [&] { grads.fill([&](std::size_t i) { return element<T>(self_, i); }); };
       flatshard::reduce_options const o{.scale = 0.5f, .order = asked_.sum()};
       std::span<T const> const in{grads.span()};
       auto const call = [&] {
         in_place ? comm_.reduce_scatter(own, in, o, s_) : comm_.reduce_scatter(out.span(), in, o, s_);
       };
+      auto const sum = [&](std::size_t i) {
+        float all = 0;
+        for (std::size_t k = 0; k < ranks_; ++k) all += value(k, self_ * n + i);
+        return all * 0.5f;
+      };
       auto const check = [&] {
-        std::uint64_t wrong = 0;
-        for (std::size_t i = 0; i < n; ++i) {
-          float sum = 0;
-          for (std::size_t k = 0; k < ranks_; ++k) sum += value(k, self_ * n + i);
-          wrong += in_place ? !same(own[i], flatshard::narrow<T>(sum * 0.5f)) : !same(out.span()[i], sum * 0.5f);
-        }
-        return wrong;
+        return in_place ? grads.wrong(self_ * n, n, [&](std::size_t i) { return flatshard::narrow<T>(sum(i)); })
+                        : out.wrong(0, n, sum);
       };
       return time(fill, call, check);
     }
@@ -185,35 +203,23 @@ class measurement {
   template <class T>
   timing spread(std::size_t n, bool in_place) {
     if (!in_place) return {};  // its only form is in place
-    offset_memory<T> const all{n, asked_.misaligned};
-    auto const fill = [&] {
-      for (std::size_t i = 0; i < n; ++i) all.span()[i] = element<T>(self_, i);
-    };
-    return time(
-        fill, [&] { comm_.broadcast(all.span(), flatshard::rank_at(0), s_); },
-        [&] {
-          std::uint64_t wrong = 0;
-          for (std::size_t i = 0; i < n; ++i) wrong += !same(all.span()[i], element<T>(0, i));
-          return wrong;
-        });
+    memory<T> const all{where_, n, asked_.misaligned};
+    return time([&] { all.fill([&](std::size_t i) { return element<T>(self_, i); }); },
+                [&] { comm_.broadcast(all.span(), flatshard::rank_at(0), s_); },
+                [&] { return all.wrong(0, n, [](std::size_t i) { return element<T>(0, i); }); });
   }
   template <class T>
   timing exchange(std::size_t n, bool in_place) {
     if (in_place) return {};  // its buffers never overlap
-    offset_memory<T> const in{n * ranks_, asked_.misaligned}, out{n * ranks_, asked_.misaligned};
+    memory<T> const in{where_, n * ranks_, asked_.misaligned}, out{where_, n * ranks_, asked_.misaligned};
     std::vector<flatshard::elements> const counts(ranks_, flatshard::elements{n});
     auto const fill = [&] {
-      std::fill(out.span().begin(), out.span().end(), T{});
-      for (std::size_t i = 0; i < n * ranks_; ++i) in.span()[i] = element<T>(self_, i);
+      out.fill([](std::size_t) { return T{}; });
+      in.fill([&](std::size_t i) { return element<T>(self_, i); });
     };
     return time(
         fill, [&] { comm_.all_to_all_v(out.span(), counts, std::span<T const>{in.span()}, counts, s_); },
-        [&] {
-          std::uint64_t wrong = 0;
-          for (std::size_t i = 0; i < n * ranks_; ++i)
-            wrong += !same(out.span()[i], element<T>(i / n, self_ * n + i % n));
-          return wrong;
-        });
+        [&] { return out.wrong(0, n * ranks_, [&](std::size_t i) { return element<T>(i / n, self_ * n + i % n); }); });
   }
 
   template <class Fill, class Call, class Check>
@@ -260,15 +266,16 @@ class measurement {
 
   C& comm_;
   request const& asked_;
+  Where where_;
   std::size_t ranks_, self_;
-  typename C::stream_type s_{};
+  typename C::stream_type s_;
 };
 
-/// All rows that were asked for; `show` is called with each as it is done, on every rank.
-template <class C, class Show>
-std::vector<row> measure(C& comm, request const& asked, Show const& show) {
+/// All rows that were asked for, on memory that is `where`; `show` is called with each as it is done, on every rank.
+template <class C, class Where, class Show>
+std::vector<row> measure(C& comm, request const& asked, Where where, typename C::stream_type stream, Show const& show) {
   std::vector<row> rows;
-  measurement<C> m{comm, asked};
+  measurement<C, Where> m{comm, asked, where, stream};
   for (auto const& collective : asked.collectives)
     for (auto const size : asked.sizes()) {
       auto const with = [&]<class T>(T) { rows.push_back(m.template run<T>(collective, size)); };

@@ -59,6 +59,7 @@ struct reduce_options {
   float scale = 1.0f;
   bool accumulate = false;
   sum_order order = sum_order::by_rank;
+  std::uint64_t rounding = 0;  ///< what ranks compare of how their fp32 gradients became narrow; 0: nothing
 };
 
 /// What `all_reduce` makes of the values of all ranks. A sum adds in rank order; a NaN anywhere makes the result NaN.
@@ -282,13 +283,15 @@ void all_reduce(C& comm, buffer_ref values, reduction how, typename C::stream_ty
 }
 
 /// `reduce_scatter` of fp32 gradients over a narrower wire: `round(wire, grads, stream)` fills `wire`, whose slices
-/// then travel. Without `round`: nearest even. Shapes: out [n], grads and wire [size * n]; they must not overlap.
+/// then travel. Without `round`: nearest even. A `round` with a member `word()` lets ranks compare it; kernels have
+/// `stochastic_rounding`. Shapes: out [n], grads and wire [size * n]; they must not overlap.
 /// Complexity: one more pass over `grads`.
 template <Communicator C, CastElement Wire, class Round>
 requires(!std::same_as<Wire, float>) void reduce_scatter(C& comm, std::span<float> out, std::span<float const> grads,
                                                          std::span<Wire> wire, reduce_options options,
                                                          typename C::stream_type stream, Round const& round) {
   require(wire.size() == grads.size(), "the wire of a reduce-scatter holds as many elements as its gradients");
+  if constexpr (requires { options.rounding = round.word(); }) options.rounding = round.word();
   round(wire, grads, stream);
   comm.reduce_scatter(out, std::span<Wire const>{wire}, options, stream);
 }

@@ -107,10 +107,13 @@ class device_memory {
   int active_ = 0;
 };
 
+using stream_job = std::function<std::string(grid_runner&)>;
 struct device {
   device_memory memory;
+  bool capturing = false;
+  std::vector<std::pair<cudaStream_t, stream_job>> graph;
   std::mutex mutex;
-  std::size_t calls = 0, allocations = 0, failing = 0;
+  std::size_t calls = 0, allocations = 0, failing = 0, streams = 0;
   cudaError_t failure = cudaSuccess;
   std::string wrong;
   std::uint64_t seed = 1;
@@ -124,11 +127,15 @@ device& the_device() {
   return d;
 }
 
-/// Every call of the runtime counts itself; the one that was told to fail does.
-cudaError_t counted() {
+/// Every call of the runtime counts itself; the one that was told to fail does, and one that a capture does not take.
+cudaError_t counted(bool captured = false, char const* call = __builtin_FUNCTION()) {
   auto& d = the_device();
   std::lock_guard const lock{d.mutex};
   ++d.calls;
+  if (d.capturing && !captured) {
+    if (d.wrong.empty()) d.wrong = std::string{call} + " during a capture";
+    return cudaErrorStreamCaptureUnsupported;
+  }
   return d.failing > 0 && --d.failing == 0 ? d.failure : cudaSuccess;
 }
 
@@ -155,7 +162,15 @@ struct CUstream_st {
     changed.notify_all();
     worker.join();
   }
-  void push(std::function<std::string(grid_runner&)> job) {
+  /// Enqueues it, or keeps it for the graph.
+  void push(stream_job job) {
+    {
+      std::lock_guard const lock{the_device().mutex};
+      if (the_device().capturing) {
+        the_device().graph.emplace_back(this, std::move(job));
+        return;
+      }
+    }
     {
       std::lock_guard const lock{mutex};
       jobs.push_back(std::move(job));
@@ -198,7 +213,7 @@ struct CUstream_st {
   }
   std::mutex mutex;
   std::condition_variable changed;
-  std::deque<std::function<std::string(grid_runner&)>> jobs;
+  std::deque<stream_job> jobs;
   bool ending = false, busy = false;
   cudaError_t status = cudaSuccess;
   std::thread worker;
@@ -231,6 +246,14 @@ std::size_t allocations() {
   return the_device().allocations;
 }
 std::size_t live_bytes() { return the_device().memory.live(); }
+std::size_t live_streams() {
+  std::lock_guard const lock{the_device().mutex};
+  return the_device().streams;
+}
+bool failure_is_due() {
+  std::lock_guard const lock{the_device().mutex};
+  return the_device().failing > 0;
+}
 std::string violations() {
   std::lock_guard const lock{the_device().mutex};
   return std::exchange(the_device().wrong, {});
@@ -248,8 +271,22 @@ cudaError_t allocate(void** p, std::size_t size) {
 
 bool good_argument(void const* p) { return p == nullptr || the_device().memory.holds(p, 0); }
 
+void begin_capture() {
+  std::lock_guard const lock{the_device().mutex};
+  the_device().capturing = true;
+}
+captured end_capture() {
+  std::lock_guard const lock{the_device().mutex};
+  the_device().capturing = false;
+  auto graph = std::exchange(the_device().graph, {});
+  auto const nodes = graph.size();
+  return {nodes, [graph = std::move(graph)] {
+            for (auto const& [stream, job] : graph) stream->push(job);
+          }};
+}
+
 cudaError_t enqueue(cudaLaunchConfig_t const& config, bool good_arguments, std::function<void()> thread) {
-  if (auto const failed = counted(); failed != cudaSuccess) return failed;
+  if (auto const failed = counted(true, "a launch"); failed != cudaSuccess) return failed;
   if (config.stream == nullptr) return cudaErrorInvalidResourceHandle;
   bool const cooperative = config.numAttrs > 0 && config.attrs[0].id == cudaLaunchAttributeCooperative &&
                            config.attrs[0].val.cooperative != 0;
@@ -306,6 +343,7 @@ char const* cudaGetErrorName(cudaError_t e) {
     case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
     case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
     case cudaErrorCooperativeLaunchTooLarge: return "cudaErrorCooperativeLaunchTooLarge";
+    case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
     case cudaErrorUnknown: break;
   }
   return "cudaErrorUnknown";
@@ -319,10 +357,16 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
   auto const status = counted();
   *stream = status == cudaSuccess ? new CUstream_st : nullptr;
+  std::lock_guard const lock{the_device().mutex};
+  the_device().streams += *stream != nullptr;
   return status;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;  // what is enqueued is done first
+  {
+    std::lock_guard const lock{the_device().mutex};
+    the_device().streams -= stream != nullptr;
+  }
   return counted();
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
@@ -330,7 +374,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   return status != cudaSuccess ? status : stream->wait();
 }
 cudaError_t cudaMemcpyAsync(void* to, void const* from, std::size_t size, cudaMemcpyKind kind, cudaStream_t stream) {
-  if (auto const failed = counted(); failed != cudaSuccess) return failed;
+  if (auto const failed = counted(kind == cudaMemcpyDeviceToDevice); failed != cudaSuccess) return failed;
   auto& memory = the_device().memory;
   bool const to_device = kind != cudaMemcpyDeviceToHost, from_device = kind != cudaMemcpyHostToDevice;
   if (stream == nullptr) return cudaErrorInvalidResourceHandle;
@@ -343,7 +387,7 @@ cudaError_t cudaMemcpyAsync(void* to, void const* from, std::size_t size, cudaMe
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* to, int value, std::size_t size, cudaStream_t stream) {
-  if (auto const failed = counted(); failed != cudaSuccess) return failed;
+  if (auto const failed = counted(true); failed != cudaSuccess) return failed;
   if (stream == nullptr) return cudaErrorInvalidResourceHandle;
   if (!the_device().memory.holds(to, size)) return cudaErrorInvalidValue;
   stream->push([=](grid_runner&) {

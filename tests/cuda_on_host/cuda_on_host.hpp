@@ -18,8 +18,18 @@ void fail_call(std::size_t n, cudaError_t code);
 /// Calls of the runtime so far, and how many of them were allocations.
 std::size_t calls();
 std::size_t allocations();
-/// Bytes that are allocated now.
+/// Bytes that are allocated now, streams that exist, and whether a call is still to fail.
 std::size_t live_bytes();
+std::size_t live_streams();
+bool failure_is_due();
+/// From now on kernels, and copies and fills on the device, are kept instead of run, as of streams that are captured in
+/// a graph. Any other call fails with cudaErrorStreamCaptureUnsupported, and counts as a violation.
+void begin_capture();
+struct captured {
+  std::size_t nodes = 0;
+  std::function<void()> replay;  ///< enqueues them all, in order, each on its stream; as often as it is called
+};
+captured end_capture();
 /// Runs a kernel of the test's own.
 cudaError_t run(dim3 grid, unsigned threads, std::size_t shared, cudaStream_t stream, std::function<void()> thread);
 /// A memory fault ends the program with exit status 86 and a line that says which thread of which block it was.

@@ -3,11 +3,13 @@
 #include "cuda_on_host.hpp"
 #include "device.hpp"
 #include "device_memory.hpp"
+#include "left_behind.hpp"
 #include "tier.hpp"
 
 #include <flatshard/kernels/cpu.hpp>
 #include <flatshard/kernels/cuda.hpp>
 
+#include <array>
 #include <csignal>
 #include <functional>
 #include <string>
@@ -44,6 +46,21 @@ namespace {
   waitpid(child, &status, 0);
   return (WIFEXITED(status) ? "exit " + std::to_string(WEXITSTATUS(status)) : "killed") + ": " + text;
 }
+
+/// After every case of the program: what it did not give back, and what kernels did that nobody asked for.
+std::string found_behind() {
+  std::string text = cuda_on_host::violations();
+  auto const add = [&](bool there, std::string const& what) {
+    if (there) text += (text.empty() ? "" : ", ") + what;
+  };
+  add(cuda_on_host::live_bytes() > 0, std::to_string(cuda_on_host::live_bytes()) + " bytes");
+  add(cuda_on_host::live_streams() > 0, std::to_string(cuda_on_host::live_streams()) + " streams");
+  add(cuda_on_host::failure_is_due(), "a call that is still to fail");
+  cuda_on_host::fail_call(0, cudaSuccess);
+  static_cast<void>(cuda_on_host::end_capture());
+  return text;
+}
+REGISTER_LISTENER("left_behind", 1, left_behind<found_behind>);
 
 }  // namespace
 
@@ -215,6 +232,7 @@ TEST_CASE("each call of the runtime fails once: an exception that names it, noth
       {"cast", [&] { cast(out.span(), wide, stream); }},
       {"cast", [&] { cast(out.span(), wide, random_stream{}, {}, stream); }},
       {"cast", [&] { cast(view(out), view(in), stream); }},
+      {"cast", [&] { cast(out.span(), wide, tiles, random_stream{}, 0, stream); }},
       {"pack", [&] { pack(view(out), bases, tiles, stream); }},
       {"pack", [&] { pack(out.span(), bases, tiles, random_stream{}, 0, stream); }},
       {"pack", [&] { pack(sums.span(), bases, tiles, pack_options{}, stream); }},
@@ -249,7 +267,126 @@ TEST_CASE("each call of the runtime fails once: an exception that names it, noth
   CHECK(cuda_on_host::violations().empty());
 }
 
-TEST_CASE("nothing is left: every test gave its memory back, no kernel did anything forbidden") {
-  CHECK(cuda_on_host::live_bytes() == 0);
-  CHECK(cuda_on_host::violations() == "");
+TEST_CASE("in a capture: each function enqueues one kernel and calls nothing else; replayed, it gives the same bits") {
+  test_stream const stream;
+  std::vector<float> values(1000);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 77) * 0.37f;
+  flat_run const runs[]{{0, 0, 0, 1000}, {no_tensor, 0, 1000, 24}};
+  auto const table = make_tiles(runs);
+  array<float> const in{values, stream}, wide{1024}, flat{1024}, back{1000}, sums{500}, pulled{1024};
+  array<bf16> const narrow{1024}, rounded{1024}, rounded_flat{1024}, packed{1024}, pushed{1024};
+  array<std::byte> const workspace{workspace_size(table).value}, pointers{16}, back_pointers{16};
+  array<value_totals> const found{1};
+  array<peer> const peers{1};
+  array<std::uint32_t> const flags{1}, epochs{1};
+  array<peer_status> const status{1};
+  wide.fill(0, stream);
+  flags.fill(0, stream);
+  epochs.fill(0, stream);
+  status.fill(0, stream);
+  peers.put({{reinterpret_cast<std::byte*>(pushed.data()), flags.data()}}, stream);
+  peer_group const group{peers.data(), epochs.data(), status.data(), 1, 0, 1, 10'000'000'000};
+  std::byte* const base[]{reinterpret_cast<std::byte*>(in.data())};
+  std::byte* const back_base[]{reinterpret_cast<std::byte*>(back.data())};
+  auto const tiles = upload(table, workspace.span(), stream);
+  auto const bases = upload(base, dtype::f32, pointers.span(), stream);
+  auto const back_bases = upload(back_base, dtype::f32, back_pointers.span(), stream);
+  stream.wait();
+  random_stream const random{.seed = 3, .step = 4};
+  std::span<float const> const source{in.span()}, wide_source{wide.span()};
+  std::vector<std::function<void()>> const steps{
+      [&] { cast(narrow.part(0, 1000), source, stream); },
+      [&] { cast(rounded.part(0, 1000), source, random, {}, stream); },
+      [&] { cast(rounded_flat.span(), wide_source, tiles, random, 0, stream); },
+      [&] { pack(view(packed), bases, tiles, stream); },
+      [&] { pack(rounded_flat.span(), bases, tiles, random, 0, stream); },
+      [&] { pack(flat.span(), bases, tiles, pack_options{.scale = 0.5f}, stream); },
+      [&] { total(found.data(), tiles, stream); },
+      [&] { unpack(back_bases, view(flat), tiles, stream); },
+      [&] { sum(sums.span(), source, {.order = sum_order::pairwise}, stream); },
+      [&] { push(group, dtype::bf16, view(wide), stream); },
+      [&] { push(group, wide_source, tiles, random, 0, stream); },
+      [&] { pull(group, pulled.span(), dtype::bf16, {}, stream); },
+  };
+  auto const allocated = cuda_on_host::allocations();
+  cuda_on_host::begin_capture();
+  for (auto const& step : steps) {
+    auto const before = cuda_on_host::calls();
+    CHECK_NOTHROW(step());
+    CHECK(cuda_on_host::calls() == before + 1);
+  }
+  auto const graph = cuda_on_host::end_capture();
+  CHECK(graph.nodes == steps.size());
+  CHECK(cuda_on_host::allocations() == allocated);
+  CHECK(cuda_on_host::violations().empty());
+  std::vector<bf16> want(1000), want_rounded(1024);
+  cast(want, values);
+  cast(std::span{want_rounded}.first(1000), values, random, {});
+  std::vector<float> want_flat(1024), want_back(1000), want_sums(500);
+  std::vector<buffer_ref> const tensors{view(values)};
+  auto const want_totals = pack(want_flat, tensors, table, pack_options{.scale = 0.5f});
+  for (std::size_t i = 0; i < 1000; ++i) want_back[i] = values[i] * 0.5f;
+  for (std::size_t i = 0; i < 500; ++i) want_sums[i] = values[i] + values[500 + i];
+  CHECK(narrow.get(stream)[0].bits == 0xFBFB);  // captured, not run
+  for (int turn = 0; turn < 3; ++turn) {
+    narrow.fill(0xFB, stream);
+    flat.fill(0xFB, stream);
+    rounded_flat.fill(0xFB, stream);
+    graph.replay();
+    auto got = narrow.get(stream);
+    got.resize(1000);
+    CHECK(differing(got, want) == 0);
+    CHECK(differing(rounded_flat.get(stream), want_rounded) == 0);
+    CHECK(differing(flat.get(stream), want_flat) == 0);
+    CHECK(differing(back.get(stream), want_back) == 0);
+    CHECK(differing(sums.get(stream), want_sums) == 0);
+    CHECK(differing(pulled.get(stream), std::vector<float>(1024)) == 0);
+    CHECK(found.get(stream)[0] == want_totals);
+    CHECK(status.get(stream)[0].failed == 0);
+    CHECK(epochs.get(stream)[0] == 6u * static_cast<unsigned>(turn + 1));  // two meetings a fused call
+  }
+}
+
+TEST_CASE("a capture takes no allocation, no wait, no copy from or to the host, and no query") {
+  test_stream const stream;
+  array<float> const a{8}, b{8};
+  std::vector<float> host(8);
+  std::array<std::byte, 4096> workspace{};
+  flat_run const runs[]{{0, 0, 0, 8}};
+  auto const table = make_tiles(runs);
+  void* p = nullptr;
+  int count = 0;
+  struct forbidden {
+    char const* name;
+    std::function<cudaError_t()> call;
+  };
+  std::vector<forbidden> const calls{
+      {"allocate", [&] { return cudaMalloc(&p, 16); }},
+      {"cudaFree", [&] { return cudaFree(a.data()); }},
+      {"cudaStreamSynchronize", [&] { return cudaStreamSynchronize(stream); }},
+      {"cudaGetDeviceCount", [&] { return cudaGetDeviceCount(&count); }},
+      {"cudaMemcpyAsync", [&] { return cudaMemcpyAsync(a.data(), host.data(), 32, cudaMemcpyHostToDevice, stream); }},
+      {"cudaMemcpyAsync", [&] { return cudaMemcpyAsync(host.data(), a.data(), 32, cudaMemcpyDeviceToHost, stream); }},
+  };
+  a.fill(0, stream);
+  cuda_on_host::begin_capture();
+  for (auto const& one : calls) {
+    CAPTURE(one.name);
+    CHECK(one.call() == cudaErrorStreamCaptureUnsupported);
+    CHECK(cuda_on_host::violations() == std::string{one.name} + " during a capture");
+  }
+  CHECK_THROWS_AS(static_cast<void>(upload(table, workspace, stream)), cuda_error);  // as its comment says
+  CHECK(cuda_on_host::violations() == "cudaMemcpyAsync during a capture");
+  CHECK(cudaMemcpyAsync(b.data(), a.data(), 32, cudaMemcpyDeviceToDevice, stream) == cudaSuccess);
+  CHECK(cudaMemsetAsync(a.data(), 1, 32, stream) == cudaSuccess);
+  auto const graph = cuda_on_host::end_capture();
+  CHECK(graph.nodes == 2);
+  graph.replay();
+  CHECK(b.get(stream) == std::vector<float>(8));
+}
+
+TEST_CASE("leaves a stream, memory and a failure behind" * doctest::skip()) {  // for the test that this is found
+  static test_stream const stream;
+  static array<float> const sixteen{16};
+  cuda_on_host::fail_call(100, cudaErrorUnknown);
 }

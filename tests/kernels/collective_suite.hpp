@@ -5,11 +5,19 @@
 ///   run(ranks, deadline, f)     f(rank) on every rank that lives here; gives what each of them threw
 ///   names_lost                  whether peer_lost names the rank that did not come
 ///   repeats                     how often the cases with random delays run
-/// and its ranks have comm, stream, put(host vector), get(memory); memory is where the backend works.
+/// and its ranks have comm, stream, put(host vector), get(memory); memory is where the backend works; tiles(table) is a
+/// table as the backend's casts take it.
 #pragma once
 
 #include <flatshard/communicator.hpp>
+#include <flatshard/kernels/cpu.hpp>
 #include <flatshard/kernels/flight_recorder.hpp>
+#include <flatshard/kernels/stochastic_rounding.hpp>
+#include <flatshard/kernels/tiles.hpp>
+#include <flatshard/layout.hpp>
+#include <flatshard/layouts/fsdp2.hpp>
+#include <flatshard/layouts/native.hpp>
+#include <flatshard/layouts/zero3.hpp>
 
 #include <algorithm>
 #include <array>
@@ -56,6 +64,7 @@ struct host_rank {
   [[nodiscard]] std::vector<T> get(memory<T> const& m) const {
     return m;
   }
+  [[nodiscard]] kernels::tile_table tiles(kernels::tile_table table) const { return table; }
 };
 
 /// doctest's checks are not for many threads at once: ranks count, the test checks.
@@ -218,6 +227,46 @@ inline float normal_value(std::size_t rank, std::size_t i) {
   return sum;
 }
 
+/// The gradients of a unit laid out by `policy`: what arrives is keyed by tensor and element, whatever holds it.
+template <class R, ShardingPolicy P>
+void round_and_check(R& r, P policy, tally& t) {
+  std::vector<parameter> const unit{{"a", {33, 7}}, {"b", {5}}, {"c", {17, 16}}, {"empty", {0}}, {"d", {129}}};
+  auto const me = us(r), ranks = world_of(r);
+  listed_layout<P> const l{policy, unit, world{ranks}};
+  auto const runs = kernels::gathered_runs(l);
+  auto const n = l.gathered().value / ranks;
+  auto const x = [](std::size_t rank, std::size_t tensor, std::size_t i) {
+    return normal_value(rank, tensor * 777 + i);
+  };
+  std::vector<float> own(n * ranks, poison<float>());  // padding is whatever backward left there
+  for (auto const& run : runs)
+    for (std::size_t i = 0; run.tensor != kernels::no_tensor && i < run.size; ++i)
+      own[run.target + i] = x(me, run.tensor, run.source + i);
+  auto const grads = r.put(own);
+  kernels::random_stream random{.seed = 0x0123456789ABCDEF, .step = 7, .purpose = 3};
+  for (auto const order : {sum_order::by_rank, sum_order::pairwise}) {
+    ++random.step;
+    kernels::stochastic_rounding const round{r.tiles(kernels::make_tiles(runs, {.most = elements{64}})), random, 11};
+    auto wire = fresh<bf16>(r, n * ranks);
+    auto result = fresh<float>(r, n);
+    reduce_scatter(r.comm, part<float>(result, 0, n), const_part<float>(grads, 0, n * ranks),
+                   part<bf16>(wire, 0, n * ranks), {.scale = 0.3f, .order = order}, r.stream, round);
+    r.comm.wait(r.stream);
+    std::vector<float> want(n, 0.0f), of_ranks(ranks);
+    for (auto const& run : runs)
+      for (std::size_t i = 0; run.tensor != kernels::no_tensor && i < run.size; ++i) {
+        auto const at = run.target + i;
+        if (at / n != me) continue;
+        for (std::size_t k = 0; k < ranks; ++k) {
+          auto const bits = std::bit_cast<std::uint32_t>(x(k, run.tensor, run.source + i));
+          of_ranks[k] = widen(bf16{kernels::element::bf16_stochastic(bits, random, {11 + run.tensor, run.source + i})});
+        }
+        want[at - me * n] = stated_sum(of_ranks, {.scale = 0.3f, .order = order}, 0);
+      }
+    t.expect(r.get(result) == want, "reduce_scatter over a rounded wire");
+  }
+}
+
 /// Bytes whose addresses repeat a window of memory, but for the last part: 2^31 elements without as much memory.
 class repeated_bytes {
  public:
@@ -296,6 +345,8 @@ std::vector<disagreement<R>> disagreements() {
        [=](R& r, bool odd) { reduce(r, {.order = odd ? sum_order::pairwise : sum_order::by_rank}); }},
       {"scale", "0x1p+0", "0x1p-1", [=](R& r, bool odd) { reduce(r, {.scale = odd ? 0.5f : 1.0f}); }},
       {"accumulate", "false", "true", [=](R& r, bool odd) { reduce(r, {.accumulate = odd}); }},
+      {"rounding of the wire", "0000000000000001", "0000000000000002",
+       [=](R& r, bool odd) { reduce(r, {.rounding = odd ? 2u : 1u}); }},
       {"reduction", "min", "max", [=](R& r, bool odd) { combine(r, odd ? reduction::max : reduction::min); }},
       {"root", "0", "1",
        [=](R& r, bool odd) {
@@ -399,6 +450,22 @@ TEST_CASE_TEMPLATE_DEFINE("the order of a sum is the one asked for, and nothing 
   CHECK(quiet(out));
   CHECK(t.seen() == expected + out.size());
   CHECK(t.wrong() == "");
+}
+
+TEST_CASE_TEMPLATE_DEFINE("fp32 gradients on a bf16 wire, rounded stochastically: the bits of the rule, for any layout",
+                          Backend, rounds) {
+  using namespace suite;
+  for (auto const ranks : Backend::worlds()) {
+    tally t;
+    auto const out = Backend::run(ranks, 60s, [&](auto& r) {
+      round_and_check(r, native{}, t);
+      round_and_check(r, zero3{}, t);
+      round_and_check(r, fsdp2{}, t);
+    });
+    CHECK(quiet(out));
+    CHECK(t.seen() == out.size() * 3 * 2);
+    CHECK(t.wrong() == "");
+  }
 }
 
 TEST_CASE_TEMPLATE_DEFINE("broadcast, exchange, all-reduce, barrier", Backend, others) {
@@ -618,7 +685,7 @@ TEST_CASE_TEMPLATE_DEFINE("every disagreement is the same error on every rank, b
       r.comm.wait(r.stream);
     });
     CHECK(quiet(out));
-    CHECK(t.seen() == out.size() * (2 * 11 + 3));
+    CHECK(t.seen() == out.size() * (2 * 12 + 3));
     CHECK(t.wrong() == "");
   }
 }
@@ -717,6 +784,7 @@ TEST_CASE_TEMPLATE_DEFINE("2^31 + 1 elements: no count is narrowed", Backend, wi
   TEST_CASE_TEMPLATE_INVOKE(gathers, __VA_ARGS__);  \
   TEST_CASE_TEMPLATE_INVOKE(reduces, __VA_ARGS__);  \
   TEST_CASE_TEMPLATE_INVOKE(orders, __VA_ARGS__);   \
+  TEST_CASE_TEMPLATE_INVOKE(rounds, __VA_ARGS__);   \
   TEST_CASE_TEMPLATE_INVOKE(others, __VA_ARGS__);   \
   TEST_CASE_TEMPLATE_INVOKE(delays, __VA_ARGS__);   \
   TEST_CASE_TEMPLATE_INVOKE(late, __VA_ARGS__);     \

@@ -285,6 +285,14 @@ TEST_CASE("stochastic packs have the CPU's bits") {
       uploaded_tiles const tiles{table, stream};
       pack(flat.span(), tensors.device, tiles.device, bits, 3, stream);
       wrong += differing(flat.get(stream), want);
+      // The same from a flat buffer, whose padding holds anything.
+      std::vector<float> wide(l.gathered, 7777.0f);
+      for (std::size_t t = 0; t < l.sizes.size(); ++t)
+        for (std::size_t i = 0; i < l.sizes[t]; ++i) wide[l.positions[t][i]] = in.memory[t][i];
+      array<float> const device_wide{wide, stream};
+      array<bf16> const again{l.gathered};
+      cast(again.span(), std::span<float const>{device_wide.span()}, tiles.device, bits, 3, stream);
+      wrong += differing(again.get(stream), want);
     }
   CHECK(wrong == 0);
 }
@@ -357,6 +365,10 @@ TEST_CASE("what does not fit is a broken rule, and nothing is enqueued") {
                        broken_rule);
   CHECK_THROWS_WITH_AS(cast(two.span(), in.first(2), random_stream{}, {0, (std::uint64_t{1} << 59) - 1}, stream),
                        "an element of a random stream has an index below 2^59", broken_rule);
+  CHECK_THROWS_WITH_AS(cast(two.span(), in, tiles.device, random_stream{}, 0, stream),
+                       "a cast writes as many elements as it reads", broken_rule);
+  CHECK_THROWS_WITH_AS(cast(two.span(), in.first(2), tiles.device, random_stream{}, 0, stream),
+                       "the tiles of a flat cast must cover its buffers", broken_rule);
   CHECK_THROWS_WITH_AS(pack(view(three), tensors.device, tiles.device, stream), fits, broken_rule);
   CHECK_THROWS_WITH_AS(unpack(tensors.device, view(three), tiles.device, stream), fits, broken_rule);
   auto fewer = tensors.device;
@@ -388,4 +400,5 @@ TEST_CASE("what does not fit is a broken rule, and nothing is enqueued") {
   auto const nothing = upload(make_tiles({}), {}, stream);
   CHECK_NOTHROW(pack(view(flat), {}, nothing, stream));
   CHECK_NOTHROW(unpack({}, view(flat), nothing, stream));
+  CHECK_NOTHROW(cast(std::span<bf16>{}, std::span<float const>{}, nothing, random_stream{}, 0, stream));
 }

@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 # Part of CMakeLists.txt: device code through nvcc, and on a device where there is one.
 # Every .cu for three architectures: warnings, registers, spills. nvcc needs no GPU.
+find_program(FLATSHARD_CUOBJDUMP cuobjdump HINTS /usr/local/cuda/bin DOC "The disassembler of the check of load and store widths")
 find_program(FLATSHARD_NVCC nvcc HINTS /usr/local/cuda/bin DOC "The CUDA compiler of the header check")
 foreach(name cuda cuda_peers)
   flatshard_command_test(${name}_compiles LABELS slow TIMEOUT 600 COMMAND ${CMAKE_COMMAND} -DCOMPILER=${FLATSHARD_NVCC} -DROOT=${PROJECT_SOURCE_DIR}
     -DSOURCE=${PROJECT_SOURCE_DIR}/kernels/${name}.cu -DOUT=${CMAKE_CURRENT_BINARY_DIR}/${name}.o
-    -P ${CMAKE_CURRENT_SOURCE_DIR}/cuda_compile_test.cmake PROPERTIES SKIP_REGULAR_EXPRESSION "skipped: ")
+    -P ${CMAKE_CURRENT_SOURCE_DIR}/cuda_compile_test.cmake PROPERTIES SKIP_REGULAR_EXPRESSION "skipped: " FIXTURES_SETUP ${name}_object)
+  # The widths of loads and stores: in the machine code where a disassembler is found, else in PTX.
+  flatshard_command_test(${name}_widths LABELS slow TIMEOUT 600 COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/load_widths.sh
+    ${PROJECT_SOURCE_DIR}/kernels/${name}.cu ${CMAKE_CURRENT_BINARY_DIR}/${name}.o "$<$<BOOL:${FLATSHARD_NVCC}>:${FLATSHARD_NVCC}>"
+    "$<$<BOOL:${FLATSHARD_CUOBJDUMP}>:${FLATSHARD_CUOBJDUMP}>" ${CMAKE_CURRENT_BINARY_DIR}/${name}.listing
+    -std=c++20 -I ${PROJECT_SOURCE_DIR}/include -I ${PROJECT_SOURCE_DIR}/kernels/include -I ${PROJECT_SOURCE_DIR}/kernels
+    PROPERTIES SKIP_REGULAR_EXPRESSION "skipped: " FIXTURES_REQUIRED ${name}_object)
 endforeach()
+flatshard_command_test(load_widths_planted LABELS fast COMMAND sh -c
+  "! \"$0\" \"$1\" >load_widths.log && grep -q '6 kernels, 5 of them wrong' load_widths.log && grep -q 'sum_kernel as_bf16 Lb0E: has no 16-byte load;' load_widths.log"
+  ${CMAKE_CURRENT_SOURCE_DIR}/load_widths.sh ${CMAKE_CURRENT_SOURCE_DIR}/load_widths_planted.txt DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
 # The device tests on a device. Emulated, they are part of ../cuda_on_host.
 if(TARGET flatshard_cuda)
   add_executable(device_test device_test.cpp device_peers_test.cpp device_main.cpp)

@@ -123,6 +123,7 @@ struct borrowed_ranks : mpi_ranks<borrowed> {};
 FLATSHARD_COLLECTIVE_SUITE(window_ranks, message_ranks, nodes_of_two);
 TEST_CASE_TEMPLATE_INVOKE(gathers, borrowed_ranks);
 TEST_CASE_TEMPLATE_INVOKE(reduces, borrowed_ranks);
+TEST_CASE_TEMPLATE_INVOKE(rounds, borrowed_ranks);
 TEST_CASE_TEMPLATE_INVOKE(others, borrowed_ranks);
 TEST_CASE_TEMPLATE_INVOKE(late, borrowed_ranks);
 TEST_CASE_TEMPLATE_INVOKE(disagree, borrowed_ranks);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// The suite of the collectives over the NCCL backend, which is linked with the stand-in library: emulated, no GPU.
 #include "kernels/collective_suite.hpp"
+#include "left_behind.hpp"
 #include "nccl_on_host/nccl_on_host.hpp"
 #include "tier.hpp"
 
@@ -37,6 +38,19 @@ class device_memory {
   T* p_ = nullptr;
   std::size_t n_;
 };
+/// In place of a device's tiles: the CPU's cast, on the stream, over a table that stays until then.
+struct stream_tiles {
+  std::shared_ptr<kernels::tile_table const> table;
+};
+void cast(std::span<bf16> out, std::span<float const> in, stream_tiles const& tiles,
+          kernels::random_stream const& random, std::uint32_t first_tensor, kernels::stream_ref stream) {
+  auto const work = [=] { kernels::cast(out, in, *tiles.table, random, first_tensor); };
+  auto const run = [](void* data) {
+    std::unique_ptr<decltype(work)> const mine{static_cast<decltype(work)*>(data)};
+    (*mine)();
+  };
+  if (cudaLaunchHostFunc(stream.stream, run, new auto(work)) != cudaSuccess) throw std::runtime_error{"no cast"};
+}
 struct device_rank {
   nccl_ref comm;
   kernels::stream_ref stream;
@@ -49,6 +63,9 @@ struct device_rank {
   template <class T>
   [[nodiscard]] std::vector<T> get(device_memory<T> const& m) const {
     return {m.data(), m.data() + m.size()};
+  }
+  [[nodiscard]] stream_tiles tiles(kernels::tile_table table) const {
+    return {std::make_shared<kernels::tile_table const>(std::move(table))};
   }
   void expose(std::span<std::byte> memory) const { nccl_on_host::expose(memory.data(), memory.size()); }
 };
@@ -136,12 +153,25 @@ void check_books() {
   for (auto const& text : nccl_on_host::breaches()) FAIL_CHECK(text);
 }
 
+/// The same after every case of the program.
+std::string found_behind() {
+  auto const left = nccl_on_host::what_lives();
+  std::string text;
+  for (auto const& one : nccl_on_host::breaches()) text += one + ", ";
+  if (left.communicators + left.streams + left.allocations != 0)
+    text += std::to_string(left.communicators) + " communicators, " + std::to_string(left.streams) + " streams, " +
+            std::to_string(left.allocations) + " allocations";
+  return text;
+}
+REGISTER_LISTENER("left_behind", 1, left_behind<found_behind>);
+
 }  // namespace
 
 FLATSHARD_COLLECTIVE_SUITE(owners);
 TEST_CASE_TEMPLATE_INVOKE(gathers, borrowers);
 TEST_CASE_TEMPLATE_INVOKE(reduces, borrowers);
 TEST_CASE_TEMPLATE_INVOKE(orders, borrowers);
+TEST_CASE_TEMPLATE_INVOKE(rounds, borrowers);
 TEST_CASE_TEMPLATE_INVOKE(others, borrowers);
 TEST_CASE_TEMPLATE_INVOKE(delays, borrowers);
 TEST_CASE_TEMPLATE_INVOKE(late, borrowers);
@@ -149,8 +179,6 @@ TEST_CASE_TEMPLATE_INVOKE(rules, borrowers);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 TEST_CASE_TEMPLATE_INVOKE(wide, owners);
 #endif
-
-TEST_CASE("everything was given back, and nothing done that NCCL forbids") { check_books(); }
 
 TEST_CASE("unchecked calls that disagree end at the deadline, on every rank, with operation, number and rank") {
   for (auto const& way : disagreements<device_rank>()) {
@@ -260,6 +288,36 @@ TEST_CASE("a borrowed communicator is aborted where its owner asked for that") {
   check_books();
 }
 
+TEST_CASE("an abort that cannot end: the caller comes back all the same") {
+  stream_owner const stream;
+  device_memory<std::byte> const workspace{kernels::nccl_workspace(world{1}).value};
+  ncclComm_t theirs = nullptr;
+  REQUIRE(ncclCommInitRankConfig(&theirs, 1, kernels::new_nccl_id(), 0, nullptr) == ncclSuccess);
+  nccl_ref c{theirs,
+             {.deadline = 100ms, .on_timeout = timeout::abort, .workspace = {workspace.data(), workspace.size()}}};
+  std::atomic<bool> goes_on = false;
+  REQUIRE(cudaLaunchHostFunc(
+              stream.get().stream,
+              [](void* data) {
+                while (!*static_cast<std::atomic<bool>*>(data)) std::this_thread::sleep_for(1ms);
+              },
+              &goes_on) == cudaSuccess);
+  c.barrier(stream.get());
+  CHECK_THROWS_WITH_AS(
+      c.wait(stream.get()),
+      doctest::Contains("the stream was not done before the deadline of 100 ms in barrier (call 1) of rank 0"),
+      peer_lost);
+  CHECK_THROWS_AS(c.barrier(stream.get()), peer_lost);
+  goes_on = true;
+  for (int turn = 0; turn < 10'000 && nccl_on_host::what_lives().communicators > 0; ++turn)
+    std::this_thread::sleep_for(1ms);
+}
+
+TEST_CASE("leaves a stream behind" * doctest::skip()) {  // for the test that this is found
+  cudaStream_t stream = nullptr;
+  REQUIRE(cudaStreamCreate(&stream) == cudaSuccess);
+}
+
 TEST_CASE("set-up: a missing rank, another world, other options, a small workspace") {
   auto const id = kernels::new_nccl_id();
   auto const alone = on_threads(1, [&](std::size_t) {
@@ -330,6 +388,10 @@ TEST_CASE("the id of a group travels over another communicator, or through a fil
                        doctest::Contains("rank 0 did not write the id of the group to "), peer_lost);
   CHECK_THROWS_WITH(static_cast<void>(kernels::exchange_nccl_id("/nowhere/at/all", world{3}, rank_at(0), 50ms)),
                     doctest::Contains("the id of the group was not written"));
+  nccl_on_host::fail_call("ncclGetUniqueId", 1);
+  CHECK_THROWS_WITH_AS(static_cast<void>(kernels::new_nccl_id()), "ncclGetUniqueId: unhandled system error",
+                       kernels::nccl_error);
+  CHECK(nccl_on_host::fail_call({}, 0));
 }
 
 TEST_CASE("each function of the runtime and of NCCL fails: an error on that rank, and everything given back") {

@@ -3,6 +3,7 @@
 #include <flatshard/extent.hpp>
 #include <flatshard/kernels/cpu.hpp>
 #include <flatshard/kernels/element.hpp>
+#include <flatshard/kernels/stochastic_rounding.hpp>
 #include <flatshard/layout.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
 #include <flatshard/layouts/native.hpp>
@@ -205,4 +206,32 @@ TEST_CASE("sizes and indices that do not fit are broken rules") {
   CHECK_THROWS_WITH_AS(cast(two, three, stream, {}), "a cast writes as many elements as it reads", broken_rule);
   CHECK_THROWS_WITH_AS(cast(out, three, stream, {0, (std::uint64_t{1} << 59) - 2}),
                        "an element of a random stream has an index below 2^59", broken_rule);
+}
+
+TEST_CASE("ranks that round the wire with another step, seed, purpose or tensor disagree, and say both words") {
+  std::vector<parameter> const unit{{"a", {16}}};
+  auto const table = make_tiles(gathered_runs(listed_layout<native>{native{}, unit, world{2}}));
+  stochastic_rounding<tile_table> const rounding{table, stream, 4};
+  CHECK(rounding.word() != 0);
+  for (int change = 0; change < 4; ++change) {
+    auto other = rounding;
+    if (change == 0) other.random.seed ^= std::uint64_t{1} << 60;
+    if (change == 1) ++other.random.step;
+    if (change == 2) ++other.random.purpose;
+    if (change == 3) ++other.first_tensor;
+    CHECK(other.word() != rounding.word());
+    std::string text;
+    try {
+      thread_group{world{2}}.run([&](thread_communicator& c) {
+        auto const n = table.flat_size().value;
+        std::vector<float> grads(n), out(n / 2);
+        std::vector<bf16> wire(n);
+        reduce_scatter(c, std::span{out}, std::span<float const>{grads}, std::span{wire}, {}, {},
+                       index(c.self()) == 0 ? rounding : other);
+      });
+    } catch (mismatch const& e) {
+      text = e.what();
+    }
+    CHECK(text.find("ranks 0 and 1 disagree on rounding of the wire: ") == 0);
+  }
 }

@@ -226,6 +226,13 @@ TEST_CASE("stochastic packs: the flat buffers of all layouts hold the same bits 
               flat[l.positions[t][i]].bits != element::bf16_stochastic(std::bit_cast<std::uint32_t>(in.memory[t][i]),
                                                                        stream, {static_cast<std::uint32_t>(5 + t), i});
       CHECK(wrong == 0);
+      // The same from a flat buffer, whose padding holds anything.
+      std::vector<float> wide(l.gathered, std::numeric_limits<float>::quiet_NaN());
+      for (std::size_t t = 0; t < l.sizes.size(); ++t)
+        for (std::size_t i = 0; i < in.memory[t].size(); ++i) wide[l.positions[t][i]] = in.memory[t][i];
+      std::vector<bf16> again(l.gathered, bf16{0x7777});
+      cast(again, wide, make_tiles(l.runs), stream, 5, {.threads = 1 + c % 2});
+      CHECK(again == flat);
     }
 }
 
@@ -317,6 +324,8 @@ TEST_CASE("buffers that do not fit a table are broken rules") {
   CHECK_THROWS_WITH_AS(pack(view(flat), short_one, table), "a tensor must hold every tile of the table", broken_rule);
   CHECK_THROWS_WITH_AS(unpack(short_one, view(flat), table), "a tensor must hold every tile of the table", broken_rule);
   CHECK_THROWS_WITH_AS(pack(narrow_flat, mixed, table, {}, 0), "stochastic rounding takes fp32 to bf16", broken_rule);
+  CHECK_THROWS_WITH_AS(cast(narrow_b, flat, table, {}, 0), "a cast writes as many elements as it reads", broken_rule);
+  CHECK_THROWS_WITH_AS(cast(narrow_b, b, table, {}, 0), "the tiles of a flat cast must cover its buffers", broken_rule);
   auto integers = view(flat);
   integers.type = dtype::i32;
   CHECK_THROWS_WITH_AS(pack(integers, good, table), "a tile holds fp32, bf16 or fp16", broken_rule);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Of the CUDA runtime, what the NCCL backend and its stand-in use: streams are queues with a thread each, device
-/// memory is the host's, registered, poisoned and fenced. Test only.
+/// Of the CUDA runtime, what the NCCL backend, its stand-in and flatshard-perf use: streams are queues with a thread
+/// each, device memory is the host's, registered, poisoned and fenced, four devices are one. Test only.
 #pragma once
 
 #include <cstddef>
@@ -23,4 +23,7 @@ cudaError_t cudaMemcpyAsync(void* to, void const* from, std::size_t size, cudaMe
 cudaError_t cudaStreamCreate(cudaStream_t* stream);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamQuery(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaSetDevice(int device);
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data);

@@ -158,6 +158,18 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   std::lock_guard const lock{stream->mutex};
   return stream->queue.empty() && !stream->busy ? cudaSuccess : cudaErrorNotReady;
 }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (fails(__func__)) return cudaErrorLaunchFailure;
+  while (cudaStreamQuery(stream) == cudaErrorNotReady) std::this_thread::sleep_for(std::chrono::microseconds{50});
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 4;
+  return fails(__func__) ? cudaErrorInvalidValue : cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+  return fails(__func__) || device < 0 || device >= 4 ? cudaErrorInvalidValue : cudaSuccess;
+}
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
   if (fails(__func__)) return cudaErrorLaunchFailure;
   stream->add([=] { function(data); });

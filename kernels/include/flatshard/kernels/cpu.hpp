@@ -5,6 +5,7 @@
 #include <flatshard/communicator.hpp>
 #include <flatshard/dtype.hpp>
 #include <flatshard/kernels/element.hpp>
+#include <flatshard/kernels/stochastic_rounding.hpp>
 #include <flatshard/kernels/threads.hpp>
 #include <flatshard/kernels/tiles.hpp>
 #include <flatshard/quantity.hpp>
@@ -65,6 +66,10 @@ void cast(std::span<bf16> out, std::span<f16 const> in, work_options = {});
 /// Source: docs/kernels.md, stochastic rounding.
 void cast(std::span<bf16> out, std::span<float const> in, random_stream const& random, element_origin first,
           work_options = {});
+/// The same for a flat buffer in which tensors lie as the table says, whose tiles cover it; tensor t of the table is
+/// number `first_tensor` + t of the model. Padding of the table becomes 0, whatever `in` holds there.
+void cast(std::span<bf16> out, std::span<float const> in, tile_table const&, random_stream const& random,
+          std::uint32_t first_tensor, work_options = {});
 /// The casts to the nearest on memory whose types are known when run; equal types are copied.
 void cast(buffer_ref out, buffer_ref in, work_options = {});
 /// Copies bytes. Shapes: out [n], in [n]; they must not overlap.

@@ -11,6 +11,7 @@
 #include <flatshard/communicator.hpp>
 #include <flatshard/dtype.hpp>
 #include <flatshard/kernels/element.hpp>
+#include <flatshard/kernels/stochastic_rounding.hpp>
 #include <flatshard/kernels/tiles.hpp>
 #include <flatshard/quantity.hpp>
 
@@ -79,7 +80,10 @@ void pack(buffer_ref flat, tensor_pointers in, device_tiles const& tiles, stream
 void pack(std::span<bf16> flat, tensor_pointers in, device_tiles const& tiles, random_stream const& random,
           std::uint32_t first_tensor, stream_ref stream);
 void unpack(tensor_pointers out, buffer_ref flat, device_tiles const& tiles, stream_ref stream);
-/// The same, and what each tile adds up to in `tiles.totals`, for `total`.
+/// As `cast` of cpu.hpp of a flat buffer in which tensors lie as the tiles say.
+void cast(std::span<bf16> out, std::span<float const> in, device_tiles const& tiles, random_stream const& random,
+          std::uint32_t first_tensor, stream_ref stream);
+/// The same as `pack`, and what each tile adds up to in `tiles.totals`, for `total`.
 void pack(std::span<float> flat, tensor_pointers in, device_tiles const& tiles, pack_options const& result,
           stream_ref stream);
 /// The totals of all tiles, written to device memory, in the order of tiles.hpp.

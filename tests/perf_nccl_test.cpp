@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+/// flatshard-perf --backend nccl, linked with the stand-in library of nccl_on_host: emulated, no GPU.
+#include "tool_run.hpp"
+
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+namespace {
+
+using tool_test::run;
+
+bool has(std::string const& text, std::string const& part) { return text.find(part) != std::string::npos; }
+
+}  // namespace
+
+TEST_CASE("ranks of one process: every collective, type and order is exact, before the timing and after it") {
+  for (std::string const type : {"bfloat16", "half", "float"})
+    for (std::string const order : {"by_rank", "pairwise", "any"}) {
+      auto const done = run({"all_gather", "reduce_scatter",
+                             "broadcast",  "all_to_all",
+                             "--backend",  "nccl",
+                             "--ranks",    "3",
+                             "-b",         "6000",
+                             "-e",         "12000",
+                             "-d",         type,
+                             "--order",    order,
+                             "-n",         "2",
+                             "-w",         "1",
+                             "-u",         "3",
+                             "-T",         "30"});
+      CHECK(done.err == "");
+      REQUIRE(done.code == 0);
+      CHECK(has(done.out, "nccl, 3 ranks, 2 iterations after 1, median of the slowest rank\n"));
+      CHECK(has(done.out, "values : 0 OK"));
+    }
+  CHECK(
+      run({"all_gather", "--backend", "nccl", "--ranks", "1", "-d", "uint8", "-b", "1K", "-e", "1K", "-n", "1"}).code ==
+      0);
+}
+
+TEST_CASE("a process a rank: the id of the group comes through a file, or MPI") {
+  tool_test::folder const f;
+  auto const by_file = run({"--backend", "nccl", "--bootstrap", "file", "--id-file", f / "id", "--rank", "0", "--ranks",
+                            "1", "-b", "64K", "-e", "64K", "-n", "1", "-J", f / "out.json"});
+  CHECK(by_file.err == "");
+  CHECK(by_file.code == 0);
+  CHECK(has(by_file.out, "nccl, 1 rank, "));
+  CHECK(has(tool_test::slurp(f / "out.json"), "\"backend\": \"nccl\""));
+  auto const alone =
+      run({"--backend", "nccl", "--bootstrap", "file", "--id-file", f / "other", "--rank", "1", "-T", "1"});
+  CHECK(alone.code == 1);
+  CHECK(has(alone.err, "rank 0 did not write the id of the group to " + (f / "other") + " before the deadline of 1 s"));
+  CHECK(alone.out == "");
+#if defined(FLATSHARD_MPI_BACKEND)
+  auto const by_mpi = run({"--backend", "nccl", "--bootstrap", "mpi", "-b", "64K", "-e", "64K", "-n", "1"});
+  CHECK(by_mpi.code == 0);
+  CHECK(has(by_mpi.out, "nccl, 1 rank, "));
+  CHECK(has(by_mpi.out, "values : 0 OK"));
+#endif
+}
+
+TEST_CASE("too few GPUs, and a wrong command line: one line that says what is needed") {
+  auto const many = run({"--backend", "nccl", "--ranks", "5"});
+  CHECK(many.code == 1);
+  CHECK(has(many.err, "5 ranks of one process need as many GPUs, and there are 4"));
+  struct wrong {
+    std::vector<std::string> line;
+    std::string text;
+  };
+  auto const file = "--bootstrap file needs --rank and --id-file, and nothing else takes them";
+  for (auto const& one : std::vector<wrong>{
+           {{"--backend", "nccl", "--bootstrap", "file", "--rank", "0"}, file},
+           {{"--backend", "nccl", "--bootstrap", "file", "--id-file", "x"}, file},
+           {{"--backend", "nccl", "--rank", "0"}, file},
+           {{"--backend", "nccl", "--id-file", "x"}, file},
+           {{"--backend", "nccl", "--bootstrap", "file", "--id-file", "x", "--rank", "2"},
+            "--rank 2 must be smaller than --ranks 2"},
+           {{"--backend", "nccl", "--bootstrap", "tcp"}, "--bootstrap: must be one of threads, "},
+           {{"--rank", "0"}, "--bootstrap, --rank and --id-file are for --backend nccl"},
+       }) {
+    auto const done = run(one.line);
+    CAPTURE(done.err);
+    CHECK(done.code == 2);
+    CHECK(done.out == "");
+    CHECK(has(done.err, one.text));
+  }
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "perf_nccl.hpp"
+
+#include <flatshard/kernels/nccl.hpp>
+#if defined(FLATSHARD_MPI_BACKEND)
+#include <flatshard/kernels/mpi.hpp>
+#endif
+
+#include <chrono>
+#include <exception>
+#include <mutex>
+#include <span>
+#include <stdexcept>
+#include <thread>
+
+#include <cuda_runtime.h>
+
+namespace perf {
+namespace {
+
+using namespace flatshard;
+
+void must(cudaError_t status, char const* call) {
+  if (status != cudaSuccess) throw kernels::cuda_error{status, std::string{call} + ": " + cudaGetErrorString(status)};
+}
+
+class device_stream {
+ public:
+  device_stream() { must(cudaStreamCreate(&stream_), "cudaStreamCreate"); }
+  device_stream(device_stream const&) = delete;
+  ~device_stream() { static_cast<void>(cudaStreamDestroy(stream_)); }
+  [[nodiscard]] kernels::stream_ref get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+/// As `host_memory`, on the device.
+struct on_device {
+  kernels::stream_ref stream;
+  template <class T>
+  class memory {
+   public:
+    memory(on_device const& where, std::size_t n, std::size_t misaligned)
+        : stream_{where.stream}, n_{n}, misaligned_{misaligned} {
+      void* p = nullptr;
+      must(cudaMalloc(&p, (n + misaligned) * sizeof(T) + 1), "cudaMalloc");  // aligned to 256 bytes
+      start_ = static_cast<T*>(p);
+    }
+    memory(memory const&) = delete;
+    ~memory() { static_cast<void>(cudaFree(start_)); }
+    [[nodiscard]] std::span<T> span() const { return {start_ + misaligned_, n_}; }
+    template <class Of>
+    void fill(Of const& of) const {
+      if (n_ == 0) return;
+      std::vector<T> values(n_);
+      for (std::size_t i = 0; i < n_; ++i) values[i] = of(i);
+      must(cudaMemcpyAsync(span().data(), values.data(), n_ * sizeof(T), cudaMemcpyHostToDevice, stream_.stream),
+           "cudaMemcpyAsync");
+      must(cudaStreamSynchronize(stream_.stream), "cudaStreamSynchronize");
+    }
+    template <class Of>
+    [[nodiscard]] std::uint64_t wrong(std::size_t first, std::size_t count, Of const& of) const {
+      if (count == 0) return 0;
+      std::vector<T> values(count);
+      must(cudaMemcpyAsync(values.data(), span().data() + first, count * sizeof(T), cudaMemcpyDeviceToHost,
+                           stream_.stream),
+           "cudaMemcpyAsync");
+      must(cudaStreamSynchronize(stream_.stream), "cudaStreamSynchronize");
+      std::uint64_t bad = 0;
+      for (std::size_t i = 0; i < count; ++i) bad += !same(values[i], of(i));
+      return bad;
+    }
+
+   private:
+    kernels::stream_ref stream_;
+    std::size_t n_, misaligned_;
+    T* start_ = nullptr;
+  };
+};
+
+std::size_t devices() {
+  int count = 0;
+  must(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  if (count == 0) throw std::runtime_error{"no CUDA device is here"};
+  return static_cast<std::size_t>(count);
+}
+
+/// One rank on one device, from the id of the group to the end.
+template <class Show>
+std::vector<row> run_rank(request const& asked, std::size_t ranks, std::size_t self, std::size_t device,
+                          ncclUniqueId const& id, Show const& show) {
+  must(cudaSetDevice(static_cast<int>(device)), "cudaSetDevice");
+  device_stream const stream;
+  kernels::nccl_communicator comm{
+      world{ranks}, rank_at(self), id, {.deadline = std::chrono::seconds{asked.deadline_seconds}}};
+  auto rows = measure(comm, asked, on_device{stream.get()}, stream.get(), show);
+  comm.close();
+  return rows;
+}
+
+}  // namespace
+
+nccl_result measure_nccl(request const& asked, nccl_request const& where, std::function<void(std::size_t)> const& head,
+                         std::function<void(std::size_t, row const&)> const& show) {
+  auto const here = devices();
+  std::chrono::seconds const limit{asked.deadline_seconds};
+  auto const process = [&](std::size_t ranks, std::size_t self, std::size_t device, ncclUniqueId const& id) {
+    if (self == 0) head(ranks);
+    auto rows = run_rank(asked, ranks, self, device, id, [&](row const& r) {
+      if (self == 0) show(ranks, r);
+    });
+    nccl_result result{ranks, {}};
+    if (self == 0) result.rows = std::move(rows);
+    return result;
+  };
+#if defined(FLATSHARD_MPI_BACKEND)
+  if (where.bootstrap == "mpi") {
+    MPI_Comm node = MPI_COMM_NULL;
+    int on_node = 0;
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+    MPI_Comm_rank(node, &on_node);
+    MPI_Comm_free(&node);
+    kernels::mpi_communicator host{MPI_COMM_WORLD, {.deadline = limit}};
+    auto const id = kernels::exchange_nccl_id(host);
+    auto result = process(static_cast<std::size_t>(host.size()), index(host.self()),
+                          static_cast<std::size_t>(on_node) % here, id);
+    host.close();
+    return result;
+  }
+#endif
+  auto const ranks = static_cast<std::size_t>(asked.ranks);
+  if (where.bootstrap == "file") {
+    auto const self = where.rank.value_or(0);
+    return process(ranks, self, self % here,
+                   kernels::exchange_nccl_id(where.id_file, world{ranks}, rank_at(self), limit));
+  }
+  if (ranks > here)
+    throw std::runtime_error{std::to_string(ranks) + " ranks of one process need as many GPUs, and there are " +
+                             std::to_string(here)};
+  auto const id = kernels::new_nccl_id();
+  nccl_result result{ranks, {}};
+  std::mutex mutex;
+  std::exception_ptr failure;
+  head(ranks);
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t self = 0; self < ranks; ++self)
+      threads.emplace_back([&, self] {
+        try {
+          auto rows = run_rank(asked, ranks, self, self, id, [&](row const& r) {
+            if (self == 0) show(ranks, r);
+          });
+          if (self == 0) result.rows = std::move(rows);
+        } catch (...) {
+          std::lock_guard const lock{mutex};
+          if (!failure) failure = std::current_exception();
+        }
+      });
+  }
+  if (failure) std::rethrow_exception(failure);
+  return result;
+}
+
+}  // namespace perf
