@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 /// train_llama: trains a Llama-family checkpoint on several ranks of this machine, as a configuration of DeepSpeed or
-/// LLaMA-Factory asks for it. A user of the public headers, and an example of them. This file is the command line;
-/// where to read on:
+/// LLaMA-Factory asks for it. A user of the public headers, and an example of them. This file is the command line.
+/// Where to read on:
 ///
-///     training          what is refused, then what is printed, around a training as a whole
-///     training_setup    what the configuration decides. The files are read by the tool's own readers
-///     (tools/frontend.hpp) rank_training     decisions become types; one rank from loading to the last file
-///     sharded_trainer   a unit a layer: gathered, used, released, reduce-scattered, updated (rank_trainer: without
-///     types) sequence_model    the model: forward and backward of one sequence (layer_operations, matrix_products)
+/// - training: what is refused, then what is printed, around a training as a whole
+///
+/// - training_setup: what the configuration decides; the files are read by the tool's own readers (tools/frontend.hpp)
+///
+/// - rank_training: decisions become types; one rank from loading to the last file
+///
+/// - sharded_trainer: a unit a layer, gathered, used, released, reduce-scattered, updated; rank_trainer: without types
+///
+/// - sequence_model: the model, forward and backward of one sequence, from layer_operations and matrix_products
 ///
 /// From the tool it also has what any program of this project prints and heeds: tools/report.hpp,
 /// tools/noted_signals.hpp.
