@@ -26,11 +26,11 @@ foreach(ranks 2 3 4)
     set(cases "--test-case=*nodes_of_two*,*a window*,*without close*,*construction*")
   endif()
   flatshard_command_test(mpi_collectives_${ranks}_test LABELS fast mpi TIMEOUT 180
-    COMMAND ${mpi_run} ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:mpi_collectives_test> ${cases} PROPERTIES PROCESSORS 2)
+    COMMAND ${mpi_run} ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:mpi_collectives_test> ${cases} PROPERTIES PROCESSORS 2 COST 800)  # early, beside others
 endforeach()
 flatshard_command_test(mpi_faults_test LABELS slow mpi TIMEOUT 7200
   COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/mpi_faults.sh $<TARGET_FILE:mpi_faults_rank> 20 ${mpi_run} ${MPIEXEC_NUMPROC_FLAG}
-  PROPERTIES PROCESSORS 2)  # it measures when ranks are named, within seconds
+  PROPERTIES COST 900)  # it measures when ranks are named, within seconds, and mostly waits
 if(TARGET flatshard_perf)
   flatshard_command_test(perf_mpi_test LABELS fast mpi
     COMMAND ${mpi_run} ${MPIEXEC_NUMPROC_FLAG} 3 $<TARGET_FILE:flatshard_perf> --backend mpi -b 64K -e 128K -n 3
