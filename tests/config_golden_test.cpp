@@ -570,7 +570,7 @@ TEST_CASE("front_ends: fully_shard in code, as facts and as an object") {
     facts given, world;
     world.world = given.world = as_count(in["world_size"]);
     auto& arguments = given.fully_shard;
-    if (in.has("policy")) arguments.policy = in["policy"];
+    if (in.has("policy")) arguments.mp_policy = in["policy"];
     arguments.mesh = in["mesh"];
     arguments.reshard_after_forward = in["reshard_after_forward"];
     arguments.offload_policy = in["offload_policy"];
@@ -578,6 +578,8 @@ TEST_CASE("front_ends: fully_shard in code, as facts and as an object") {
     arguments.input = named_dtype(in["input"], dtype::f32);
     auto call = in;
     call.erase("world_size");
+    call.erase("policy");
+    if (in.has("policy")) call.set("mp_policy", in["policy"]);  // the argument's name
     verdict differs;
     for (auto const& r : {decide(document{}, profile::torch, given), decide(document{call}, profile::torch, world)}) {
       auto const* error = first_error_of_all(r);

@@ -360,7 +360,7 @@ TEST_CASE("releases: the cast to fp32, the unset reduce dtype, offloaded checkpo
   f.upstream.accelerate = version_number{1, 15, 0};
   CHECK(errors(resolved(offload, f)) == codes{errc::offload_needs_checkpointing});
   facts torch;
-  torch.fully_shard.policy = value::object({{"param_dtype", "bf16"}});
+  torch.fully_shard.mp_policy = value::object({{"param_dtype", "bf16"}});
   CHECK(decide(document{}, profile::torch, torch).policies.dtypes.reduce == dtype::f32);
   torch.upstream.torch = version_number{2, 14, 0};
   auto const compute = decide(document{}, profile::torch, torch);
@@ -532,20 +532,24 @@ TEST_CASE("fully_shard as an object: every bad argument, each with its place") {
   };
   auto const bad = call(
       "{\"mesh\": [2, 3, 4],\n \"reshard_after_forward\": 2.0,\n \"offload_policy\": true,\n"
-      " \"policy\": {\"param_dtype\": \"bf17\", \"buffer_dtype\": \"bf16\"}, \"storage\": 1, \"module\": 0}");
+      " \"mp_policy\": {\"param_dtype\": \"bf17\", \"buffer_dtype\": \"bf16\"}, \"storage\": 1, \"module\": 0}");
   CHECK(errors(bad) == codes{errc::unexpected_argument, errc::mesh_mismatch, errc::bad_reshard_value, errc::wrong_type,
                              errc::bad_dtype, errc::unexpected_argument, errc::bad_dtype});
   CHECK(find(bad, errc::bad_reshard_value)->where == place{"call.json", "/reshard_after_forward", 2, 27});
   CHECK(errors(call("{\"mesh\": [16]}")) == codes{errc::mesh_mismatch});
   CHECK(find(call("{\"mesh\": [4]}"), errc::mesh_mismatch, "leaves out ranks")->level == severity::warning);
   CHECK(errors(call("[]")) == codes{errc::wrong_type});
-  CHECK(errors(call("{\"policy\": {\"output_dtype\": \"bf16\"}}")) == codes{errc::unit_dtype_mismatch});
+  CHECK(errors(call("{\"mp_policy\": {\"output_dtype\": \"bf16\"}}")) == codes{errc::unit_dtype_mismatch});
+  auto const objects = call("{\"mesh\": [8], \"ignored_params\": [], \"shard_placement_fn\": null}");
+  CHECK(objects.problems.size() == 1);
+  CHECK(find(objects, errc::other, "ignored_params is an object of the program")->level == severity::warning);
+  CHECK(errors(call("{\"policy\": {}}")) == codes{errc::unexpected_argument});  // torch calls it mp_policy
   // a refused dtype decides nothing, and what it would decide says so
   auto const said = [](resolution const& r, std::string_view key) {
     return r.find(key)->value + ": " + r.find(key)->reason;
   };
   auto const dtypes = call(
-      "{\"policy\": {\"param_dtype\": \"bf17\", \"reduce_dtype\": 1,\n \"output_dtype\": [], "
+      "{\"mp_policy\": {\"param_dtype\": \"bf17\", \"reduce_dtype\": 1,\n \"output_dtype\": [], "
       "\"cast_forward_inputs\": {}},\n \"storage\": \"int\", \"input\": \"int8\"}");
   CHECK(errors(dtypes) == codes{errc::bad_dtype, errc::bad_dtype, errc::bad_dtype, errc::bad_dtype, errc::bad_dtype});
   CHECK(said(dtypes, "compute") == "refused: the policy's param_dtype is refused");
@@ -553,16 +557,16 @@ TEST_CASE("fully_shard as an object: every bad argument, each with its place") {
   CHECK(said(dtypes, "reduce") == "refused: the policy's reduce_dtype is refused");
   CHECK(said(dtypes, "parameter_storage") == "refused: the module's parameters are refused");
   CHECK(said(dtypes, "input") == "refused: the policy's param_dtype is refused");
-  CHECK(dtypes.find("output")->source == place{"call.json", "/policy/output_dtype", 2, 18});
+  CHECK(dtypes.find("output")->source == place{"call.json", "/mp_policy/output_dtype", 2, 18});
   CHECK(find(dtypes, errc::odd_truth_value, "counts as false"));
-  auto const output = call("{\"policy\": {\"param_dtype\": \"bf16\", \"output_dtype\": \"bf17\"}}");
+  auto const output = call("{\"mp_policy\": {\"param_dtype\": \"bf16\", \"output_dtype\": \"bf17\"}}");
   CHECK(errors(output) == codes{errc::bad_dtype});
   CHECK(said(output, "output") == "refused: the policy's output_dtype is refused");
   CHECK(said(output, "compute") == "bf16: the policy's param_dtype is bf16");
-  CHECK(output.find("output")->source == place{"call.json", "/policy/output_dtype", 1, 52});
-  auto const no_policy = call("{\"policy\": true}");
+  CHECK(output.find("output")->source == place{"call.json", "/mp_policy/output_dtype", 1, 55});
+  auto const no_policy = call("{\"mp_policy\": true}");
   CHECK(said(no_policy, "compute") == "refused: the policy's param_dtype is refused");
-  CHECK(no_policy.find("compute")->source == place{"call.json", "/policy", 1, 12});
+  CHECK(no_policy.find("compute")->source == place{"call.json", "/mp_policy", 1, 15});
   // an absent key stands at its parent, an argument in code nowhere
   CHECK(call("{\"mesh\": [8]}").find("compute")->source == place{"call.json", "", 1, 1});
   CHECK(call("{\"mesh\": [8]}").find("parameter_storage")->source == place{"call.json", "", 1, 1});
@@ -571,7 +575,7 @@ TEST_CASE("fully_shard as an object: every bad argument, each with its place") {
   CHECK(decide(parse_json("{}", "call.json").value(), profile::torch, in_program).find("parameter_storage")->source ==
         place{});
   auto const good =
-      call("{\"mesh\": [2, 4], \"policy\": {\"param_dtype\": \"torch.bfloat16\", \"reduce_dtype\": \"fp32\"}}");
+      call("{\"mesh\": [2, 4], \"mp_policy\": {\"param_dtype\": \"torch.bfloat16\", \"reduce_dtype\": \"fp32\"}}");
   CHECK(errors(good).empty());
   CHECK(good.policies.dtypes == fsdp2_bf16);
   CHECK(good.find("mesh")->value == "2 x 4");

@@ -100,6 +100,8 @@ verdict judge_front_end(std::string_view front_end, value const& in) {
   if (front_end == "torch") {
     auto call = in;
     call.erase("world_size");
+    call.erase("policy");
+    if (in.has("policy")) call.set("mp_policy", in["policy"]);  // the argument's name
     auto const read = parse_json(to_json(call), "call.json");
     return read ? resolved(*read, profile::torch) : to_string(read.error());
   }

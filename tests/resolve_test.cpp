@@ -881,7 +881,7 @@ TEST_CASE("a file of another front end is refused, with the profile that reads i
     return std::string{};
   };
   auto const accelerate = R"({"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 2}})";
-  auto const torch = R"({"policy": {"param_dtype": "bf16"}, "mesh": [2]})";
+  auto const torch = R"({"mp_policy": {"param_dtype": "bf16"}, "mesh": [2]})";
   auto const factory = R"({"dist_config": {"name": "fsdp2"}})";
   for (auto const* const file : {"a.json", "a.yaml"}) {
     CHECK(refusal(accelerate, file, profile::llamafactory).ends_with("--profile accelerate"));

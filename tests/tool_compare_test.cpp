@@ -97,7 +97,7 @@ TEST_CASE("a front end's own file is compared by the DeepSpeed file that it name
 
 TEST_CASE("compare reads a front end's own file by its own rules, whatever --profile says") {
   folder const dir;
-  spill(dir / "call.json", R"({"policy": {"param_dtype": "bf16"}, "mesh": [4]})");
+  spill(dir / "call.json", R"({"mp_policy": {"param_dtype": "bf16"}, "mesh": [4]})");
   spill(
       dir / "acc.json",
       R"({"distributed_type": "FSDP", "num_processes": 8, "mixed_precision": "bf16", "fsdp_config": {"fsdp_version": 2}})");
@@ -160,11 +160,14 @@ TEST_CASE("--set changes the configuration first") {
     for (auto const& one : set["decisions"]->elements()) {
       if (!one["key"].is_text(key)) continue;
       found = true;
-      CHECK(one["source"]["file"].text().empty());
+      CHECK(one["source"]["file"].text() == "--set");
+      CHECK(one["source"]["pointer"].text() ==
+            std::string_view{setting}.substr(0, std::string_view{setting}.find('=')));
       CHECK(one["source"]["line"].is(flatshard::value_kind::null));
     }
     CHECK(found);
   }
+  CHECK(explained({"--set", "/zero_optimization/stage=["}).says("--set: /zero_optimization/stage: error: found \"[\""));
   CHECK(run({"explain", "-", "--set", "/a~2=1"}, "{").code == 2);  // whatever the file holds
   auto const escaped = explained({"--set", "/a~1b~0c=1"});
   CHECK_MESSAGE(escaped.out.find("\"a/b~c\\\" is not known") != std::string::npos, escaped.out);
@@ -261,7 +264,7 @@ TEST_CASE("--fix names what only one side decides") {
 
 TEST_CASE("--fix writes nothing where there is nothing to write or something in the way") {
   folder const dir;
-  spill(dir / "call.json", R"({"policy": {"param_dtype": "bf16"}, "mesh": [1]})");
+  spill(dir / "call.json", R"({"mp_policy": {"param_dtype": "bf16"}, "mesh": [1]})");
   spill(dir / "acc.json", R"({"distributed_type": "FSDP", "num_processes": 8, "fsdp_config": {"fsdp_version": 2}})");
   for (auto const& [file, p] : {std::pair{"call.json", "torch"}, std::pair{"acc.json", "accelerate"}}) {
     auto const r = run({"explain", dir / file, "--profile", p, "--fix", dir / "new"});

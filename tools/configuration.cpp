@@ -142,7 +142,7 @@ void apply_setting(std::string_view setting, fs::document& config) {
   auto const read = fs::parse_json(setting.substr(equals + 1));
   std::vector<std::string_view> const path{keys.begin(), keys.end()};
   config.edit().set(path, read ? read->value_of_root() : fs::value{setting.substr(equals + 1)});
-  config.came_from({std::move(made), {}});  // it stands on the command line
+  config.came_from({std::move(made), {"--set", std::string{pointer}, 0, 0}});  // on the command line
 }
 
 }  // namespace

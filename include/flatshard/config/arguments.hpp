@@ -38,12 +38,12 @@ struct training_arguments {
 
 /// Arguments of torch's fully_shard and MixedPrecisionPolicy, as given: an absent key is not passed.
 struct fully_shard_arguments {
-  value policy = value::object();  ///< param_dtype, reduce_dtype, output_dtype, cast_forward_inputs
-  value mesh{};                    ///< [shard] or [replicate, shard]
-  value reshard_after_forward{};   ///< true, false, null or a group size
-  value offload_policy{};          ///< {"cpu": bool, "pin_memory": bool}
-  dtype storage = dtype::f32;      ///< of the module
-  dtype input = dtype::f32;        ///< of what the first unit's forward is given
+  value mp_policy = value::object();  ///< param_dtype, reduce_dtype, output_dtype, cast_forward_inputs
+  value mesh{};                       ///< [shard] or [replicate, shard]
+  value reshard_after_forward{};      ///< true, false, null or a group size
+  value offload_policy{};             ///< {"cpu": bool, "pin_memory": bool}
+  dtype storage = dtype::f32;         ///< of the module
+  dtype input = dtype::f32;           ///< of what the first unit's forward is given
 };
 
 }  // namespace v0

@@ -23,9 +23,13 @@
 namespace flatshard {
 inline namespace v0 {
 
-/// The keys of an object with fully_shard's arguments, and of its MixedPrecisionPolicy and CPUOffloadPolicy.
-inline constexpr std::array<std::string_view, 6> fully_shard_keys{"policy",         "mesh",    "reshard_after_forward",
-                                                                  "offload_policy", "storage", "input"};
+/// The keys of an object with fully_shard's arguments, and of its MixedPrecisionPolicy and CPUOffloadPolicy. `storage`
+/// and `input` are the dtypes of the module and of what its forward is given.
+inline constexpr std::array<std::string_view, 8> fully_shard_keys{
+    "mp_policy", "mesh",  "reshard_after_forward", "offload_policy",
+    "storage",   "input", "shard_placement_fn",    "ignored_params"};
+/// Arguments of fully_shard that are objects of the program: nothing here reads them.
+inline constexpr std::array<std::string_view, 2> fully_shard_objects{"shard_placement_fn", "ignored_params"};
 inline constexpr std::array<std::string_view, 4> precision_policy_keys{"param_dtype", "reduce_dtype", "output_dtype",
                                                                        "cast_forward_inputs"};
 inline constexpr std::array<std::string_view, 2> offload_policy_keys{"cpu", "pin_memory"};
@@ -64,7 +68,7 @@ inline document fully_shard_document(document const& call, fully_shard_arguments
   };
   fully_shard_arguments const absent;
   auto const whole = call.root().where();
-  otherwise("policy", given.policy, given.policy == absent.policy ? whole : place{});
+  otherwise("mp_policy", given.mp_policy, given.mp_policy == absent.mp_policy ? whole : place{});
   otherwise("mesh", given.mesh, {});
   otherwise("reshard_after_forward", given.reshard_after_forward, {});
   otherwise("offload_policy", given.offload_policy, {});
@@ -134,7 +138,7 @@ inline fully_shard_setting read_precision_policy(node const& root, facts const& 
   s.unset_reduce = reduce_default_of(f.upstream.torch);
   auto const storage = read_dtype(root["storage"], refused.storage, out);
   if (storage != dtype::none) s.storage = storage;
-  auto const policy = root["policy"];
+  auto const policy = root["mp_policy"];
   if (!is_object_or_null(policy, "an object with the fields of MixedPrecisionPolicy", out)) {
     refused.param = refused.reduce = refused.output = true;
     return s;
@@ -272,13 +276,17 @@ inline void resolve_fully_shard(document const& call, facts const& f, findings& 
                      "found " + std::string{name(given->kind())} + ", an object with fully_shard's arguments is needed",
                      {});
   detail::check_argument_names(given, fully_shard_keys, "fully_shard()", out);
+  for (auto const key : fully_shard_objects)
+    if (auto const at = given[key]; at.present() && !at->is(value_kind::null))
+      out.warn(errc::other, at.where(), at_train,
+               std::string{key} + " is an object of the program, of which a file says nothing: not read here");
   auto const arguments = fully_shard_document(call, f.fully_shard);
   auto const root = arguments.root();
   policies.backend = backend_kind::fsdp2;
   policies.sharding = sharding_kind::fsdp2;
   policies.activation_checkpointing = false;
   auto& p = policies.fsdp2.emplace();
-  auto const policy = root["policy"];
+  auto const policy = root["mp_policy"];
   out.decide("sharding", "fsdp2", "fully_shard is called in code", "torch.fully_shard", given.where());
 
   detail::read_device_mesh(root["mesh"], f, p, out);
