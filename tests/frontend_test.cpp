@@ -3,7 +3,7 @@
 
 #include "../tools/resolver.hpp"
 
-#include <flatshard/config/accelerate_launch.hpp>
+#include <flatshard/config/accelerate/launch.hpp>
 
 #include <cstdio>
 #include <fstream>

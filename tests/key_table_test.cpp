@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The key tables of docs/config.md are what the field tables of the sections say. FLATSHARD_PRINT_KEYS=1 prints them.
-#include <flatshard/config/sixteen_bit_sections.hpp>
-#include <flatshard/config/validated_sections.hpp>
-#include <flatshard/config/zero_section.hpp>
+#include <flatshard/config/deepspeed/sixteen_bit_sections.hpp>
+#include <flatshard/config/deepspeed/validated_sections.hpp>
+#include <flatshard/config/deepspeed/zero_section.hpp>
 
 #include <cstdint>
 #include <cstdlib>

@@ -4,7 +4,7 @@
 #include "findings_text.hpp"
 #include "report.hpp"
 
-#include <flatshard/config/deepspeed_keys.hpp>
+#include <flatshard/config/deepspeed/keys.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/config/resolve.hpp>

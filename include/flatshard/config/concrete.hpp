@@ -5,12 +5,12 @@
 ///     value const fixed = concrete_deepspeed(r, facts);  // no "auto", every value of its own kind, no second names
 #pragma once
 
-#include <flatshard/config/deepspeed_keys.hpp>
+#include <flatshard/config/deepspeed/keys.hpp>
+#include <flatshard/config/deepspeed/sixteen_bit_sections.hpp>
+#include <flatshard/config/deepspeed/zero_section.hpp>
 #include <flatshard/config/precision_mode.hpp>
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/config/schema.hpp>
-#include <flatshard/config/sixteen_bit_sections.hpp>
-#include <flatshard/config/zero_section.hpp>
 #include <flatshard/document.hpp>
 #include <flatshard/require.hpp>
 

@@ -2,10 +2,10 @@
 /// What `resolve` returns: decisions, problems, and the same as typed policies.
 #pragma once
 
-#include <flatshard/config/batch.hpp>
-#include <flatshard/config/deepspeed_plugin.hpp>
+#include <flatshard/config/accelerate/deepspeed_plugin.hpp>
+#include <flatshard/config/deepspeed/batch.hpp>
+#include <flatshard/config/deepspeed/native_reading.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/native_reading.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/roles.hpp>
 #include <flatshard/config/schema.hpp>

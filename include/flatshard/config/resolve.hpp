@@ -22,15 +22,15 @@
 ///     }
 #pragma once
 
-#include <flatshard/config/accelerate_deepspeed_file.hpp>
-#include <flatshard/config/accelerate_file.hpp>
-#include <flatshard/config/accelerate_launch.hpp>
-#include <flatshard/config/deepspeed_program.hpp>
-#include <flatshard/config/fully_shard_call.hpp>
-#include <flatshard/config/llamafactory_deepspeed.hpp>
-#include <flatshard/config/llamafactory_file.hpp>
+#include <flatshard/config/accelerate/deepspeed_file.hpp>
+#include <flatshard/config/accelerate/file.hpp>
+#include <flatshard/config/accelerate/launch.hpp>
+#include <flatshard/config/deepspeed/program.hpp>
+#include <flatshard/config/llamafactory/deepspeed.hpp>
+#include <flatshard/config/llamafactory/file.hpp>
 #include <flatshard/config/process_group.hpp>
 #include <flatshard/config/resolution.hpp>
+#include <flatshard/config/torch/fully_shard_call.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
 #include <flatshard/layouts/native.hpp>
 #include <flatshard/layouts/zero3.hpp>

@@ -2,12 +2,12 @@
 /// The seven dtype roles that DeepSpeed's engine and FSDP2 give, from small values alone.
 #pragma once
 
+#include <flatshard/config/deepspeed/sixteen_bit_sections.hpp>
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/precision_mode.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/python_text.hpp>
 #include <flatshard/config/releases.hpp>
-#include <flatshard/config/sixteen_bit_sections.hpp>
 #include <flatshard/dtype.hpp>
 #include <flatshard/policy.hpp>
 

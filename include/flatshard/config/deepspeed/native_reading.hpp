@@ -2,18 +2,18 @@
 /// DeepSpeed's own configuration class, in its own order: every front end ends in it.
 #pragma once
 
-#include <flatshard/config/batch.hpp>
-#include <flatshard/config/communication_keys.hpp>
-#include <flatshard/config/deepspeed_keys.hpp>
+#include <flatshard/config/deepspeed/batch.hpp>
+#include <flatshard/config/deepspeed/communication_keys.hpp>
+#include <flatshard/config/deepspeed/keys.hpp>
+#include <flatshard/config/deepspeed/removed_keys.hpp>
+#include <flatshard/config/deepspeed/sixteen_bit_sections.hpp>
+#include <flatshard/config/deepspeed/sparse_attention.hpp>
+#include <flatshard/config/deepspeed/top_sections.hpp>
+#include <flatshard/config/deepspeed/validated_sections.hpp>
+#include <flatshard/config/deepspeed/zero_section.hpp>
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/precision_mode.hpp>
 #include <flatshard/config/profiles.hpp>
-#include <flatshard/config/removed_keys.hpp>
-#include <flatshard/config/sixteen_bit_sections.hpp>
-#include <flatshard/config/sparse_attention.hpp>
-#include <flatshard/config/top_sections.hpp>
-#include <flatshard/config/validated_sections.hpp>
-#include <flatshard/config/zero_section.hpp>
 
 #include <cstddef>
 #include <optional>

@@ -2,8 +2,8 @@
 /// What accelerate's launcher puts into the environment of FSDP's workers: one table of keys and variables.
 #pragma once
 
+#include <flatshard/config/accelerate/launch_arguments.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/launch_arguments.hpp>
 #include <flatshard/config/python_text.hpp>
 #include <flatshard/config/releases.hpp>
 

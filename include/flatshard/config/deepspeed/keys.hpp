@@ -2,11 +2,11 @@
 /// The top-level keys of a DeepSpeed configuration: which are known, and what is said about the others.
 #pragma once
 
+#include <flatshard/config/deepspeed/sixteen_bit_sections.hpp>
+#include <flatshard/config/deepspeed/zero_section.hpp>
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/schema.hpp>
-#include <flatshard/config/sixteen_bit_sections.hpp>
-#include <flatshard/config/zero_section.hpp>
 
 #include <algorithm>
 #include <array>

@@ -3,10 +3,10 @@
 /// training starts.
 #pragma once
 
-#include <flatshard/config/accelerate_precision.hpp>
-#include <flatshard/config/accelerate_prepare.hpp>
-#include <flatshard/config/deepspeed_file.hpp>
-#include <flatshard/config/deepspeed_plugin.hpp>
+#include <flatshard/config/accelerate/deepspeed_plugin.hpp>
+#include <flatshard/config/accelerate/precision.hpp>
+#include <flatshard/config/accelerate/prepare.hpp>
+#include <flatshard/config/deepspeed/file.hpp>
 #include <flatshard/config/load_trigger.hpp>
 #include <flatshard/config/precision_mode.hpp>
 #include <flatshard/config/resolution.hpp>

@@ -3,8 +3,8 @@
 /// configuration that a worker's plugin makes of it.
 #pragma once
 
+#include <flatshard/config/accelerate/launch_arguments.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/launch_arguments.hpp>
 #include <flatshard/config/python_text.hpp>
 #include <flatshard/config/resolution.hpp>
 

@@ -2,11 +2,11 @@
 /// accelerate's file up to the start of its workers: keys, distributed type, number of processes, precision, launcher.
 #pragma once
 
-#include <flatshard/config/accelerate_deepspeed.hpp>
-#include <flatshard/config/accelerate_parallelism.hpp>
+#include <flatshard/config/accelerate/deepspeed.hpp>
+#include <flatshard/config/accelerate/fsdp_environment.hpp>
+#include <flatshard/config/accelerate/launch_arguments.hpp>
+#include <flatshard/config/accelerate/parallelism.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/fsdp_environment.hpp>
-#include <flatshard/config/launch_arguments.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/python_text.hpp>
 #include <flatshard/config/resolution.hpp>

@@ -4,11 +4,11 @@
 
 #include <flatshard/config/coercion.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/fully_shard.hpp>
-#include <flatshard/config/fully_shard_roles.hpp>
 #include <flatshard/config/precision_mode.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
+#include <flatshard/config/torch/fully_shard.hpp>
+#include <flatshard/config/torch/fully_shard_roles.hpp>
 
 #include <algorithm>
 #include <array>

@@ -2,8 +2,8 @@
 /// accelerate's parallelism_config: its variables, and the device mesh that its sizes give.
 #pragma once
 
+#include <flatshard/config/accelerate/launch_arguments.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/launch_arguments.hpp>
 #include <flatshard/config/python_number.hpp>
 #include <flatshard/config/python_text.hpp>
 #include <flatshard/config/resolution.hpp>

@@ -3,15 +3,15 @@
 #pragma once
 
 #include <flatshard/config/coercion.hpp>
-#include <flatshard/config/fully_shard.hpp>
-#include <flatshard/config/llamafactory_backend.hpp>
-#include <flatshard/config/llamafactory_batch.hpp>
-#include <flatshard/config/llamafactory_deepspeed.hpp>
-#include <flatshard/config/llamafactory_loading.hpp>
-#include <flatshard/config/llamafactory_mesh.hpp>
-#include <flatshard/config/llamafactory_sections.hpp>
+#include <flatshard/config/llamafactory/backend.hpp>
+#include <flatshard/config/llamafactory/batch.hpp>
+#include <flatshard/config/llamafactory/deepspeed.hpp>
+#include <flatshard/config/llamafactory/loading.hpp>
+#include <flatshard/config/llamafactory/mesh.hpp>
+#include <flatshard/config/llamafactory/sections.hpp>
 #include <flatshard/config/process_group.hpp>
 #include <flatshard/config/resolution.hpp>
+#include <flatshard/config/torch/fully_shard.hpp>
 
 #include <cmath>
 #include <cstddef>

@@ -2,19 +2,19 @@
 /// accelerate's own file, and a plugin given in code: launcher, environment of the workers, plugin, prepare.
 #pragma once
 
-#include <flatshard/config/accelerate_launch.hpp>
-#include <flatshard/config/accelerate_parallelism.hpp>
-#include <flatshard/config/deepspeed_worker.hpp>
+#include <flatshard/config/accelerate/deepspeed_worker.hpp>
+#include <flatshard/config/accelerate/fsdp_plugin.hpp>
+#include <flatshard/config/accelerate/fsdp_units.hpp>
+#include <flatshard/config/accelerate/launch.hpp>
+#include <flatshard/config/accelerate/launch_arguments.hpp>
+#include <flatshard/config/accelerate/parallelism.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/fsdp_plugin.hpp>
-#include <flatshard/config/fsdp_units.hpp>
-#include <flatshard/config/fully_shard_call.hpp>
-#include <flatshard/config/fully_shard_roles.hpp>
-#include <flatshard/config/launch_arguments.hpp>
 #include <flatshard/config/process_group.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/python_text.hpp>
 #include <flatshard/config/resolution.hpp>
+#include <flatshard/config/torch/fully_shard_call.hpp>
+#include <flatshard/config/torch/fully_shard_roles.hpp>
 
 #include <cstdint>
 #include <optional>

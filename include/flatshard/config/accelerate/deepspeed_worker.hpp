@@ -2,10 +2,10 @@
 /// A worker of accelerate's DeepSpeed launcher: the configuration that its plugin reads or writes, and what follows.
 #pragma once
 
-#include <flatshard/config/accelerate_deepspeed_file.hpp>
-#include <flatshard/config/deepspeed_plugin.hpp>
+#include <flatshard/config/accelerate/deepspeed_file.hpp>
+#include <flatshard/config/accelerate/deepspeed_plugin.hpp>
+#include <flatshard/config/accelerate/launch_arguments.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/launch_arguments.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/python_text.hpp>
 #include <flatshard/config/resolution.hpp>

@@ -2,12 +2,12 @@
 /// What accelerate's prepare makes of a model under FSDP2: which modules become units, and what it refuses.
 #pragma once
 
+#include <flatshard/config/accelerate/fsdp_plugin.hpp>
+#include <flatshard/config/accelerate/launch_arguments.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/fsdp_plugin.hpp>
-#include <flatshard/config/fully_shard_call.hpp>
-#include <flatshard/config/launch_arguments.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
+#include <flatshard/config/torch/fully_shard_call.hpp>
 
 #include <algorithm>
 #include <cstddef>

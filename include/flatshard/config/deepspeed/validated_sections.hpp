@@ -3,7 +3,7 @@
 /// parallelism, weight quantisation, timers. Tables and defaults.
 #pragma once
 
-#include <flatshard/config/loose_fields.hpp>
+#include <flatshard/config/deepspeed/loose_fields.hpp>
 #include <flatshard/config/schema.hpp>
 
 #include <cstdint>

@@ -2,9 +2,9 @@
 /// The profile `deepspeed`: a program that calls deepspeed.initialize with nothing in front.
 #pragma once
 
-#include <flatshard/config/deepspeed_file.hpp>
+#include <flatshard/config/deepspeed/file.hpp>
+#include <flatshard/config/deepspeed/native_reading.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/native_reading.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
 

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/llamafactory_mesh.hpp>
-#include <flatshard/config/llamafactory_sections.hpp>
+#include <flatshard/config/llamafactory/mesh.hpp>
+#include <flatshard/config/llamafactory/sections.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/config/roles.hpp>

@@ -2,10 +2,10 @@
 /// Decides the ZeRO stage, what it cuts, and where parameters and optimizer states are kept between steps.
 #pragma once
 
+#include <flatshard/config/deepspeed/zero_section.hpp>
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
-#include <flatshard/config/zero_section.hpp>
 
 #include <cstdint>
 #include <string>

@@ -2,12 +2,12 @@
 /// accelerate's FullyShardedDataParallelPlugin as a worker builds it: arguments in code over FSDP_ variables.
 #pragma once
 
+#include <flatshard/config/accelerate/fsdp_arguments.hpp>
+#include <flatshard/config/accelerate/launch_arguments.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/fsdp_arguments.hpp>
-#include <flatshard/config/fully_shard_call.hpp>
-#include <flatshard/config/launch_arguments.hpp>
 #include <flatshard/config/python_text.hpp>
 #include <flatshard/config/resolution.hpp>
+#include <flatshard/config/torch/fully_shard_call.hpp>
 
 #include <algorithm>
 #include <array>

@@ -3,9 +3,9 @@
 /// differs from it is a mismatch, which is raised when training starts.
 #pragma once
 
-#include <flatshard/config/accelerate_precision.hpp>
-#include <flatshard/config/autofill.hpp>
-#include <flatshard/config/deepspeed_plugin.hpp>
+#include <flatshard/config/accelerate/deepspeed_plugin.hpp>
+#include <flatshard/config/accelerate/precision.hpp>
+#include <flatshard/config/deepspeed/autofill.hpp>
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/python_number.hpp>

@@ -2,14 +2,14 @@
 /// A DeepSpeed configuration under accelerate, or under Transformers' Trainer, which runs accelerate underneath.
 #pragma once
 
-#include <flatshard/config/accelerate_precision.hpp>
-#include <flatshard/config/accelerate_prepare.hpp>
-#include <flatshard/config/autofill.hpp>
-#include <flatshard/config/deepspeed_file.hpp>
-#include <flatshard/config/deepspeed_plugin.hpp>
+#include <flatshard/config/accelerate/deepspeed_plugin.hpp>
+#include <flatshard/config/accelerate/precision.hpp>
+#include <flatshard/config/accelerate/prepare.hpp>
+#include <flatshard/config/deepspeed/autofill.hpp>
+#include <flatshard/config/deepspeed/file.hpp>
 #include <flatshard/config/load_trigger.hpp>
 #include <flatshard/config/resolution.hpp>
-#include <flatshard/config/transformers_arguments.hpp>
+#include <flatshard/config/transformers/arguments.hpp>
 
 #include <algorithm>
 #include <optional>

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <flatshard/config/coercion.hpp>
-#include <flatshard/config/deepspeed_keys.hpp>
+#include <flatshard/config/deepspeed/keys.hpp>
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/profiles.hpp>
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/llamafactory_sections.hpp>
+#include <flatshard/config/llamafactory/sections.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/python_number.hpp>
 

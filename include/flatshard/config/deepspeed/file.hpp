@@ -2,16 +2,16 @@
 /// A DeepSpeed configuration as a front end hands it on: what DeepSpeed's engine makes of it when training starts.
 #pragma once
 
-#include <flatshard/config/autofill.hpp>
-#include <flatshard/config/batch.hpp>
-#include <flatshard/config/deepspeed_keys.hpp>
-#include <flatshard/config/engine_checks.hpp>
-#include <flatshard/config/native_reading.hpp>
-#include <flatshard/config/optimizer_settings.hpp>
+#include <flatshard/config/deepspeed/autofill.hpp>
+#include <flatshard/config/deepspeed/batch.hpp>
+#include <flatshard/config/deepspeed/engine_checks.hpp>
+#include <flatshard/config/deepspeed/keys.hpp>
+#include <flatshard/config/deepspeed/native_reading.hpp>
+#include <flatshard/config/deepspeed/optimizer_settings.hpp>
+#include <flatshard/config/deepspeed/zero_stage.hpp>
 #include <flatshard/config/precision_mode.hpp>
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/config/roles.hpp>
-#include <flatshard/config/zero_stage.hpp>
 
 #include <algorithm>
 #include <optional>

@@ -2,8 +2,8 @@
 /// The arguments of accelerate's FSDP plugin: given in code, else as text of an environment variable.
 #pragma once
 
+#include <flatshard/config/accelerate/launch_arguments.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/launch_arguments.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/python_text.hpp>
 

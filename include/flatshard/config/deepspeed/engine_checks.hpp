@@ -3,8 +3,8 @@
 /// master weights that need the host's optimizer.
 #pragma once
 
+#include <flatshard/config/deepspeed/native_reading.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/native_reading.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/roles.hpp>
 #include <flatshard/dtype.hpp>

@@ -4,8 +4,8 @@
 
 #include <flatshard/config/coercion.hpp>
 #include <flatshard/config/findings.hpp>
-#include <flatshard/config/llamafactory_mesh.hpp>
-#include <flatshard/config/llamafactory_sections.hpp>
+#include <flatshard/config/llamafactory/mesh.hpp>
+#include <flatshard/config/llamafactory/sections.hpp>
 #include <flatshard/config/python_number.hpp>
 
 #include <algorithm>

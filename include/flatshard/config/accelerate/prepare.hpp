@@ -3,8 +3,8 @@
 /// runs accelerate comes through here.
 #pragma once
 
-#include <flatshard/config/autofill.hpp>
-#include <flatshard/config/batch.hpp>
+#include <flatshard/config/deepspeed/autofill.hpp>
+#include <flatshard/config/deepspeed/batch.hpp>
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/python_number.hpp>
