@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// What upstream puts into one collective or into one buffer, and in which order, worked out by hand from its code.
+#include <flatshard/flatshard.hpp>
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+using namespace flatshard;
+
+namespace {
+
+using list = std::vector<std::size_t>;
+using collectives = std::vector<coalesced_parameters>;
+
+template <class F>
+std::string sentence(F f) {
+  try {
+    f();
+  } catch (broken_rule const& broken) {
+    return broken.what();
+  }
+  return "accepted";
+}
+
+// ---- ZeRO-3
+
+// Of each collective how many parameters, then their numbers. (g++ 12 knows no nested lists in constant expressions.)
+constexpr list counted(collectives const& all) {
+  list flat;
+  for (auto const& one : all) {
+    flat.push_back(one.numbers.size());
+    flat.insert(flat.end(), one.numbers.begin(), one.numbers.end());
+  }
+  return flat;
+}
+
+// Fetched in the order of use; gathered by type, bfloat16 before float32, and by number within each.
+constexpr std::array mixed{dtype::f32, dtype::bf16, dtype::f32, dtype::bf16, dtype::f16};
+static_assert(counted(coalesced_gathers(list{4, 3, 0, 1, 2}, mixed)) == list{2, 1, 3, 1, 4, 2, 0, 2});
+static_assert(counted(coalesced_gathers(list{2, 0}, mixed)) == list{2, 0, 2});
+static_assert(counted(coalesced_gathers(list{7, 5, 6})) == list{3, 5, 6, 7});
+static_assert(coalesced_gathers({}).empty());
+
+// Backward finishes the last parameter first: 6 + 4 fit in 10, 1 more does not; 12 is too long for any and goes alone.
+constexpr std::array<ready_gradient, 6> backward{{{5, {6}}, {4, {4}}, {3, {1}}, {2, {12}}, {1, {3}}, {0, {7}}}};
+static_assert(counted(reduce_buckets(backward, {10})) == list{2, 4, 5, 1, 3, 1, 2, 2, 0, 1});
+static_assert(counted(reduce_buckets(backward, {33})) == list{6, 0, 1, 2, 3, 4, 5});
+static_assert(counted(reduce_buckets(backward, {32})) == list{5, 1, 2, 3, 4, 5, 1, 0});
+static_assert(reduce_buckets({}, {10}).empty());
+
+}  // namespace
+
+TEST_CASE("ZeRO-3: a coalesced gather is one all-gather a type, by the types' names") {
+  CHECK(coalesced_gathers(list{4, 3, 0, 1, 2}, mixed) ==
+        collectives{{dtype::bf16, {1, 3}}, {dtype::f16, {4}}, {dtype::f32, {0, 2}}});
+}
+
+TEST_CASE("ZeRO-3: the slots of a coalesced gather follow the numbers, not the order of use") {
+  std::vector<parameter> const model{{"a", {10}}, {"b", {5}}};
+  auto const gathers = coalesced_gathers(list{1, 0});
+  REQUIRE(gathers.size() == 1);
+  std::vector<parameter> unit;
+  for (auto const p : gathers[0].numbers) unit.push_back(model[p]);
+  layout const l{zero3{}, unit,
+                 world{4}};  // slots of 3 and 2: a at [0,3) [5,8) [10,13) [15,16), b at [3,5) [8,10) [13,14)
+  CHECK(l.gathered(0, {3}) == elements{5});
+  CHECK(l.gathered(0, {9}) == elements{15});
+  CHECK(l.gathered(1, {0}) == elements{3});
+  CHECK(l.gathered(1, {4}) == elements{13});
+}
+
+TEST_CASE("ZeRO-3: the input of a reduce-scatter of a bucket") {
+  std::vector<parameter> const model{{"a", {5}}, {"b", {4}}};
+  auto const sent = reduce_buckets(std::vector<ready_gradient>{{1, {4}}, {0, {5}}}, {9});
+  REQUIRE(sent == collectives{{dtype::none, {0, 1}}});
+  layout const l{zero3{}, model, world{2}};  // a0 a1 a2 b0 b1 | a3 a4 . b2 b3
+  std::string text;
+  for (std::size_t g = 0; g < l.gathered().value; ++g) {
+    auto const at = l.at_gathered({g});
+    text += at.padding ? "." : std::string{model[at.tensor].name} + std::to_string(at.index.value);
+  }
+  CHECK(text == "a0a1a2b0b1a3a4.b2b3");
+}
+
+TEST_CASE("ZeRO-3: buckets by type, each flushed for itself, what is left in the order of the types' names") {
+  std::vector<ready_gradient> const ready{{6, {4}, dtype::f32},  {5, {8}, dtype::bf16}, {4, {4}, dtype::f32},
+                                          {3, {4}, dtype::bf16}, {2, {3}, dtype::f32},  {1, {1}, dtype::f16}};
+  CHECK(
+      reduce_buckets(ready, {10}) ==
+      collectives{{dtype::bf16, {5}}, {dtype::f32, {4, 6}}, {dtype::bf16, {3}}, {dtype::f16, {1}}, {dtype::f32, {2}}});
+}
+
+TEST_CASE("ZeRO-3: a bucket holds gradients of one process group") {
+  std::vector<ready_gradient> const ready{
+      {4, {1}, dtype::bf16, 1}, {3, {1}, dtype::bf16, 1}, {2, {1}, dtype::bf16, 2}, {1, {1}, dtype::bf16, 1}};
+  CHECK(reduce_buckets(ready, {10}) == collectives{{dtype::bf16, {3, 4}}, {dtype::bf16, {2}}, {dtype::bf16, {1}}});
+}
+
+TEST_CASE("ZeRO-3: a bucket of empty gradients is not sent before the first that has elements") {
+  CHECK(reduce_buckets(std::vector<ready_gradient>{{2, {0}}, {1, {20}}, {0, {0}}}, {10}) ==
+        collectives{{dtype::none, {1, 2}}, {dtype::none, {0}}});
+  CHECK(reduce_buckets(std::vector<ready_gradient>{{2, {0}}, {1, {10}}, {0, {0}}}, {10}) ==
+        collectives{{dtype::none, {0, 1, 2}}});
+}
+
+TEST_CASE("ZeRO-3: what no collective can hold is refused") {
+  CHECK(sentence([] {
+          static_cast<void>(coalesced_gathers(list{1, 0, 1}));
+        }) == "a parameter is gathered once at a time");
+  CHECK(sentence([] { static_cast<void>(coalesced_gathers(list{5}, mixed)); }) == "types are one a parameter, or none");
+  CHECK(sentence([] {
+          static_cast<void>(reduce_buckets(std::vector<ready_gradient>{{0, {1}}, {1, {1}}, {0, {1}}}, {10}));
+        }) == "a gradient is in a bucket once");
+  CHECK(sentence([] {
+          elements const most{~std::size_t{0}};
+          static_cast<void>(reduce_buckets(std::vector<ready_gradient>{{0, most}, {1, most}}, most));
+        }) != "accepted");
+}
