@@ -51,6 +51,37 @@ static_assert(counted(reduce_buckets(backward, {33})) == list{6, 0, 1, 2, 3, 4, 
 static_assert(counted(reduce_buckets(backward, {32})) == list{5, 1, 2, 3, 4, 5, 1, 0});
 static_assert(reduce_buckets({}, {10}).empty());
 
+// ---- FSDP2
+
+// The group of layouts.md's example with B frozen: slots 4 2 3 are gathered, 4 and 3 are reduced.
+constexpr parameter_traits frozen{true};
+constexpr auto group = parameters({{"A", {3, 2}}, {"B", {4}, dtype::none, frozen}, {"C", {1, 3}}});
+static_assert(reduce_scatter_set(group) == list{0, 2});
+static_assert(fsdp2_group_buffers(group, 2).gather.segment() == elements{9});
+static_assert(fsdp2_group_buffers(group, 2).reduce_scatter.segment() == elements{7});
+static_assert(fsdp2_group_buffers(group, 2).gather.gathered(2, {1}) == elements{7});          // C[0, 1] behind A and B
+static_assert(fsdp2_group_buffers(group, 2).reduce_scatter.gathered(1, {1}) == elements{5});  // behind A alone
+
+// What chunk_cat of upstream writes: for each rank a row, in it of each tensor the rank's rows, filled up to C rows.
+std::string chunk_cat(std::vector<parameter> const& gradients, std::size_t w) {
+  std::string text;
+  for (std::size_t r = 0; r < w; ++r)
+    for (auto const& g : gradients) {
+      auto const rows = g.dims.dims[0], row = rows == 0 ? 0 : g.dims.numel() / rows, most = (rows + w - 1) / w;
+      for (auto k = r * most * row; k < (r + 1) * most * row; ++k)
+        text += k < rows * row ? std::string{g.name} + std::to_string(k) + ' ' : ". ";
+    }
+  return text;
+}
+std::string written(listed_layout<fsdp2> const& l) {
+  std::string text;
+  for (std::size_t g = 0; g < l.gathered().value; ++g) {
+    auto const at = l.at_gathered({g});
+    text += at.padding ? ". " : std::string{l.parameter_at(at.tensor).name} + std::to_string(at.index.value) + ' ';
+  }
+  return text;
+}
+
 }  // namespace
 
 TEST_CASE("ZeRO-3: a coalesced gather is one all-gather a type, by the types' names") {
@@ -118,4 +149,40 @@ TEST_CASE("ZeRO-3: what no collective can hold is refused") {
           elements const most{~std::size_t{0}};
           static_cast<void>(reduce_buckets(std::vector<ready_gradient>{{0, most}, {1, most}}, most));
         }) != "accepted");
+}
+
+TEST_CASE("FSDP2: frozen and trained parameters are gathered together, gradients are reduced alone") {
+  std::vector<parameter> const unit{group.begin(), group.end()};
+  auto const both = fsdp2_group_buffers(unit, 2);
+  CHECK(written(both.gather) == "A0 A1 A2 A3 B0 B1 C0 C1 C2 A4 A5 . . B2 B3 . . . ");
+  CHECK(written(both.reduce_scatter) == "A0 A1 A2 A3 C0 C1 C2 A4 A5 . . . . . ");
+  CHECK(both.reduced == list{0, 2});
+  for (std::size_t w = 1; w < 9; ++w) {
+    auto const buffers = fsdp2_group_buffers(unit, w);
+    CHECK(written(buffers.gather) == chunk_cat(unit, w));
+    CHECK(written(buffers.reduce_scatter) == chunk_cat({unit[0], unit[2]}, w));
+  }
+}
+
+TEST_CASE("FSDP2: a parameter that backward did not reach is gathered and not reduced") {
+  std::vector<dtype> const gradients{dtype::none, dtype::none, dtype::bf16};
+  auto const both = fsdp2_group_buffers(group, 4, gradients);
+  CHECK(both.reduced == list{2});
+  CHECK(both.gather.gathered() == elements{4 * (2 + 1 + 3)});
+  CHECK(both.reduce_scatter.gathered() == elements{4 * 3});
+  CHECK(fsdp2_group_buffers(group, 4, std::vector<dtype>(3)).reduce_scatter.gathered() == elements{});
+}
+
+TEST_CASE("FSDP2: gradients of different types are reduced type by type, as the types first appear") {
+  std::vector<parameter> const unit{{"a", {4}}, {"b", {4}}, {"c", {4}}, {"d", {4}}};
+  CHECK(reduce_scatter_set(unit, std::vector{dtype::f32, dtype::bf16, dtype::f32, dtype::bf16}) == list{0, 2, 1, 3});
+  CHECK(reduce_scatter_set(unit, std::vector{dtype::none, dtype::bf16, dtype::f32, dtype::bf16}) == list{1, 3, 2});
+}
+
+TEST_CASE("FSDP2: types that fit no parameter are refused") {
+  CHECK(sentence([] { static_cast<void>(reduce_scatter_set(group, std::vector{dtype::f32})); }) ==
+        "types are one a parameter, or none");
+  CHECK(sentence([] { static_cast<void>(fsdp2_group_buffers(group, 2, std::vector<dtype>(3, dtype::f32))); }) ==
+        "a frozen parameter has no gradient");
+  CHECK(sentence([] { static_cast<void>(fsdp2_group_buffers(group, 0)); }) == "world size must be positive");
 }
