@@ -82,6 +82,24 @@ std::string written(listed_layout<fsdp2> const& l) {
   return text;
 }
 
+// ---- Megatron-FSDP
+
+constexpr list counted(std::vector<megatron_group> const& all) {
+  list flat;
+  for (auto const& one : all) {
+    flat.push_back(one.numbers.size());
+    flat.insert(flat.end(), one.numbers.begin(), one.numbers.end());
+  }
+  return flat;
+}
+// 5 + 5 reach 10: cut; 11 is cut behind itself; 3 is left.
+constexpr auto plain = parameters({{"a", {5}}, {"b", {5}}, {"c", {11}}, {"d", {3}}});
+static_assert(counted(megatron_groups(plain, {.bucket = {10}})) == list{2, 0, 1, 1, 2, 1, 3});
+static_assert(counted(megatron_groups(plain, {.bucket = {11}})) == list{3, 0, 1, 2, 1, 3});
+static_assert(counted(megatron_groups(plain, {.bucket = {}})) == list{4, 0, 1, 2, 3});
+static_assert(counted(megatron_groups(plain)) == list{4, 0, 1, 2, 3});
+static_assert(megatron_groups({}).empty());
+
 }  // namespace
 
 TEST_CASE("ZeRO-3: a coalesced gather is one all-gather a type, by the types' names") {
@@ -185,4 +203,73 @@ TEST_CASE("FSDP2: types that fit no parameter are refused") {
   CHECK(sentence([] { static_cast<void>(fsdp2_group_buffers(group, 2, std::vector<dtype>(3, dtype::f32))); }) ==
         "a frozen parameter has no gradient");
   CHECK(sentence([] { static_cast<void>(fsdp2_group_buffers(group, 0)); }) == "world size must be positive");
+}
+
+TEST_CASE("Megatron-FSDP: parameters outside units are cut at 4e7 elements, appended and then tested") {
+  std::vector<parameter> const model{{"a", {39'999'999}}, {"b", {1}},          {"c", {39'999'999}},
+                                     {"d", {50'000'000}}, {"e", {40'000'000}}, {"f", {0}}};
+  CHECK(counted(megatron_groups(model)) == list{2, 0, 1, 2, 2, 3, 1, 4, 1, 5});
+  list const units(model.size(), 1);  // inside one nothing is cut
+  CHECK(counted(megatron_groups(model, {.units = units})) == list{6, 0, 1, 2, 3, 4, 5});
+}
+
+TEST_CASE("Megatron-FSDP: a buffer holds one type, experts or not, frozen or not, one unit") {
+  std::vector<parameter> const model{
+      {"embed", {8, 4}, dtype::bf16},                                // 0
+      {"0.router", {2, 4}, dtype::f32},                              // 1
+      {"0.norm", {4}, dtype::bf16},                                  // 2
+      {"0.experts.0.up", {4, 4}, dtype::bf16},                       // 3
+      {"0.experts.1.up", {4, 4}, dtype::bf16},                       // 4
+      {"0.shared_experts.up", {4, 4}, dtype::bf16},                  // 5: the name has no ".experts."
+      {"0.lora", {4}, dtype::bf16, frozen},                          // 6
+      {"1.norm", {4}, dtype::bf16},                                  // 7
+      {"1.experts.0.up", {4, 4}, dtype::bf16},                       // 8
+      {"head", {8, 4}, dtype::bf16, parameter_traits{false, true}},  // 9: another name of embed
+      {"norm", {4}, dtype::bf16},                                    // 10
+  };
+  list const units{0, 1, 1, 1, 1, 1, 1, 2, 2, 0, 0};
+  CHECK(megatron_groups(model, {.units = units}) == std::vector<megatron_group>{{{0, 10}, dtype::bf16, false, false, 0},
+                                                                                {{1}, dtype::f32, false, false, 1},
+                                                                                {{2, 5}, dtype::bf16, false, false, 1},
+                                                                                {{3, 4}, dtype::bf16, true, false, 1},
+                                                                                {{6}, dtype::bf16, false, true, 1},
+                                                                                {{7}, dtype::bf16, false, false, 2},
+                                                                                {{8}, dtype::bf16, true, false, 2}});
+}
+
+TEST_CASE("Megatron-FSDP: all 8-bit floats are one type") {
+  std::vector<parameter> const model{{"a", {4}, dtype::f8_e4m3}, {"b", {4}, dtype::u8}, {"c", {4}, dtype::f8_e5m2}};
+  CHECK(counted(megatron_groups(model)) == list{2, 0, 2, 1, 1});
+}
+
+TEST_CASE("Megatron-FSDP: a shared embedding is alone, and ends the buffer before it") {
+  list const middle{1}, first{0}, all{0, 1, 2, 3}, units{1, 1, 1, 1};
+  CHECK(counted(megatron_groups(plain, {.shared_embeddings = middle})) == list{1, 0, 1, 1, 2, 2, 3});
+  CHECK(counted(megatron_groups(plain, {.units = units, .shared_embeddings = first})) == list{1, 0, 3, 1, 2, 3});
+  CHECK(counted(megatron_groups(plain, {.shared_embeddings = all})) == list{1, 0, 1, 1, 1, 2, 1, 3});
+  // What was before it does not count for the cut behind it: 3 + 11 there, 5 before it.
+  auto const turned = parameters({{"a", {5}}, {"b", {5}}, {"c", {3}}, {"d", {11}}, {"e", {1}}});
+  CHECK(counted(megatron_groups(turned, {.shared_embeddings = middle, .bucket = {8}})) ==
+        list{1, 0, 1, 1, 2, 2, 3, 1, 4});
+}
+
+TEST_CASE("Megatron-FSDP: each buffer is packed for itself") {
+  auto const model = parameters({{"a", {2, 6}}, {"b", {4, 4}, dtype::none, frozen}, {"c", {1, 6}}});
+  auto const buffers = megatron_groups(model);
+  REQUIRE(buffers.size() == 2);
+  std::vector<std::size_t> quanta;
+  for (auto const& b : buffers) {
+    std::vector<parameter> unit;
+    for (auto const t : b.numbers) unit.push_back(model[t]);
+    quanta.push_back(megatron{}.quantum(unit).value);
+  }
+  CHECK(quanta == list{6, 4});  // together: 12
+}
+
+TEST_CASE("Megatron-FSDP: units and embeddings that the model has not are refused") {
+  list const one{1}, four{4};
+  CHECK(sentence([&] { static_cast<void>(megatron_groups(plain, {.units = one})); }) ==
+        "units are one a parameter, or none");
+  CHECK(sentence([&] { static_cast<void>(megatron_groups(plain, {.shared_embeddings = four})); }) ==
+        "the model has no parameter of that number");
 }
