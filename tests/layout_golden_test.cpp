@@ -4,6 +4,7 @@
 
 #include <flatshard/layouts/fsdp1.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
+#include <flatshard/layouts/fsdp2_groups.hpp>
 #include <flatshard/layouts/megatron.hpp>
 #include <flatshard/layouts/native.hpp>
 #include <flatshard/layouts/ragged.hpp>
