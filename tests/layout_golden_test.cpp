@@ -4,6 +4,7 @@
 
 #include <flatshard/layouts/fsdp1.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
+#include <flatshard/layouts/fsdp2_groups.hpp>
 #include <flatshard/layouts/megatron.hpp>
 #include <flatshard/layouts/native.hpp>
 #include <flatshard/layouts/ragged.hpp>
@@ -101,6 +102,20 @@ template <class P, class L>
     }
   }
   if constexpr (std::same_as<P, fsdp2>) {
+    // Every second tensor frozen: the gather does not see it, the reduce-scatter holds the slots of the others.
+    auto half = unit;
+    for (std::size_t t = 0; t < half.size(); t += 2) half[t].traits = parameter_traits{true};
+    auto const both = fsdp2_group_buffers(half, l.world_size());
+    EXPECT(both.gather.segment() == l.segment());
+    EXPECT(both.reduced.size() == l.size() / 2);
+    for (std::size_t k = 0; k < both.reduced.size(); ++k) {
+      auto const t = both.reduced[k];
+      EXPECT(both.reduce_scatter.place_at(k).step == number(expect.at("slots").at(t)));
+      run_lengths sizes;
+      for (std::size_t r = 0; r < l.world_size(); ++r)
+        sizes.add(both.reduce_scatter.piece_of(k, rank_at(r)).size().value);
+      EXPECT(sizes == expect.at("tensors").at(t).at("sizes"));
+    }
     if (auto const* rows = expect.if_contains("rows"))
       for (std::size_t t = 0; t < l.size(); ++t) {
         run_lengths got;

@@ -3,6 +3,7 @@
 flatshard_test(layout_test OPTIMISED LABELS fast TIMEOUT 1800)
 flatshard_test(layout_golden_test OPTIMISED LABELS fast golden LINK flatshard::json)
 flatshard_test(layouts_test OPTIMISED LABELS fast)
+flatshard_test(layout_groups_test OPTIMISED LABELS fast)
 flatshard_test(layout_constant_golden_test LABELS fast golden LINK flatshard::json)
 flatshard_test(rules_golden_test LABELS fast golden LINK flatshard::json)
 if(TARGET rules_golden_test)  # golden data that are named and not there are a failure, none at all is a skipped test
