@@ -201,6 +201,37 @@ TEST_CASE("rows degenerate where there are more ranks than rows") {
   CHECK(e.small_gathers == 2);
 }
 
+TEST_CASE("a sum over all ranks that does not fit in 64 bits leaves the rest of a spread right") {
+  auto const spread = [](std::size_t ranks, std::size_t n) {
+    return detail::spread_of(ranks, [&](std::size_t r) { return bytes{n + r % 2}; });
+  };
+  auto const fits = spread(4, 10), past = spread(4, std::size_t{1} << 62);
+  CHECK(fits.total == bytes{42});
+  CHECK(fits.mean() == bytes{10});
+  CHECK(past.total == bytes{SIZE_MAX});
+  CHECK_FALSE(past.total_fits());
+  CHECK(past.mean() == bytes{std::size_t{1} << 62});
+  CHECK(past.most == bytes{(std::size_t{1} << 62) + 1});
+  CHECK(memory_line{memory_space::device, past, fits}.padding() == bytes{SIZE_MAX});
+  CHECK(memory_line{memory_space::device, fits, spread(4, 9)}.padding() == bytes{4});
+}
+
+TEST_CASE("calls of reductions in buckets are counted and sent one by one, gathers after the update in one") {
+  training_plan plan{mesh{1, 4}, deepspeed_bf16, {.cut = cut_states::gradients, .bucket = {10}}};
+  std::vector<parameter> const rows{{"w", {24}}};
+  plan.add({.name = "u", .parameters = rows}, zero12{});
+  auto const e = estimate_of(plan);
+  REQUIRE(e.collectives.size() == 4);
+  CHECK(e.collectives[0].size == bytes{20});
+  CHECK(e.collectives[0].calls == 2);
+  CHECK(e.collectives[0].wire.sum() == bytes{30});
+  CHECK(e.collectives[1].size == bytes{8});
+  CHECK(e.collectives[1].calls == 1);
+  CHECK(e.collectives[3].kind == step_kind::gather);
+  CHECK(e.collectives[3].calls == 1);
+  CHECK(e.small_gathers == 1);
+}
+
 TEST_CASE("one rank sends nothing; a group must fit into the world") {
   auto const e = one_unit(0, {}, mesh{1, 1});
   CHECK(e.wire == wire_bytes{});
@@ -211,5 +242,15 @@ TEST_CASE("one rank sends nothing; a group must fit into the world") {
   step.ranks = 3;
   CHECK(wire_of(step, 6, 3) == wire_bytes{{60}, {0}});
   CHECK(wire_of(step, 6, 2) == wire_bytes{{20}, {40}});  // 1 -> 2, 2 -> 0 | 3 -> 4, 5 -> 3
+  // 8 bytes over 64 ranks: 15.75 there and back, 1.97 of them between nodes of 8
+  step.kind = step_kind::norm;
+  step.size = {8};
+  step.ranks = 64;
+  CHECK(wire_of(step, 64, 8) == wire_bytes{{14}, {2}});
+  step.size = {std::size_t{1} << 62};
+  CHECK(wire_of(step, 64, 8).sum() == bytes{(std::size_t{1} << 57) * 63});
+  step.size = {std::size_t{1} << 63};
+  CHECK_THROWS_AS(static_cast<void>(wire_of(step, 64, 8)), broken_rule);
+  step.ranks = 3;
   CHECK_THROWS_WITH(static_cast<void>(wire_of(step, 4, 0)), "the group of a collective must divide the world size");
 }

@@ -133,6 +133,12 @@ struct dealt {
 
 }  // namespace
 
+TEST_CASE("limits of no rank at all still look at the first ranks, also of a small world") {
+  std::vector<parameter> const unit{{"a", {10}}, {"b", {7}}};
+  for (std::size_t const w : {1u, 2u, 3u, 9u})
+    CHECK_FALSE(first_broken_law(layout{native{{}, 1, 1}, unit, world{w}}, law_limits{.ranks = 0}).has_value());
+}
+
 TEST_CASE("laws: native") {
   for_random("native", [](sketch const& s) {
     native policy;

@@ -101,14 +101,19 @@ TEST_CASE("ZeRO's stages 0 to 2 keep parameters whole") {
   CHECK(plan_of(cut_states::gradients).held()[0] == rank_bytes{2 * 24 * 2, 2 * 6 * 2, 2 * 6 * 12});
   CHECK(plan_of(cut_states::optimizer).held()[0] == rank_bytes{2 * 24 * 2, 2 * 24 * 2, 2 * 6 * 12});
   CHECK(plan_of(cut_states::nothing).held()[0] == rank_bytes{2 * 20 * 2, 2 * 20 * 2, 2 * 20 * 12});
-  std::size_t calls = 0;
+  // Reductions of 24 elements in buckets of 10; the gather after the update is one call
+  std::size_t full = 0, rest = 0, gathers = 0;
   bytes most;
   for_each_step(plan_of(cut_states::gradients, 10), [&](plan_step const& s) {
-    if (s.kind == step_kind::reduce_scatter) calls = s.calls;
+    if (s.kind == step_kind::reduce_scatter && s.calls == 2 && s.size == bytes{20} && s.count == elements{10}) ++full;
+    if (s.kind == step_kind::reduce_scatter && s.calls == 1 && s.size == bytes{8} && s.count == elements{4}) ++rest;
+    if (s.kind == step_kind::gather && s.calls == 1 && s.size == bytes{48} && s.count == elements{24}) ++gathers;
     most = std::max(most, s.live.gradients);
   });
-  CHECK(calls == 3);         // buckets of 10 of 24 elements
-  CHECK(most == bytes{20});  // of which one lives
+  CHECK(full == 4);
+  CHECK(rest == 4);
+  CHECK(gathers == 2);
+  CHECK(most == bytes{20});  // one bucket lives
 }
 
 TEST_CASE("what leaves the device goes to and fro") {

@@ -56,6 +56,12 @@ flatshard::document plan_json(std::vector<std::string> words) {
   REQUIRE_MESSAGE(r.code == 0, r.err);
   return flatshard::parse_json(r.out).value();
 }
+/// Whether a list of texts has one that holds `part`.
+bool says(flatshard::value const& texts, std::string_view part) {
+  auto const all = texts.elements();
+  return std::any_of(all.begin(), all.end(),
+                     [&](auto const& one) { return one.text().find(part) != std::string_view::npos; });
+}
 /// Whether every tag that is opened is closed, in order.
 bool well_formed(std::string_view text) {
   std::vector<std::string> open;
@@ -176,6 +182,184 @@ TEST_CASE("plan: what is offloaded lies and moves where the configuration says")
   CHECK(number(moved["read"]) == llama_elements / 8 * 12);
   CHECK(number(moved["written"]) == llama_elements / 8 * 12);
   CHECK(number(moved["uploaded"]) >= 2 * number(m["parameters"]["held"]["most"]));  // before each gather
+}
+
+TEST_CASE("plan: hpZ and MiCS are planned as they are configured, or refused") {
+  folder dir;
+  auto const at = [&](std::string_view zero, std::string_view node_size = "4") {
+    return plan_json({"--arch", "qwen2.5-0.5b", "--config",
+                      configuration(dir, std::string{R"("stage": 3, )"} + std::string{zero}), "--world", "8",
+                      "--node-size", std::string{node_size}});
+  };
+  auto const gathers = [](flatshard::document const& d, std::uint64_t ranks) {
+    std::uint64_t n = 0;
+    for (auto const& c : d["collectives"]->elements())
+      if (c["kind"].is_text("gather") && number(c["ranks"]) == ranks) n += number(c["calls"]);
+    return n;
+  };
+  auto const plain = at(R"("zero_hpz_partition_size": 1)"), hpz = at(R"("zero_hpz_partition_size": 2)"),
+             large = at(R"("zero_hpz_partition_size": 32)");
+  CHECK(plain["layout"]->is_text("zero3"));
+  CHECK(gathers(plain, 2) == 0);
+  CHECK(hpz["layout"]->is_text("hpz"));
+  CHECK(gathers(hpz, 2) == 24);  // backward of each layer; the tied root stays gathered
+  CHECK(number(*hpz["replicas"]) == 1);
+  std::uint64_t second = 0;  // a second copy cut over 2 ranks, of slots that 8 divide
+  for (auto const& u : hpz["units"]->elements())
+    for (auto const& b : u["buffers"].elements()) {
+      CHECK(b["layout"].is_text("zero3"));
+      second += number(u["count"]) * number(b["gathered"]) / 2 * 2;
+    }
+  CHECK(number((*hpz["timeline"]).elements()[0]["live"]["gathered"]) >= second);
+  for (auto const& b : hpz["layouts"]->elements())
+    CHECK(b["layout"].is_text("hpz") == (&b == &hpz["layouts"]->elements()[0]));
+  CHECK(large["layout"]->is_text("hpz"));  // groups of the whole world
+  CHECK((*large["layouts"]).elements()[0]["what"].text().find("groups of 8 ranks") != std::string_view::npos);
+  auto const text =
+      plan({"--arch", "qwen2.5-0.5b", "--config", configuration(dir, R"("stage": 3, "zero_hpz_partition_size": 2)"),
+            "--world", "8", "--html", dir / "hpz.html"});
+  REQUIRE(text.code == 0);
+  CHECK(text.out.find("layout hpz (zero3 with a second copy over groups of 2 ranks)") != std::string::npos);
+
+  auto const mics = at(R"("mics_shard_size": 2)");
+  CHECK(mics["layout"]->is_text("zero3"));
+  CHECK(number(*mics["replicas"]) == 4);
+  CHECK(number(*mics["shards"]) == 2);
+  CHECK(gathers(mics, 8) == 0);
+  CHECK(says(*at(R"("mics_shard_size": 2, "zero_hpz_partition_size": 2)")["notes"], "planned without a second copy"));
+  auto const stage2 = plan_json({"--arch", "qwen2.5-0.5b", "--config",
+                                 configuration(dir, R"("stage": 2, "zero_hpz_partition_size": 2)"), "--world", "8"});
+  CHECK(stage2["layout"]->is_text("zero12"));
+  CHECK(says(*stage2["notes"], "zero_hpz_partition_size counts on stage 3 alone"));
+  for (auto const* const zero : {"zero_hpz_partition_size", "mics_shard_size"}) {
+    auto const r = plan({"--arch", "qwen2.5-0.5b", "--config",
+                         configuration(dir, std::string{R"("stage": 3, ")"} + zero + R"(": 3)"), "--world", "8"});
+    CHECK(r.code == 1);
+    CHECK_MESSAGE(r.says(std::string{zero} + " 3 does not divide the 8 ranks"), r.err);
+    CHECK(r.out.empty());
+  }
+}
+
+TEST_CASE("plan: what stage 3 is asked for and is not planned stands among the notes, what it holds beside") {
+  folder dir;
+  auto const at = [&](std::string_view zero) {
+    return plan_json({"--arch", "qwen2.5-0.5b", "--config",
+                      configuration(dir, R"("stage": 3, "reduce_bucket_size": 1000000)" + std::string{zero}), "--world",
+                      "8"});
+  };
+  auto const plain = at("");
+  for (auto const& [zero, note] :
+       {std::pair{R"(, "offload_optimizer": {"device": "cpu", "ratio": 0.3})",
+                  "offload_optimizer.ratio 0.3: planned with all of the optimizer on host"},
+        std::pair{R"(, "stage3_use_all_reduce_for_fetch_params": true)",
+                  "DeepSpeed's all-reduces send twice the bytes"},
+        std::pair{R"(, "zero_quantized_weights": true)", "zero_quantized_weights: planned with gathers in bf16"},
+        std::pair{R"(, "zero_quantized_nontrainable_weights": true)", "zero_quantized_nontrainable_weights: planned"},
+        std::pair{R"(, "zero_quantized_gradients": true)",
+                  "zero_quantized_gradients: planned with reductions in bf16"}}) {
+    auto const* const text = note;  // clang captures no binding
+    CAPTURE(text);
+    CHECK(says(*at(zero)["notes"], text));
+    CHECK_FALSE(says(*plain["notes"], text));
+  }
+  CHECK_FALSE(says(*at(R"(, "offload_optimizer": {"device": "cpu"})")["notes"], "ratio"));
+  CHECK(says(*plain["not_counted"], "DeepSpeed's reduce bucket, 1.91 MiB that every rank"));
+  CHECK_FALSE(says(*at(R"(, "contiguous_gradients": false)")["not_counted"], "reduce bucket"));
+}
+
+TEST_CASE("plan: persistent parameters stay within stage3_model_persistence_threshold") {
+  folder dir;
+  auto const persistent = [&](std::string_view limit) {
+    auto const d = plan_json(
+        {"--arch", "llama-3-8b", "--config",
+         configuration(dir, R"("stage": 3, "stage3_param_persistence_threshold": 100000)" + std::string{limit}),
+         "--world", "8"});
+    std::uint64_t n = 0;
+    for (auto const& u : d["units"]->elements())
+      for (auto const& b : u["buffers"].elements())
+        if (b["persistent"].is_true()) n += number(u["count"]) * number(b["elements"]);
+    return n;
+  };
+  CHECK(persistent("") == 65 * 4096);  // two norms a layer and the last
+  CHECK(persistent(R"(, "stage3_model_persistence_threshold": 20000)") == 4 * 4096);
+  CHECK(persistent(R"(, "stage3_model_persistence_threshold": 0)") == 0);
+}
+
+TEST_CASE("plan: stages 1 and 2 say what one call moves") {
+  folder dir;
+  for (auto const* const stage : {"1", "2"}) {
+    CAPTURE(stage);
+    auto const d = plan_json({"--arch", "llama-3-8b", "--config",
+                              configuration(dir, std::string{R"("reduce_bucket_size": 16777216, "stage": )"} + stage),
+                              "--world", "8"});
+    std::uint64_t reduced = 0, gathers = 0;
+    for (auto const& c : d["collectives"]->elements()) {
+      if (c["kind"].is_text("all_reduce")) {
+        CHECK(number(c["elements"]) <= 16'777'216);
+        CHECK(number(c["bytes"]) == 2 * number(c["elements"]));
+        reduced += number(c["calls"]) * number(c["elements"]);
+      }
+      if (!c["kind"].is_text("gather")) continue;
+      // Source: DeepSpeed@03959e2b:deepspeed/runtime/utils.py, all_gather_into_tensor_dp_groups: one call a group
+      CHECK(number(c["elements"]) == llama_elements);
+      gathers += number(c["calls"]);
+    }
+    CHECK(reduced == llama_elements);
+    CHECK(gathers == 1);
+    CHECK(number((*d["wire"])["inside"]) == llama_elements * 2 * 7 / 8 * 3 + 14);
+  }
+}
+
+TEST_CASE("plan: a sum over a million ranks that passes 64 bits hides no layout") {
+  folder dir;
+  auto const d =
+      plan_json({"--arch", "qwen2.5-0.5b", "--config", configuration(dir, R"("stage": 3)"), "--world", "1000000"});
+  for (auto const& l : d["layouts"]->elements()) {
+    if (!l["layout"].is_text("owned")) continue;
+    CHECK(l["refused"].is(flatshard::value_kind::null));
+    CHECK(l["device_peak"]["total"].is(flatshard::value_kind::null));
+    CHECK(number(l["device_peak"]["mean"]) > std::uint64_t{1} << 48);
+    CHECK(number(l["device_peak"]["mean"]) <= number(l["device_peak"]["most"]));
+  }
+}
+
+TEST_CASE("plan: planned stands beside its lower bound") {
+  folder dir;
+  auto const config = configuration(dir, R"("stage": 3)");
+  auto const words = std::vector<std::string>{"--arch",  "gpt-oss-20b", "--config",   config,
+                                              "--world", "448",         "--override", "*=planned"};
+  auto const d = plan_json(words);
+  std::uint64_t least = 0;
+  for (auto const& u : d["units"]->elements())
+    for (auto const& b : u["buffers"].elements()) {
+      CHECK(number(b["least_segment"]) <= number(b["segment"]));
+      least += number(b["least_segment"]);
+    }
+  CHECK(least > 0);
+  auto const text = plan(words);
+  REQUIRE(text.code == 0);
+  CHECK(text.out.find("at least ") != std::string::npos);
+  auto const row = text.out.find("no row is cut; the shortest segment, ");
+  REQUIRE(row != std::string::npos);
+  CHECK(text.out.substr(row, text.out.find('\n', row) - row).find("its lower bound") != std::string::npos);
+}
+
+TEST_CASE("plan: a checkpoint that is not what its config.json declares is refused, as load does") {
+  folder dir;
+  auto const model = dir / "model";
+  REQUIRE(run({"make-model", model, "--arch", "qwen2.5-0.5b", "--sparse"}).code == 0);
+  auto const words =
+      std::vector<std::string>{"--model", model, "--config", configuration(dir, R"("stage": 3)"), "--world", "4"};
+  REQUIRE(plan(words).code == 0);
+  auto const path = model + "/config.json";
+  auto text = slurp(path);
+  auto const at = text.find("896");
+  REQUIRE(at != std::string::npos);
+  spill(path, text.replace(at, 3, "900"));
+  auto const r = plan(words);
+  CHECK(r.code == 1);
+  CHECK_MESSAGE(r.says("declares [151936, 900]"), r.err);
+  CHECK(r.out.empty());
 }
 
 TEST_CASE("plan: a checkpoint and its architecture are the same model") {
@@ -332,8 +516,8 @@ TEST_CASE("plan --expert-parallel: a rank has its share of the experts, over the
   auto const wire = [](flatshard::document const& d) {
     return number((*d["wire"])["inside"]) + number((*d["wire"])["between"]);
   };
-  CHECK(wire(plain) == 8 * (all / 64 * 63) + 14);
-  CHECK(wire(shared) == 8 * (dense / 64 * 63) + 8 * (experts / 8 / 8 * 7) + 14);
+  CHECK(wire(plain) == 8 * (all / 64 * 63) + 16);
+  CHECK(wire(shared) == 8 * (dense / 64 * 63) + 8 * (experts / 8 / 8 * 7) + 16);
   std::size_t found = 0;
   for (auto const& u : shared["units"]->elements())
     for (auto const& b : u["buffers"].elements()) {
@@ -539,6 +723,12 @@ TEST_CASE("plan: bad input and wrong usage have a sentence, and nothing on stdou
   fails(2, "must be a whole number from 1", {"--arch", "llama-3-8b", "--config", config, "--world", "0"});
   fails(2, "must be a whole number from 1",
         {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--micro-batches", "0"});
+  for (auto const* const octal : {"010", "08", "00"})
+    fails(2, "must be written without leading zeros", {"--arch", "llama-3-8b", "--config", config, "--world", octal});
+  fails(2, "--html writes a file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", "-"});
+  fails(2, "--frozen: must not be empty", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--frozen", ""});
+  fails(1, "--expert-parallel 2: llama-3-8b has no experts",
+        {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--expert-parallel", "2"});
   fails(2, "must be one of llama-3-8b", {"--arch", "gpt-9", "--config", config, "--world", "8"});
   fails(2, "one of --model and --arch", {"--config", config, "--world", "8"});
   fails(2, "exclude each other", {"--arch", "llama", "--model", dir / "x", "--config", config, "--world", "8"});

@@ -46,6 +46,8 @@ TEST_CASE("wrong usage is exit code 2 with a sentence on stderr") {
            {{"make-model", "x", "--arch", "llama-3-8b", "--size", "1G"}, "shapes are fixed"},
            {{"make-model", "x", "--arch", "llama", "--files", "0"}, "--files: must be a whole number from 1"},
            {{"make-model", "x", "--arch", "llama", "--files", "2.5"}, "found '2.5'"},
+           {{"make-model", "x", "--arch", "llama", "--files", "010"}, "must be written without leading zeros"},
+           {{"explain", "x", "--world", "08"}, "must be written without leading zeros, found '08'"},
            {{"make-model", "x", "--arch", "llama", "--size", "1M", "--files", "22"}, "more than the 21 tensors"},
            {{"make-model", "x", "--arch", "llama", "--seed", "-1"}, "--seed: must be a whole number"},
            {{"make-model", "x", "y", "--arch", "llama"}, "not expected: y"},

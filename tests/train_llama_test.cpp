@@ -1061,6 +1061,7 @@ TEST_CASE("usage: exit 2, and --help") {
                                                                 {"--world", ""},
                                                                 {"--world", "1025"},
                                                                 {"--world", "1000000"},
+                                                                {"--world", "010"},
                                                                 {"--steps", "many"},
                                                                 {"--seq", "0"},
                                                                 {"--lr", "nan"},

@@ -40,12 +40,16 @@ namespace tool {
   return static_cast<std::uint64_t>(std::llround(number * unit));
 }
 
-/// A validator that reads an integer of [least, most].
+/// A validator that reads a decimal integer of [least, most]. A leading zero is refused: CLI11 converts what follows
+/// one as octal.
 [[nodiscard]] inline CLI::Validator whole_number(std::uint64_t least, std::uint64_t most) {
   return {[=](std::string& text) -> std::string {
             std::uint64_t n{};
             auto const [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
-            if (error == std::errc{} && end == text.data() + text.size() && n >= least && n <= most) return {};
+            bool const whole = error == std::errc{} && end == text.data() + text.size();
+            if (whole && text.size() > 1 && text.front() == '0')
+              return fmt::format("must be written without leading zeros, found '{}'", text);
+            if (whole && n >= least && n <= most) return {};
             if (most == UINT64_MAX)
               return fmt::format("must be a whole number of at least {}, found '{}'", least, text);
             return fmt::format("must be a whole number from {} to {}, found '{}'", least, most, text);

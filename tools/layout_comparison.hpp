@@ -118,9 +118,21 @@ inline std::string more(std::uint64_t n, std::uint64_t least) {
   return share < 0.001 ? "less than 0.001 %" : fmt::format("{:.2g} %", share);
 }
 
+/// How far the segments of `planned` are from their lower bounds: `0.3 % over its lower bound`.
+inline std::string above_bound(fs::training_plan const& plan) {
+  std::uint64_t all = 0, least = 0;
+  for (auto const& b : plan.buffers()) {
+    if (b.least_segment.value == 0) continue;
+    all += b.segment.value;
+    least += b.least_segment.value;
+  }
+  return all == least ? std::string{"at its lower bound"} : more(all, least) + " over its lower bound";
+}
+
 }  // namespace layout_rows
 
-/// Every layout over the same ranks; hybrid and hpZ where nodes are known. The configuration's own comes first.
+/// Every layout over the same ranks; hybrid and hpZ where nodes are known, hpZ also where it is configured. The
+/// configuration's own comes first.
 [[nodiscard]] inline std::vector<layout_row> compare_layouts(plan_model const& m, training_choice const& c,
                                                              std::uint64_t node_size) {
   namespace fs = flatshard;
@@ -194,6 +206,7 @@ inline std::string more(std::uint64_t n, std::uint64_t least) {
   add(row("owned", "each tensor whole on one rank"), [&] { return plan_of(m, c, r, w, cut, in_layout(fs::owned{})); });
   add(row("planned", "no row is cut; the shortest segment"),
       [&] { return plan_of(m, c, r, w, cut, in_layout(fs::planned{fs::block::rows()})); });
+  if (auto& planned = rows.back(); planned.plan) planned.what += ", " + layout_rows::above_bound(*planned.plan);
   if (node_size > 1 && ranks > node_size && ranks % node_size == 0) {
     if (r == 1) {
       auto hybrid =
@@ -203,14 +216,17 @@ inline std::string more(std::uint64_t n, std::uint64_t least) {
       hybrid.tradeoff = true;
       add(hybrid, [&] { return plan_of(m, c, ranks / node_size, node_size, cut, in_layout(fs::native{})); });
     }
-    if (w > node_size && w % node_size == 0) {
-      auto hpz = row("hpz", fmt::format("zero3 with a second copy over the {} ranks of a node", node_size));
-      hpz.tradeoff = true;
-      auto inner = cut;
-      inner.keep = {node_size, false};
-      inner.secondary = true;
-      add(hpz, [&] { return plan_of(m, c, r, w, inner, in_layout(fs::zero3{})); });
-    }
+  }
+  bool const of_nodes = c.secondary == 0 && node_size > 1 && w > node_size && w % node_size == 0;
+  if (auto const group = of_nodes ? node_size : c.secondary; group != 0) {
+    auto hpz = row(
+        "hpz", fmt::format("zero3 with a second copy over {}", of_nodes ? fmt::format("the {} ranks of a node", group)
+                                                                        : fmt::format("groups of {} ranks", group)));
+    hpz.tradeoff = true;
+    auto inner = cut;
+    inner.keep = {group, false};
+    inner.secondary = true;
+    add(hpz, [&] { return plan_of(m, c, r, w, inner, in_layout(fs::zero3{})); });
   }
   auto const own = std::find_if(rows.begin(), rows.end(), [&](layout_row const& one) { return one.name == c.layout; });
   if (own != rows.end()) std::rotate(rows.begin(), own, own + 1);

@@ -78,7 +78,7 @@ std::string read_override(std::string_view text, parameter_override& to) {
 
 CLI::Option* add_patterns(CLI::App& command, std::string const& option, std::vector<std::string>& patterns,
                           std::string const& what) {
-  return command.add_option(option, patterns, what)->type_name("PATTERN")->allow_extra_args(false);
+  return command.add_option(option, patterns, what)->check(not_empty())->type_name("PATTERN")->allow_extra_args(false);
 }
 
 }  // namespace

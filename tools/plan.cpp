@@ -4,6 +4,7 @@
 #include "architectures.hpp"
 #include "arguments.hpp"
 #include "configuration.hpp"
+#include "declared_tensors.hpp"
 #include "findings_text.hpp"
 #include "layout_comparison.hpp"
 #include "parameter_rules.hpp"
@@ -15,6 +16,7 @@
 #include "report.hpp"
 
 #include <flatshard/problem.hpp>
+#include <flatshard/result.hpp>
 
 #include <cstdint>
 #include <cstdio>
@@ -52,6 +54,8 @@ plan_findings find_out(request const& r) {
     wanted.model_text = config_text(shape);
   } else {
     f.model = model_of_checkpoint(r.directory);
+    if (auto declared = declared_problems(*f.model.checkpoint); !declared.empty())
+      flatshard::throw_bad_input(flatshard::config_error{std::move(declared)});
     for (auto const& p : f.model.checkpoint->warnings()) fmt::print(stderr, "{}\n", problem_text(p, stderr));
     auto const& beside = f.model.checkpoint->directory();
     std::error_code ignored;
@@ -77,6 +81,7 @@ void plan(request const& r) {
   if (!r.size.empty() && r.architecture.empty()) throw wrong_usage{"--size needs --arch"};
   if (r.node_size > r.world || (r.node_size != 0 && r.world % r.node_size != 0))
     throw wrong_usage{fmt::format("--node-size {} does not divide --world {}", r.node_size, r.world)};
+  if (r.page == "-") throw wrong_usage{"--html writes a file and '-' names none; stdout is for the report"};
   if (!r.page.empty() && replaces_input(r.page, {r.configuration.file, r.directory}))
     throw failure{
         fmt::format("{}: --html names a file that is read here; give the page another name", one_line(r.page))};

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -52,6 +53,9 @@ struct plan_findings {
   if (f.choice.settings.optimizer == flatshard::memory_space::nvme ||
       f.choice.settings.parameters == flatshard::memory_space::nvme)
     all.emplace_back("host buffers between nvme and device");
+  if (f.choice.held_bucket != 0)
+    all.push_back(fmt::format("DeepSpeed's reduce bucket, {} that every rank of stage 3 holds all the time",
+                              human(f.choice.held_bucket)));
   all.emplace_back("loading and saving: a ring of 16 MiB of host memory a rank");
   return all;
 }
@@ -177,6 +181,9 @@ struct plan_findings {
   return out;
 }
 
+/// The sharding policy of a row of the comparison.
+[[nodiscard]] inline std::string_view policy_of(std::string_view row) { return row == "hpz" ? "zero3" : row; }
+
 /// What sets a buffer apart from the others of its unit: `frozen, experts of 8 ranks, owned, reduce fp32`.
 [[nodiscard]] inline std::string marks_of(plan_findings const& f, flatshard::plan_buffer const& b) {
   std::vector<std::string> words;
@@ -184,8 +191,9 @@ struct plan_findings {
   if (t.frozen) words.emplace_back("frozen");
   if (t.persistent) words.emplace_back("persistent");
   if (t.ignored) words.emplace_back("whole");
+  if (b.least_segment.value != 0) words.push_back(fmt::format("at least {}", grouped(b.least_segment.value)));
   if (t.expert_ranks != 1) words.push_back(fmt::format("experts shared by {} ranks", t.expert_ranks));
-  if (!b.policy.empty() && b.policy != f.own().name && f.own().name != "whole") words.emplace_back(b.policy);
+  if (!b.policy.empty() && b.policy != policy_of(f.own().name) && f.own().name != "whole") words.emplace_back(b.policy);
   for (auto const r : flatshard::roles)
     if (!t.ignored && b.types(r) != f.choice.types(r)) words.push_back(fmt::format("{} {}", name(r), name(b.types(r))));
   return fmt::format("{}", fmt::join(words, ", "));

@@ -201,8 +201,14 @@ inline void share_experts(plan_model& m, parameter_rules const& rules) {
     auto const fits = [&](fs::parameter const& p) { return fs::matches(pattern, p.name); };
     if (std::none_of(m.parts.begin(), m.parts.end(), [&](model_part const& part) {
           return std::any_of(part.parameters.begin(), part.parameters.end(), fits);
-        }))
+        })) {
+      if (rules.experts.empty())  // the pattern is the tool's own
+        throw failure{
+            fmt::format("--expert-parallel {}: {} has no experts: no parameter's name fits '{}'; --experts "
+                        "says which are some",
+                        n, one_line(m.name), pattern)};
       throw failure{fits_nothing("--experts", pattern, m.name, m.parts.front().parameters.front().name)};
+    }
   }
   if (n == 1) return;
   auto const expert = [&](std::string_view name) {

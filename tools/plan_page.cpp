@@ -286,7 +286,7 @@ class page {
     for (auto const& [purpose, line] : {std::pair{"Parameters", &e.parameters}, std::pair{"Gradients", &e.gradients},
                                         std::pair{"Master and optimizer states", &e.optimizer}})
       row({purpose, std::string{name(line->space)}, human(line->held.least.value), human(line->held.mean().value),
-           human(line->held.most.value), human(line->padding().value)});
+           human(line->held.most.value), plan_text::sum_text(line->padding())});
     for (auto const& [purpose, most] :
          {std::pair{"Gathered weights, at most", e.most.gathered},
           std::pair{"Full gradients, at most", e.most.gradients}, std::pair{"Staging, at most", e.most.staging}})

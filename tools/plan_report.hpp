@@ -47,6 +47,10 @@ inline void head(plan_findings const& f) {
   for (auto const& note : c.notes) fmt::print("{}\n", paint(note, colour::yellow, stdout));
 }
 
+/// A sum over all ranks; one that does not fit in 64 bits is told so.
+inline std::string sum_text(fs::bytes sum) { return sum.value == UINT64_MAX ? "past 64 bits" : human(sum.value); }
+inline json sum_json(fs::bytes sum) { return sum.value == UINT64_MAX ? json{} : json{sum.value}; }
+
 inline void memory(plan_findings const& f) {
   auto const& e = f.own().estimate;
   constexpr auto right = table::side::right;
@@ -61,7 +65,7 @@ inline void memory(plan_findings const& f) {
   for (auto const& [what, line] : {std::pair{"parameters", &e.parameters}, std::pair{"gradients", &e.gradients},
                                    std::pair{"master and optimizer states", &e.optimizer}})
     t.row({what, std::string{name(line->space)}, human(line->held.least.value), human(line->held.mean().value),
-           human(line->held.most.value), human(line->padding().value),
+           human(line->held.most.value), sum_text(line->padding()),
            fmt::format("{} ({})", index(line->owned.fullest), human(line->owned.most.value))});
   fmt::print("{}", t.text());
   table live{{{"lives during the step, on the device"}, {"most", right}, {"at the peak", right}}};
@@ -69,14 +73,15 @@ inline void memory(plan_findings const& f) {
   live.row({"full gradients", human(e.most.gradients.value), human(e.peak.live.gradients.value)});
   live.row({"staging", human(e.most.staging.value), human(e.peak.live.staging.value)});
   fmt::print("{}", live.text());
-  fmt::print("  peak at the {}:", peak_text(f));
+  std::vector<std::string> used;
   for (auto const space : fs::memory_spaces) {
     auto const& all = e.spaces[static_cast<std::size_t>(space)];
     if (all.most.value == 0) continue;
-    fmt::print(" {} {} (rank {}{});", name(space), human(all.most.value), index(all.fullest),
-               all.least == all.most ? ", all alike" : fmt::format(", least {}", human(all.least.value)));
+    used.push_back(
+        fmt::format("{} {} (rank {}{})", name(space), human(all.most.value), index(all.fullest),
+                    all.least == all.most ? ", all alike" : fmt::format(", least {}", human(all.least.value))));
   }
-  fmt::print("\n");
+  fmt::print("  peak at the {}: {}\n", peak_text(f), fmt::join(used, "; "));
 }
 
 inline void shards(plan_findings const& f) {
@@ -178,14 +183,14 @@ inline json spread_json(fs::byte_spread const& s) {
   return json::object{{"least", s.least.value},
                       {"mean", s.mean().value},
                       {"most", s.most.value},
-                      {"total", s.total.value},
+                      {"total", sum_json(s.total)},
                       {"fullest_rank", index(s.fullest)}};
 }
 inline json line_json(fs::memory_line const& l) {
   return json::object{{"space", name(l.space)},
                       {"held", spread_json(l.held)},
                       {"owned", spread_json(l.owned)},
-                      {"padding", l.padding().value}};
+                      {"padding", sum_json(l.padding())}};
 }
 inline json live_json(fs::live_bytes const& l) {
   return json::object{{"gathered", l.gathered.value}, {"gradients", l.gradients.value}, {"staging", l.staging.value}};
@@ -195,6 +200,7 @@ inline json step_json(fs::training_plan const& plan, fs::plan_step const& s) {
                       {"unit", s.kind == fs::step_kind::norm ? json{} : json{plan.unit_name(s.unit)}},
                       {"micro_batch", s.micro_batch},
                       {"bytes", s.size.value},
+                      {"calls", s.calls},
                       {"live", live_json(s.live)}};
 }
 inline json wire_json(fs::wire_bytes const& w) {
@@ -215,20 +221,22 @@ inline json units_json(plan_findings const& f) {
       json::object precision;  // what is not the plan's
       for (auto const r : fs::roles)
         if (b.types(r) != f.choice.types(r)) precision.emplace_back(std::string{name(r)}, name(b.types(r)));
-      buffers.push_back(json::object{{"tensors", b.tensors},
-                                     {"elements", b.real.value},
-                                     {"layout", b.policy.empty() ? json{} : json{b.policy}},
-                                     {"precision", std::move(precision)},
-                                     {"ranks", b.ranks},
-                                     {"stride", b.stride},
-                                     {"segment", b.segment.value},
-                                     {"gathered", b.gathered.value},
-                                     {"unaligned", b.unaligned},
-                                     {"copied", b.copied},
-                                     {"frozen", b.traits.frozen},
-                                     {"persistent", b.traits.persistent},
-                                     {"whole", b.traits.ignored},
-                                     {"expert_ranks", b.traits.expert_ranks}});
+      buffers.push_back(
+          json::object{{"tensors", b.tensors},
+                       {"elements", b.real.value},
+                       {"layout", b.policy.empty() ? json{} : json{b.policy}},
+                       {"precision", std::move(precision)},
+                       {"ranks", b.ranks},
+                       {"stride", b.stride},
+                       {"segment", b.segment.value},
+                       {"least_segment", b.least_segment.value == 0 ? json{} : json{b.least_segment.value}},
+                       {"gathered", b.gathered.value},
+                       {"unaligned", b.unaligned},
+                       {"copied", b.copied},
+                       {"frozen", b.traits.frozen},
+                       {"persistent", b.traits.persistent},
+                       {"whole", b.traits.ignored},
+                       {"expert_ranks", b.traits.expert_ranks}});
     }
     units.push_back(json::object{{"first", plan.unit_name(run.first)},
                                  {"last", plan.unit_name(run.first + run.count - 1)},

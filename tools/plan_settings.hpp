@@ -6,6 +6,7 @@
 #include "plan_model.hpp"
 #include "report.hpp"
 
+#include <flatshard/config/deepspeed/zero_section.hpp>
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/layouts/zero3.hpp>
 #include <flatshard/name_pattern.hpp>
@@ -18,6 +19,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -27,8 +29,10 @@ namespace tool {
 
 /// How the configuration trains the model.
 struct training_choice {
-  std::string layout = "native";  ///< `zero3`, `zero12`, `fsdp2`, `native`; `whole` where nothing is cut
+  std::string layout = "native";  ///< `zero3`, `hpz`, `zero12`, `fsdp2`, `native`; `whole` where nothing is cut
   std::uint64_t replicas = 1, shards = 1;
+  std::uint64_t secondary = 0;    ///< ranks of a group that holds a second copy of the weights (hpZ); 0: none
+  std::uint64_t held_bucket = 0;  ///< bytes of the reduce bucket that DeepSpeed's stage 3 holds and no line counts
   flatshard::precision types;
   flatshard::plan_settings settings;
   std::vector<flatshard::after_forward> keep;       ///< one a part of the model
@@ -72,10 +76,62 @@ inline std::uint64_t micro_batches_of(fs::resolved_policies const& p) {
   return 1;
 }
 
-inline void choose_zero(fs::resolved_policies const& p, plan_model const& m, training_choice& c) {
+/// The groups of ranks of stage 3: MiCS cuts over groups and repeats them, hpZ holds a second copy in each. Throws
+/// `failure` for a size that does not divide the ranks, where DeepSpeed's assertions fail.
+/// Source: DeepSpeed@edaa7221:deepspeed/runtime/zero/mics_utils.py:163-194, deepspeed/utils/groups.py:859-886.
+inline void choose_groups(fs::zero_section const& zero, training_choice& c, std::uint64_t world) {
+  auto const divides = [&](std::string_view key, std::uint64_t size) {
+    if (world % size != 0) throw failure{fmt::format("{} {} does not divide the {} ranks", key, size, world)};
+    return size;
+  };
+  bool const mics = zero.mics_shard_size > 0;
+  if (mics) {
+    c.shards = divides("mics_shard_size", static_cast<std::uint64_t>(zero.mics_shard_size));
+    c.replicas = world / c.shards;
+    if (zero.mics_hierarchical_params_gather)
+      c.notes.emplace_back("mics_hierarchical_params_gather: planned as gathers in one level");
+  }
+  if (zero.zero_hpz_partition_size <= 1) return;  // off
+  if (mics) {
+    c.notes.emplace_back("zero_hpz_partition_size beside mics_shard_size: planned without a second copy");
+    return;
+  }
+  c.secondary =
+      divides("zero_hpz_partition_size", std::min(world, static_cast<std::uint64_t>(zero.zero_hpz_partition_size)));
+  c.layout = "hpz";
+}
+
+/// Notes for what stage 3 is asked for and a plan does not show.
+inline void note_unplanned(fs::zero_section const& zero, training_choice& c) {
+  if (zero.offload_optimizer && zero.offload_optimizer->ratio < 1 && c.settings.optimizer != fs::memory_space::device)
+    c.notes.push_back(fmt::format("offload_optimizer.ratio {}: planned with all of the optimizer on {}",
+                                  zero.offload_optimizer->ratio, name(c.settings.optimizer)));
+  if (zero.use_all_reduce_for_fetch_params)
+    c.notes.emplace_back(
+        "stage3_use_all_reduce_for_fetch_params: planned with gathers; DeepSpeed's all-reduces send twice the bytes");
+  for (auto const& [key, set] :
+       {std::pair{"zero_quantized_weights", zero.zero_quantized_weights},
+        std::pair{"zero_quantized_nontrainable_weights", zero.zero_quantized_nontrainable_weights}})
+    if (set)
+      c.notes.push_back(fmt::format("{}: planned with gathers in {}; DeepSpeed sends them quantised, in fewer bytes",
+                                    key, name(c.types.compute)));
+  if (zero.zero_quantized_gradients)
+    c.notes.push_back(fmt::format(
+        "zero_quantized_gradients: planned with reductions in {}; DeepSpeed sends them quantised, in fewer bytes",
+        name(c.types.reduce)));
+}
+
+inline void choose_zero(fs::resolved_policies const& p, plan_model const& m, training_choice& c, std::uint64_t world) {
   auto const& zero = *p.zero;
+  auto const asked = p.native ? p.native->zero : fs::zero_section{};
   c.settings.optimizer = space_of(zero.offload_optimizer);
   if (p.sharding == fs::sharding_kind::zero3) {
+    choose_groups(asked, c, world);
+    note_unplanned(asked, c);
+    if (zero.buckets_known && asked.contiguous_gradients)
+      c.held_bucket =
+          fs::size_of({static_cast<std::size_t>(std::max<std::int64_t>(0, zero.reduce_bucket_size))}, c.types.reduce)
+              .value;
     c.settings.parameters = space_of(zero.offload_param);
     c.settings.prefetch = zero.buckets_known && zero.prefetch_bucket_size == 0 ? 0 : 1;
     if (!zero.buckets_known) {
@@ -89,10 +145,12 @@ inline void choose_zero(fs::resolved_policies const& p, plan_model const& m, tra
                                     grouped(static_cast<std::uint64_t>(zero.prefetch_bucket_size))));
     auto const limit =
         fs::elements{static_cast<std::size_t>(std::max<std::int64_t>(0, zero.param_persistence_threshold))};
+    auto const model_limit =
+        fs::elements{static_cast<std::size_t>(std::max<std::int64_t>(0, asked.model_persistence_threshold))};
     std::vector<std::size_t> numels;
     for (auto const& part : m.parts)
       for (auto const& q : part.parameters) numels.push_back(q.dims.numel());
-    for (auto const t : fs::persistent_parameters(numels, limit, {SIZE_MAX})) c.traits[t].persistent = true;
+    for (auto const t : fs::persistent_parameters(numels, limit, model_limit)) c.traits[t].persistent = true;
     return;
   }
   c.settings.cut = zero.stage >= 2   ? fs::cut_states::gradients
@@ -105,6 +163,9 @@ inline void choose_zero(fs::resolved_policies const& p, plan_model const& m, tra
     c.notes.emplace_back(
         "reduce_bucket_size is \"auto\" and the hidden size is not known: planned with DeepSpeed's "
         "500,000,000 elements");
+  if (asked.zero_hpz_partition_size > 1)
+    c.notes.push_back(
+        fmt::format("zero_hpz_partition_size counts on stage 3 alone: no second copy on stage {}", zero.stage));
   if (zero.stage < 3 && zero.offload_param != fs::offload_device::none)
     c.notes.push_back(
         fmt::format("offload_param counts on stage 3 alone: parameters stay on the device on stage {}", zero.stage));
@@ -208,7 +269,7 @@ inline void apply_rules(parameter_rules const& rules, plan_model const& m, train
     c.layout = "whole";
     c.settings.cut = fs::cut_states::nothing;
   }
-  if (p.zero) training_choices::choose_zero(p, m, c);
+  if (p.zero) training_choices::choose_zero(p, m, c, world);
   if (p.fsdp2 && p.sharding == fs::sharding_kind::fsdp2) training_choices::choose_fsdp2(*p.fsdp2, m, c, world);
   if (p.sharding == fs::sharding_kind::native) c.settings.prefetch = 1;
   if (!m.known && m.parts.size() > 1)

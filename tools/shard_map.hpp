@@ -112,7 +112,7 @@ unit_map map_of(Policy const& policy, std::vector<fs::parameter> const& paramete
   kind const drawn = all.empty() ? kind{} : first == all.end() ? all.front().first : first->first;
   for (auto const& [one, p] : all)
     if (one == drawn) cut.push_back(p);
-  auto const name = drawn.rule != 0 ? override_layouts[drawn.rule - 1] : std::string_view{own.name};
+  auto const name = drawn.rule != 0 ? override_layouts[drawn.rule - 1] : policy_of(own.name);
   auto const w = own.shards / drawn.traits.expert_ranks;
   return name == "zero3"     ? shard_maps::map_of(fs::zero3{}, cut, w)
          : name == "fsdp2"   ? shard_maps::map_of(fs::fsdp2{}, cut, w)

@@ -54,8 +54,11 @@ int main(int argc, char** argv) {
   auto* const model = app.add_option("--model", args.model, "folder with config.json and safetensors files");
   auto* const config =
       app.add_option("--config", args.setup.config, "DeepSpeed JSON, or LLaMA-Factory's settings as YAML or JSON");
+  // A leading zero would make an octal number of it.
   auto const at_least = [](std::size_t low, std::size_t high = 999999999) {
     return CLI::Validator{[low, high](std::string& text) {
+                            if (text.size() > 1 && text.front() == '0')
+                              return fmt::format("must be written without leading zeros, found {}", text);
                             std::size_t const digits = text.find_first_not_of("0123456789");
                             if (digits == std::string::npos && !text.empty() && text.size() < 10)
                               if (auto const n = std::stoull(text); n >= low && n <= high) return std::string{};

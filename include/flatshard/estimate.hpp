@@ -8,6 +8,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 namespace flatshard {
@@ -15,10 +16,13 @@ inline namespace v0 {
 
 /// One number over all ranks: the least, the most, and the first rank that has the most.
 struct byte_spread {
-  bytes least, most, total;
+  bytes least, most;
+  bytes total;  ///< UINT64_MAX where the sum over all ranks does not fit in 64 bits
   rank_id fullest{};
   std::size_t ranks = 1;
-  [[nodiscard]] constexpr bytes mean() const { return {total.value / ranks}; }
+  bytes average{};  ///< rounded down; right also where `total` does not fit
+  [[nodiscard]] constexpr bytes mean() const { return average; }
+  [[nodiscard]] constexpr bool total_fits() const { return total.value != UINT64_MAX; }
   friend constexpr bool operator==(byte_spread const&, byte_spread const&) = default;
 };
 
@@ -26,7 +30,8 @@ struct byte_spread {
 struct memory_line {
   memory_space space = memory_space::device;
   byte_spread held, owned;
-  [[nodiscard]] constexpr bytes padding() const { return held.total - owned.total; }
+  /// Of all ranks; UINT64_MAX where it is not known because a total does not fit in 64 bits.
+  [[nodiscard]] constexpr bytes padding() const { return held.total_fits() ? held.total - owned.total : held.total; }
 };
 
 /// What one rank sends, as the mean over all ranks (it receives as much): to ranks of its node, to others.
@@ -45,7 +50,7 @@ struct wire_bytes {
 struct collective_line {
   step_kind kind{};
   std::size_t ranks = 1, stride = 1;
-  bytes size;           ///< of the full buffer on one rank; of all `calls` of one reduction in buckets
+  bytes size;           ///< of the full buffer of one of them on a rank
   elements count;       ///< of that buffer
   std::size_t calls{};  ///< how many in a step
   wire_bytes wire;      ///< of all of them
@@ -74,7 +79,8 @@ struct step_estimate {
 inline constexpr elements latency_knee{33'000'000};
 
 /// The bytes that one collective sends along a ring: (g - 1) / g of the buffer, twice for an all-reduce. Between nodes
-/// goes what crosses from a rank to the next one of its ring on another node. `node_size` 0: one node.
+/// goes what crosses from a rank to the next one of its ring on another node. `node_size` 0: one node. Both are rounded
+/// to the nearest byte.
 /// Complexity: O(W). Source: nccl-tests, doc/PERFORMANCE.md; docs/design.md, plan and estimate.
 [[nodiscard]] constexpr wire_bytes wire_of(plan_step const& step, std::size_t world_size, std::size_t node_size);
 
@@ -98,15 +104,23 @@ namespace detail {
 }
 [[nodiscard]] constexpr wire_bytes ring(plan_step const& step, std::size_t world_size, std::size_t crossing) {
   if (step.ranks < 2) return {};
-  auto const share =
-      step.size.value / step.ranks * (step.ranks - 1) + step.size.value % step.ranks * (step.ranks - 1) / step.ranks;
-  auto const sent = checked_mul(share, step.kind == step_kind::all_reduce || step.kind == step_kind::norm ? 2 : 1);
-  auto const between = sent / world_size * crossing + sent % world_size * crossing / world_size;
+  auto const g = step.ranks;
+  auto const full =
+      checked_mul(step.size.value, step.kind == step_kind::all_reduce || step.kind == step_kind::norm ? 2 : 1);
+  // A rank sends whole + rest / g bytes, of which crossing / world_size go between nodes. Each is rounded once.
+  auto const rest = full % g * (g - 1) % g;
+  auto const whole = full / g * (g - 1) + full % g * (g - 1) / g;
+  auto const common = std::gcd(crossing, world_size);
+  auto const part = crossing / common, of = world_size / common;
+  auto const sent = whole + (rest * 2 >= g ? 1 : 0);
+  auto const small = checked_mul(whole % of * g + rest, part), divisor = of * g;
+  auto const between = whole / of * part + small / divisor + (small % divisor * 2 >= divisor ? 1 : 0);
   return {{sent - between}, {between}};
 }
 template <class Of>
 [[nodiscard]] constexpr byte_spread spread_of(std::size_t ranks, Of of) {
   byte_spread s{of(std::size_t{0}), of(std::size_t{0}), {}, {}, ranks};
+  std::size_t rests = 0;
   for (std::size_t r = 0; r < ranks; ++r) {
     auto const n = of(r);
     s.least = std::min(s.least, n);
@@ -114,8 +128,11 @@ template <class Of>
       s.most = n;
       s.fullest = rank_at(r);
     }
-    s.total += n;
+    s.total.value = n.value > UINT64_MAX - s.total.value ? UINT64_MAX : s.total.value + n.value;
+    s.average += bytes{n.value / ranks};
+    rests += n.value % ranks;
   }
+  s.average += bytes{rests / ranks};
   return s;
 }
 [[nodiscard]] constexpr memory_line line_of(training_plan const& plan, rank_bytes::line line, memory_space space) {
@@ -157,11 +174,11 @@ class step_sums {
       return l.kind == step.kind && l.ranks == step.ranks && l.stride == step.stride && l.size == step.size;
     });
     auto const once = ring(step, world_, crossing(step));
-    wire_bytes const wire{once.inside * times, once.between * times};
     auto const calls = step.calls * times;
+    wire_bytes const wire{once.inside * calls, once.between * calls};
     out_->wire += wire;
     if (step.kind == step_kind::gather) {
-      if (step.live.staging.value != 0) out_->copies += times;
+      if (step.live.staging.value != 0) out_->copies += calls;
       if (step.count < latency_knee) out_->small_gathers += calls;
     }
     if (same == lines.end()) {

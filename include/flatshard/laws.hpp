@@ -29,7 +29,7 @@ Stream& operator<<(Stream& s, broken_law const& b) {
   return s;
 }
 
-/// How much the laws look at: all ranks up to `ranks`, else that many of them, first, last and borders among them;
+/// How much the laws look at: all ranks up to `ranks` (5 at least), else that many, first, last and borders among them;
 /// buffers are really filled and moved up to `elements` elements.
 struct law_limits {
   std::size_t ranks = 64;
@@ -67,7 +67,7 @@ template <class L>
 std::vector<std::size_t> ranks_to_try(L const& l, law_limits const& limits) {
   auto const w = l.world_size();
   std::vector<std::size_t> ranks;
-  if (w <= limits.ranks) {
+  if (w <= std::max<std::size_t>(limits.ranks, 5)) {
     for (std::size_t r = 0; r < w; ++r) ranks.push_back(r);
     return ranks;
   }

@@ -143,8 +143,10 @@ concept sees_unit = requires(P const& p, std::span<parameter const> unit, std::s
 ///   `contiguous_gather`  true if the gathered buffer holds each tensor in one piece
 ///   `owner(t, w, i)`     the rank of element i, O(1); without it a search over the ranks
 ///   `even_pieces`        true if all ranks between the first and the last that hold a part of a tensor hold equally
-///   much `segment(placed, w, r)`, `before(placed, w, r)`  rank r's segment and the sum of those before it, where they
-///                        differ by rank; `placed` is what `place` returned
+///                        much
+///   `segment(placed, w, r)`, `before(placed, w, r)`
+///                        rank r's segment and the sum of those before it, where they differ by rank; `placed` is what
+///                        `place` returned
 ///   `padding_value()`    what fills the rest: a value, or nothing if undefined; zero without it
 ///   `for_unit(unit, w)`  itself with the tables that it needs for this unit
 ///   `hash(h)`            h continued over what its placements do not show

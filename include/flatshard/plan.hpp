@@ -85,7 +85,7 @@ struct plan_settings {
   bool recompute = false;      ///< activation checkpointing: forward once more before a unit's backward
   std::size_t states = 2;      ///< optimizer states a parameter; Adam has 2
   memory_space parameters = memory_space::device, optimizer = memory_space::device;
-  elements bucket{};  ///< where parameters are whole: elements of one collective; 0 = all of a unit
+  elements bucket{};  ///< where parameters are whole: elements of one reduction; 0 = all of a unit
   bytes block{1};     ///< what memory is handed out in multiples of; `memory_arena::alignment` for units over an arena
 };
 
@@ -103,6 +103,7 @@ struct plan_buffer {
   bool copied = false;      ///< the gathered segments do not hold the tensors in one piece and are copied
   std::size_t unaligned{};  ///< tensors whose place in the gathered buffer is no multiple of 16 bytes
   std::string_view policy;  ///< what the sharding policy calls itself; nothing where nothing is cut
+  elements least_segment;   ///< the policy's lower bound of `segment`; 0 where it names none
   friend constexpr bool operator==(plan_buffer const&, plan_buffer const&) = default;
 };
 
@@ -350,6 +351,7 @@ constexpr void training_plan::add_part(part const& together, P const& policy) {
   b.gathered = l.gathered();
   b.whole = detail::whole_size(l);
   b.copied = !decltype(l)::contiguous_gather;
+  if constexpr (requires { l.policy().lower_bound(); }) b.least_segment = l.policy().lower_bound();
   for (std::size_t t = 0; t < l.size(); ++t)
     if (l.place_at(t).numel != 0 && l.gathered(t, {0}).value * bits(b.types.compute) % 128 != 0) ++b.unaligned;
   auto const owned = detail::owned_by_rank(l);

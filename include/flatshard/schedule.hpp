@@ -49,9 +49,9 @@ struct live_bytes {
 struct plan_step {
   step_kind kind{};
   std::size_t micro_batch{}, unit{};
-  bytes size;                         ///< collectives: the full buffer on one rank; transfers: what moves; else 0
+  bytes size;                         ///< collectives: the full buffer of one on a rank; transfers: what moves; else 0
   elements count;                     ///< collectives: elements of that buffer
-  std::size_t calls = 1;              ///< collectives that it takes
+  std::size_t calls = 1;              ///< equal collectives that follow each other: the full buckets of a reduction
   std::size_t ranks = 1, stride = 1;  ///< who takes part: that many, so far apart
   live_bytes live;
 };
@@ -123,10 +123,21 @@ class plan_walk {
   constexpr void emit(step_kind kind, std::size_t u, bytes size = {}) { emit(kind, u, size, 1, 1); }
   constexpr void collective(step_kind kind, plan_buffer const& b, dtype type, std::size_t ranks, std::size_t stride,
                             bytes staging = {}) {
-    auto const n = plan_->settings().cut == cut_states::nothing ? b.real : b.gathered;
-    auto const bucket = plan_->settings().bucket.value;
-    auto const calls = cut() || bucket == 0 ? 1 : std::max<std::size_t>(1, ceil_div(n.value, bucket));
-    emit(kind, b.unit, size_of(n, type), ranks, stride, n, staging, calls);
+    auto const n = full(b);
+    emit(kind, b.unit, size_of(n, type), ranks, stride, n, staging);
+  }
+  [[nodiscard]] constexpr elements full(plan_buffer const& b) const {
+    return plan_->settings().cut == cut_states::nothing ? b.real : b.gathered;
+  }
+  // Where parameters are whole: the full buckets, then the rest.
+  constexpr void reduction(step_kind kind, plan_buffer const& b, bytes staging) {
+    auto const n = full(b);
+    auto const bucket = plan_->settings().bucket;
+    auto const type = b.types.reduce;
+    if (cut() || bucket.value == 0 || n <= bucket) return collective(kind, b, type, b.ranks, b.stride, staging);
+    emit(kind, b.unit, size_of(bucket, type), b.ranks, b.stride, bucket, staging, n.value / bucket.value);
+    elements const rest{n.value % bucket.value};
+    if (rest.value != 0) emit(kind, b.unit, size_of(rest, type), b.ranks, b.stride, rest, staging);
   }
 
   constexpr void gather(std::size_t u, bool back) {
@@ -218,7 +229,7 @@ class plan_walk {
       if (t.grad_accum != dtype::f32 && t.grad_accum != t.reduce) staging += plan_->block(b.segment, dtype::f32);
       auto const kind =
           s.all_reduce || s.cut == cut_states::nothing ? step_kind::all_reduce : step_kind::reduce_scatter;
-      collective(kind, b, t.reduce, b.ranks, b.stride, staging);
+      reduction(kind, b, staging);
       if (replicas > 1 && (last || s.replicas_each))
         emit(step_kind::all_reduce, u, size_of(b.segment, t.reduce), replicas, plan_->ranks().size(1), b.segment);
       if (s.optimizer != memory_space::device && s.cut >= cut_states::gradients)
