@@ -755,6 +755,25 @@ TEST_CASE("an optimizer that is not AdamW is refused, and betas that are none") 
     CHECK(done.exit_code == 0);
     CHECK(has(done.err, "the optimizer section decides, " + type + " as AdamW"));  // a warning, so on stderr
   }
+  auto const decay = [&](std::string const& params) {
+    auto const done = with(R"({"type": "AdamW", "params": {)" + params + "}}");
+    auto const at = done.out.find(" decay ");
+    return at == std::string::npos ? done.err : done.out.substr(at + 7, done.out.find('\n', at) - at - 7);
+  };
+  CHECK(decay(R"("lr": 0.001)") == "0");  // DeepSpeed's AdamW by default; torch's
+  CHECK(decay(R"("lr": 0.001, "torch_adam": true)") == "0.01");
+  CHECK(decay(R"("bias_correction": true, "amsgrad": false, "set_grad_none": true)") == "0");
+  for (auto const& [params, says] :
+       {std::pair{R"({"bias_correction": false})", "/bias_correction: error: bias_correction is false, which would"},
+        std::pair{R"({"amsgrad": true})", "/amsgrad: error: amsgrad is true, which would give other weights"},
+        std::pair{R"({"lr": 0.001, "bogus": 1})", "/bogus: error: AdamW takes no argument \"bogus\""},
+        std::pair{"[1]", "/optimizer/params: error: "}}) {
+    CAPTURE(params);
+    auto const done = with(R"({"type": "AdamW", "params": )" + std::string{params} + "}");
+    CHECK(done.exit_code == 1);
+    CHECK(done.out.empty());
+    CHECK_MESSAGE(has(done.err, says), done.err);
+  }
   for (std::string const betas : {"[1.0, 0.9]", "[0.9, 1]", "[-0.1, 0.9]", "[0.9, 1e400]"}) {
     CAPTURE(betas);
     auto const done = with(R"({"type": "AdamW", "params": {"betas": )" + betas + "}}");
@@ -775,7 +794,7 @@ TEST_CASE("a scheduler, adapters and numbers that AdamW does not take are refuse
     CHECK_MESSAGE(has(done.err, says), done.err);
   };
   refused("s.json", deepspeed(false, "0", R"(, "scheduler": {"type": "WarmupLR"})"),
-          "s.json: error: the section scheduler is there");
+          "/scheduler: error: the section scheduler is there");
   for (std::string const setting : {"lr", "eps", "weight_decay"})
     refused("n.json",
             deepspeed(false, "0", R"(, "optimizer": {"type": "AdamW", "params": {")" + setting + R"(": -1}})"),

@@ -86,7 +86,10 @@ training_setup read_setup(setup_arguments const& args, std::size_t world, std::s
                          " as AdamW; LLaMA-Factory itself would refuse the section");
     s.optimizer.lr = p.optimizer->learning_rate.value_or(s.optimizer.lr);
     s.optimizer.epsilon = p.optimizer->eps.value_or(s.optimizer.epsilon);
-    s.optimizer.decay = p.optimizer->weight_decay.value_or(s.optimizer.decay);
+    // DeepSpeed's own AdamW decays nothing unless it is told to, torch's 0.01. Source: DeepSpeed@edaa7221,
+    // deepspeed/ops/adam/fused_adam.py, cpu_adam.py.
+    bool const of_torch = truthy(p.deepspeed_config["optimizer"]["params"]["torch_adam"]);
+    s.optimizer.decay = p.optimizer->weight_decay.value_or(of_torch ? s.optimizer.decay : 0);
     if (p.optimizer->betas) {
       s.optimizer.beta1 = p.optimizer->betas->at(0);
       s.optimizer.beta2 = p.optimizer->betas->at(1);

@@ -17,6 +17,7 @@
 #include <flatshard/value.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <initializer_list>
 #include <optional>
@@ -69,6 +70,28 @@ inline void refuse_optimizer(flatshard::resolution const& r, setup_arguments con
   auto at = deepspeed.root();
   for (auto const key : keys) at = at[key];
   return at.present() ? at.where() : flatshard::place{file, {}, 0, 0};
+}
+
+/// Refuses arguments of the optimizer that no AdamW of DeepSpeed or torch takes, and those that make it another one.
+inline void refuse_optimizer_arguments(flatshard::document const& deepspeed, std::string const& file) {
+  auto const params = deepspeed.root()["optimizer"]["params"];
+  if (!params.present() || params->is(flatshard::value_kind::null)) return;
+  if (!params->is(flatshard::value_kind::object))
+    refuse(flatshard::errc::wrong_type, place_in(deepspeed, {"optimizer", "params"}, file),
+           "found " + to_json(*params) + ", an object with the arguments of AdamW is needed");
+  constexpr std::array<std::string_view, 12> taken{
+      "lr",      "betas",         "eps",   "weight_decay",          "adam_w_mode", "torch_adam",
+      "foreach", "set_grad_none", "fused", "fp32_optimizer_states", "capturable",  "differentiable"};
+  for (auto const& m : params->members()) {
+    bool const other = m.key == "bias_correction" ? !truthy(m.held) : truthy(m.held);
+    bool const variant = m.key == "bias_correction" || m.key == "amsgrad" || m.key == "maximize";
+    auto const where = place_in(deepspeed, {"optimizer", "params", m.key}, file);
+    if (variant && other)
+      refuse(flatshard::errc::other, where,
+             m.key + " is " + to_json(m.held) + ", which would give other weights; this trainer has plain AdamW");
+    if (!variant && std::find(taken.begin(), taken.end(), m.key) == taken.end())
+      refuse(flatshard::errc::other, where, "AdamW takes no argument " + to_json(flatshard::value{m.key}));
+  }
 }
 
 /// Refuses settings that would give other weights than this trainer computes.
@@ -184,8 +207,9 @@ inline void refuse_unsupported(flatshard::resolution const& r, flatshard::docume
            "the clipping norm is " + flatshard::to_json(p.gradient_clipping) + ", a number is needed");
   if (p.optimizer) refuse_optimizer(r, args);
   refuse_other_results(r, deepspeed, args);
+  if (p.optimizer) refuse_optimizer_arguments(deepspeed, p.config_file);
   if (p.deepspeed_config["scheduler"].present() && !p.deepspeed_config["scheduler"].is(flatshard::value_kind::null))
-    refuse(flatshard::errc::other, p.config_file,
+    refuse(flatshard::errc::other, place_in(deepspeed, {"scheduler"}, p.config_file),
            "the section scheduler is there; this trainer keeps the learning rate constant: leave the section out");
 }
 
