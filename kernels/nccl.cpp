@@ -3,11 +3,13 @@
 #include "call_notice.hpp"
 #include "call_rules.hpp"
 
+#include <flatshard/fnv.hpp>
 #include <flatshard/kernels/nccl.hpp>
 #include <flatshard/require.hpp>
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -333,7 +335,7 @@ class nccl_group {
   }
   /// Every call, as it is; or every so many, a hash of all so far.
   void compare(call_notice const& notice, stream_ref stream) {
-    hash_ = fnv(hash_, notice);
+    hash_ = hash_of(hash_, notice);
     if (checked_every_ == 1) {
       std::vector<call_notice> all(size_);
       gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&notice), sizeof notice,
@@ -352,17 +354,15 @@ class nccl_group {
                          context()});
     }
   }
-  static std::uint64_t fnv(std::uint64_t hash, call_notice const& n) {
-    auto const add = [&](std::uint64_t x) { hash = (hash ^ x) * 0x100000001b3u; };
-    add(static_cast<std::uint64_t>(n.operation));
-    add(static_cast<std::uint64_t>(n.out));
-    add(static_cast<std::uint64_t>(n.in));
-    add(n.count);
-    add(static_cast<std::uint64_t>(n.options.order));
-    add(n.options.rounding);
-    add(static_cast<std::uint64_t>(n.root + 1));
-    for (auto const c : n.unit.text()) add(static_cast<unsigned char>(c));
-    return hash;
+  static std::uint64_t hash_of(std::uint64_t hash, call_notice const& n) {
+    using flatshard::detail::fnv;
+    for (std::uint64_t const part :
+         {static_cast<std::uint64_t>(n.operation), static_cast<std::uint64_t>(n.out), static_cast<std::uint64_t>(n.in),
+          std::uint64_t{n.count}, static_cast<std::uint64_t>(n.options.order),
+          std::uint64_t{std::bit_cast<std::uint32_t>(n.options.scale)}, std::uint64_t{n.options.accumulate},
+          n.options.rounding, static_cast<std::uint64_t>(n.how), static_cast<std::uint64_t>(n.root + 1)})
+      hash = fnv(hash, part);
+    return fnv(hash, n.unit.text());
   }
 
   ncclComm_t comm_ = nullptr;
@@ -374,7 +374,7 @@ class nccl_group {
   cudaStream_t own_stream_ = nullptr, last_stream_ = nullptr;
   std::size_t size_ = 0, self_ = 0;
   int checked_every_ = 0;
-  std::uint64_t hash_ = 0xcbf29ce484222325u;
+  std::uint64_t hash_ = flatshard::detail::fnv_offset;
   deadline limit_{};
   std::string failure_;  // empty: none
   flight_recorder calls_;
@@ -396,7 +396,7 @@ void nccl_collectives<Self>::gather_memory(memory_ref full, const_memory_ref sha
   auto const notice = gather_call(ranks, self, full, shard);
   auto* const own = offset(full.data, self * count, full.type);
   g.call(notice, s, limit_, [&] {
-    if (count == 0) return;
+    if (count == 0 || (ranks == 1 && own == shard.data)) return;
     if (ranks == 1) return kernels::cast(buffer(own, full.type, count), buffer(shard.data, shard.type, count), s);
     if (width(full.type) <= width(shard.type)) {
       void const* from = shard.data;

@@ -10,6 +10,7 @@
 #include <flatshard/dtype.hpp>                      // IWYU pragma: export
 #include <flatshard/estimate.hpp>                   // IWYU pragma: export
 #include <flatshard/extent.hpp>                     // IWYU pragma: export
+#include <flatshard/fnv.hpp>                        // IWYU pragma: export
 #include <flatshard/full_weights.hpp>               // IWYU pragma: export
 #include <flatshard/initial_values.hpp>             // IWYU pragma: export
 #include <flatshard/json_fault.hpp>                 // IWYU pragma: export

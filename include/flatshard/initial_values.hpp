@@ -6,6 +6,7 @@
 #pragma once
 
 #include <flatshard/dtype.hpp>
+#include <flatshard/fnv.hpp>
 #include <flatshard/layout.hpp>
 #include <flatshard/parameter_table.hpp>
 #include <flatshard/policy.hpp>

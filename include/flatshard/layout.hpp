@@ -3,6 +3,7 @@
 #pragma once
 
 #include <flatshard/extent.hpp>
+#include <flatshard/fnv.hpp>
 #include <flatshard/parameter_table.hpp>
 #include <flatshard/policy.hpp>
 #include <flatshard/quantity.hpp>

@@ -8,6 +8,7 @@
 
 #include <flatshard/checkpoint_files.hpp>
 #include <flatshard/communicator.hpp>
+#include <flatshard/fnv.hpp>
 #include <flatshard/segment_loader.hpp>
 
 #include <algorithm>

@@ -2,6 +2,7 @@
 /// What a layout keeps of its parameters: their names, shapes, types, traits and places, in few bytes a tensor.
 #pragma once
 
+#include <flatshard/fnv.hpp>
 #include <flatshard/policy.hpp>
 #include <flatshard/require.hpp>
 
@@ -17,17 +18,6 @@
 namespace flatshard {
 inline namespace v0 {
 namespace detail {
-
-inline constexpr std::uint64_t fnv_offset = 0xcbf29ce484222325u;
-/// FNV-1a over bytes, and over the little-endian bytes of a number.
-constexpr std::uint64_t fnv(std::uint64_t hash, std::string_view text) {
-  for (char const c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-  return hash;
-}
-constexpr std::uint64_t fnv(std::uint64_t hash, std::uint64_t number) {
-  for (int i = 0; i < 8; ++i, number >>= 8) hash = (hash ^ (number & 0xFFu)) * 0x100000001b3u;
-  return hash;
-}
 
 /// The kinds of a list of parameters (shape, type and traits), each different one kept once: [rank, type, traits,
 /// elements, dimensions...] runs in one pool.

@@ -10,6 +10,7 @@
 
 #include <flatshard/dtype.hpp>
 #include <flatshard/file.hpp>
+#include <flatshard/fnv.hpp>
 #include <flatshard/json.hpp>
 #include <flatshard/quantity.hpp>
 #include <flatshard/safetensors_writer.hpp>
@@ -71,12 +72,8 @@ struct name_slot {
 };
 
 /// 32 bits of FNV-1a; equal hashes are told apart by the names. Complexity: O(text).
-[[nodiscard]] constexpr std::uint64_t fnv1a(std::string_view text, std::uint64_t hash = 0xcbf29ce484222325u) {
-  for (char const c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-  return hash;
-}
 [[nodiscard]] constexpr std::uint32_t name_hash(std::string_view text) {
-  auto const h = fnv1a(text);
+  auto const h = fnv(fnv_offset, text);
   return static_cast<std::uint32_t>(h ^ (h >> 32));
 }
 
@@ -144,7 +141,7 @@ class safetensors_header {
   [[nodiscard]] std::vector<std::pair<std::string, std::string>> metadata() const;
   /// A hash of the header's text and the file's size: what ranks compare. Complexity: O(header).
   [[nodiscard]] std::uint64_t hash() const {
-    return detail::fnv1a(content_->text, content_->file_size * 0x9E3779B97F4A7C15u);
+    return detail::fnv(content_->file_size * 0x9E3779B97F4A7C15u, content_->text);
   }
 
  private:

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <flatshard/communicator.hpp>
+#include <flatshard/fnv.hpp>
 #include <flatshard/layout.hpp>
 #include <flatshard/memory_arena.hpp>
 #include <flatshard/policy.hpp>

@@ -2,6 +2,7 @@
 /// Every parameter names a block that is never cut; the shortest segment that allows it is searched for.
 #pragma once
 
+#include <flatshard/fnv.hpp>
 #include <flatshard/layout.hpp>
 #include <flatshard/layouts/blocks.hpp>
 #include <flatshard/name_pattern.hpp>

@@ -2,6 +2,7 @@
 /// veScale RaggedShard: every tensor cut into parts in proportion to one whole number a rank.
 #pragma once
 
+#include <flatshard/fnv.hpp>
 #include <flatshard/layout.hpp>
 
 #include <algorithm>

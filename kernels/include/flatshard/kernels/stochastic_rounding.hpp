@@ -4,6 +4,7 @@
 
 #include <flatshard/communicator.hpp>
 #include <flatshard/dtype.hpp>
+#include <flatshard/fnv.hpp>
 #include <flatshard/kernels/element.hpp>
 
 #include <concepts>
@@ -18,7 +19,8 @@ namespace kernels {
 /// gathered buffer, which the gradients fill, padding too: a `tile_table` for ranks on the CPU, `device_tiles` for
 /// ranks on a GPU. The bits depend on `random` and on the place of an element in its whole tensor, so they are the same
 /// for every layout, world and backend, and every rank draws the same ones. Padding becomes 0. Ranks that round with
-/// another `random` or `first_tensor` disagree, as about any option. Source: docs/kernels.md, stochastic rounding.
+/// another `random` or `first_tensor` disagree, as about any option; tables, which follow from the layout, are not
+/// compared. Source: docs/kernels.md, stochastic rounding.
 template <class Tiles>
 struct stochastic_rounding {
   Tiles tiles;
@@ -36,10 +38,10 @@ struct stochastic_rounding {
   }
   /// What ranks compare of it; never 0.
   [[nodiscard]] constexpr std::uint64_t word() const {
-    std::uint64_t hash = 0xcbf29ce484222325u;
+    auto hash = flatshard::detail::fnv_offset;
     for (std::uint64_t const part :
          {random.seed, std::uint64_t{random.step}, std::uint64_t{random.purpose}, std::uint64_t{first_tensor}})
-      for (int at = 0; at < 64; at += 8) hash = (hash ^ (part >> at & 0xFFu)) * 0x100000001b3u;
+      hash = flatshard::detail::fnv(hash, part);
     return hash | 1u;
   }
 };
