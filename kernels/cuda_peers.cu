@@ -78,7 +78,7 @@ __device__ auto rank_sum(std::uint32_t ranks, Value const& value) {
 }
 
 /// The sum over ranks of one run, into fp32.
-template <class Wire, class Sources, bool Pairwise, bool Once>
+template <class Wire, class Sources, bool Pairwise>
 struct sum_operation {
   float* out;
   Sources in;
@@ -95,7 +95,8 @@ struct sum_operation {
     return {0, wide};
   }
   __device__ eight get(std::uint64_t i) const {
-    return rank_sum<Pairwise>(in.ranks, [&](std::uint32_t k) { return Wire::load(at(k, i), Once); });
+    // not load_once: the output may be one of the inputs, and peers write theirs
+    return rank_sum<Pairwise>(in.ranks, [&](std::uint32_t k) { return Wire::load(at(k, i), false); });
   }
   __device__ void put(std::uint64_t i, eight const& v) {
     eight const result = rule(v, out + i);
@@ -112,7 +113,7 @@ struct sum_operation {
 
 template <class Wire, bool Pairwise>
 __global__ void __launch_bounds__(block_threads) sum_kernel(float* out, slots in, std::uint64_t n, result_rule rule) {
-  sum_operation<Wire, slots, Pairwise, true> op{out, in, 0, rule, {}};
+  sum_operation<Wire, slots, Pairwise> op{out, in, 0, rule, {}};
   walk(op, n, blockIdx.x * std::uint64_t{block_threads} + threadIdx.x, gridDim.x * std::uint64_t{block_threads});
 }
 
@@ -288,7 +289,7 @@ __global__ void __launch_bounds__(block_threads, 1)
         clear_operation<as_f32> op{out + t.target};
         walk(op, t.length, threadIdx.x, block_threads);
       } else {
-        sum_operation<Wire, slices, Pairwise, false> op{out + t.target, in, t.target, rule, {}};
+        sum_operation<Wire, slices, Pairwise> op{out + t.target, in, t.target, rule, {}};
         walk(op, t.length, threadIdx.x, block_threads);
         found = op.totals;
       }

@@ -15,7 +15,7 @@ foreach(name cuda cuda_peers)
     PROPERTIES SKIP_REGULAR_EXPRESSION "skipped: " FIXTURES_REQUIRED ${name}_object)
 endforeach()
 flatshard_command_test(load_widths_planted LABELS fast COMMAND sh -c
-  "! \"$0\" \"$1\" >load_widths.log && grep -q '6 kernels, 5 of them wrong' load_widths.log && grep -q 'sum_kernel as_bf16 Lb0E: has no 16-byte load;' load_widths.log"
+  "! \"$0\" \"$1\" >load_widths.log && grep -q '8 kernels, 7 of them wrong' load_widths.log && grep -q 'sum_kernel as_bf16 Lb0E: has no 16-byte load;' load_widths.log"
   ${CMAKE_CURRENT_SOURCE_DIR}/load_widths.sh ${CMAKE_CURRENT_SOURCE_DIR}/load_widths_planted.txt DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
 # The device tests on a device. Emulated, they are part of ../cuda_on_host.
 if(TARGET flatshard_cuda)

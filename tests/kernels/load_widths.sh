@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Reads machine code (or, without a disassembler, PTX) of the kernels: no local memory; data move by 16-byte loads and stores;
-# casts, packs and unpacks issue the loads of two packs of eight elements before they store; two values a conversion to bf16.
+# Reads machine code (or, without a disassembler, PTX) of the kernels: no local memory; a load and a store of 16 bytes are there;
+# casts, packs and unpacks to the nearest issue the loads of two packs of eight elements before they store; every conversion to
+# bf16 or fp16 takes two values; sums, whose output may be one of the inputs, read by coherent loads.
 # usage: load_widths.sh LISTING
 #        load_widths.sh SOURCE OBJECT NVCC CUOBJDUMP OUT FLAGS...    (empty NVCC or CUOBJDUMP: not found; OUT: the listing)
 set -euo pipefail
@@ -30,6 +31,7 @@ function done() {
   if (local) why = why " uses local memory;"
   if (!loads) why = why " has no 16-byte load;"
   if (!stores) why = why " has no 16-byte store;"
+  if (cached && kernel ~ /^(sum|pull)_kernel/) why = why " reads what it may write by non-coherent loads;"
   if (scalar) why = why " converts one value at a time;"
   if (kernel ~ /^(cast|pack|unpack)_kernel/) {
     if (most < needed) why = why " loads " most * 16 " bytes before a store, not " needed * 16 ";"
@@ -39,7 +41,7 @@ function done() {
 }
 function begin(name) {
   done()
-  kernel = ""; local = loads = stores = scalar = run = most = 0
+  kernel = ""; local = loads = stores = scalar = cached = run = most = 0
   if (!match(name, /[a-z_]+_kernel/)) return
   kernel = substr(name, RSTART, RLENGTH)
   rest = substr(name, RSTART + RLENGTH); last = "f32"
@@ -57,9 +59,10 @@ function store() { ++stores; run = 0 }
 /Function : / { begin($3) }
 /\.entry / { begin($0) }
 /[ \t]LDG\.[A-Z0-9.]*128/ || /[ \t]ld\.global\.[a-zA-Z0-9_:.]*v4\./ { load() }
+/[ \t]LDG\.[A-Z0-9.]*128\.CONSTANT/ || /[ \t]ld\.global\.nc\.[a-zA-Z0-9_:.]*v4\./ { cached = 1 }
 /[ \t]STG\.[A-Z0-9.]*128/ || /[ \t]st\.global\.[a-zA-Z0-9_:.]*v4\./ { store() }
 /[ \t](LDL|STL)[. ]/ || /[ \t](ld|st)\.local/ || /[ \t]\.local / { local = 1 }
-/[ \t]F2F\.(BF16|F16)\.F32/ || /[ \t]cvt\.rn\.(bf16|f16)\.f32/ { scalar = 1 }
+/[ \t]F2F\.(BF16|F16)\.F32/ || /[ \t]F2FP\.[A-Z0-9_.]*PACK_AB R[0-9]+, RZ,/ || /[ \t]cvt\.rn\.(bf16|f16)\.f32/ { scalar = 1 }
 END {
   done()
   printf "%d kernels, %d of them wrong\n", kernels, bad
