@@ -19,50 +19,44 @@ __global__ void __launch_bounds__(block_threads) cast_kernel(Operation op, std::
   walk(op, n, blockIdx.x * std::uint64_t{block_threads} + threadIdx.x, gridDim.x * std::uint64_t{block_threads});
 }
 
-/// Tensors to flat, a tile a block.
-template <class Flat, class Tensor>
-__global__ void __launch_bounds__(block_threads, 3)
-    pack_kernel(typename Flat::storage* flat, std::byte* const* tensors, tile_list tiles) {
+/// Fills a flat buffer, a tile a block: padding with zeros, the rest by the operation of its tile.
+template <class Flat, class OperationOf>
+__device__ void fill_tiles(typename Flat::storage* flat, tile_list tiles, OperationOf operation_of) {
   for (std::uint32_t i = blockIdx.x; i < tiles.count; i += gridDim.x) {
     tile_place const t = tiles[i];
     if (t.tensor == no_tensor) {
       clear_operation<Flat> op{flat + t.target};
       walk(op, t.length, threadIdx.x, block_threads);
     } else {
-      auto const* const in = reinterpret_cast<typename Tensor::storage const*>(tensors[t.tensor]);
-      cast_operation<Flat, Tensor> op{flat + t.target, in + t.source};
+      auto op = operation_of(t);
       walk(op, t.length, threadIdx.x, block_threads);
     }
   }
+}
+/// Tensors to flat.
+template <class Flat, class Tensor>
+__global__ void __launch_bounds__(block_threads, 3)
+    pack_kernel(typename Flat::storage* flat, std::byte* const* tensors, tile_list tiles) {
+  fill_tiles<Flat>(flat, tiles, [=](tile_place const& t) {
+    auto const* const in = reinterpret_cast<typename Tensor::storage const*>(tensors[t.tensor]);
+    return cast_operation<Flat, Tensor>{flat + t.target, in + t.source};
+  });
 }
 __global__ void __launch_bounds__(block_threads)
     stochastic_pack_kernel(std::uint16_t* flat, std::byte* const* tensors, tile_list tiles, random_stream random,
                            std::uint32_t first_tensor) {
-  for (std::uint32_t i = blockIdx.x; i < tiles.count; i += gridDim.x) {
-    tile_place const t = tiles[i];
-    if (t.tensor == no_tensor) {
-      clear_operation<as_bf16> op{flat + t.target};
-      walk(op, t.length, threadIdx.x, block_threads);
-    } else {
-      auto const* const in = reinterpret_cast<float const*>(tensors[t.tensor]);
-      stochastic_operation op{flat + t.target, in + t.source, random, {first_tensor + t.tensor, t.source}};
-      walk(op, t.length, threadIdx.x, block_threads);
-    }
-  }
+  fill_tiles<as_bf16>(flat, tiles, [=](tile_place const& t) {
+    auto const* const in = reinterpret_cast<float const*>(tensors[t.tensor]);
+    return stochastic_operation{flat + t.target, in + t.source, random, {first_tensor + t.tensor, t.source}};
+  });
 }
+/// Flat to flat.
 __global__ void __launch_bounds__(block_threads)
     stochastic_flat_kernel(std::uint16_t* out, float const* in, tile_list tiles, random_stream random,
                            std::uint32_t first_tensor) {
-  for (std::uint32_t i = blockIdx.x; i < tiles.count; i += gridDim.x) {
-    tile_place const t = tiles[i];
-    if (t.tensor == no_tensor) {
-      clear_operation<as_bf16> op{out + t.target};
-      walk(op, t.length, threadIdx.x, block_threads);
-    } else {
-      stochastic_operation op{out + t.target, in + t.target, random, {first_tensor + t.tensor, t.source}};
-      walk(op, t.length, threadIdx.x, block_threads);
-    }
-  }
+  fill_tiles<as_bf16>(out, tiles, [=](tile_place const& t) {
+    return stochastic_operation{out + t.target, in + t.target, random, {first_tensor + t.tensor, t.source}};
+  });
 }
 template <class Tensor, class Flat>
 __global__ void __launch_bounds__(block_threads)

@@ -8,10 +8,12 @@
 
 #include <flatshard/kernels/cpu.hpp>
 #include <flatshard/kernels/cuda.hpp>
+#include <flatshard/kernels/stochastic_rounding.hpp>
 
 #include <array>
 #include <csignal>
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -274,7 +276,10 @@ TEST_CASE("in a capture: each function enqueues one kernel and calls nothing els
   flat_run const runs[]{{0, 0, 0, 1000}, {no_tensor, 0, 1000, 24}};
   auto const table = make_tiles(runs);
   array<float> const in{values, stream}, wide{1024}, flat{1024}, back{1000}, sums{500}, pulled{1024};
-  array<bf16> const narrow{1024}, rounded{1024}, rounded_flat{1024}, packed{1024}, pushed{1024};
+  array<bf16> const narrow{1024}, rounded{1024}, rounded_flat{1024}, wire{1024}, packed{1024}, pushed{1024};
+  auto gathered = values;
+  gathered.resize(1024, std::numeric_limits<float>::quiet_NaN());  // padding holds anything
+  array<float> const grads{gathered, stream};
   array<std::byte> const workspace{workspace_size(table).value}, pointers{16}, back_pointers{16};
   array<value_totals> const found{1};
   array<peer> const peers{1};
@@ -297,7 +302,9 @@ TEST_CASE("in a capture: each function enqueues one kernel and calls nothing els
   std::vector<std::function<void()>> const steps{
       [&] { cast(narrow.part(0, 1000), source, stream); },
       [&] { cast(rounded.part(0, 1000), source, random, {}, stream); },
-      [&] { cast(rounded_flat.span(), wide_source, tiles, random, 0, stream); },
+      [&] {
+        stochastic_rounding{tiles, random}(wire.span(), std::span<float const>{grads.span()}, stream_ref{stream});
+      },
       [&] { pack(view(packed), bases, tiles, stream); },
       [&] { pack(rounded_flat.span(), bases, tiles, random, 0, stream); },
       [&] { pack(flat.span(), bases, tiles, pack_options{.scale = 0.5f}, stream); },
@@ -332,11 +339,13 @@ TEST_CASE("in a capture: each function enqueues one kernel and calls nothing els
     narrow.fill(0xFB, stream);
     flat.fill(0xFB, stream);
     rounded_flat.fill(0xFB, stream);
+    wire.fill(0xFB, stream);
     graph.replay();
     auto got = narrow.get(stream);
     got.resize(1000);
     CHECK(differing(got, want) == 0);
     CHECK(differing(rounded_flat.get(stream), want_rounded) == 0);
+    CHECK(differing(wire.get(stream), want_rounded) == 0);
     CHECK(differing(flat.get(stream), want_flat) == 0);
     CHECK(differing(back.get(stream), want_back) == 0);
     CHECK(differing(sums.get(stream), want_sums) == 0);
