@@ -21,6 +21,7 @@
 #include <fstream>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -332,13 +333,21 @@ int guarded(int count, char** arguments) try {
   return tool::exit_input;
 }
 
+#if defined(FLATSHARD_MPI_BACKEND)
+/// Whether --backend or --bootstrap is mpi, which is to be initialised before the options are read.
+bool asks_for_mpi(std::vector<std::string_view> const& words) {
+  for (std::size_t i = 1; i < words.size(); ++i)
+    for (std::string_view const option : {"--backend", "--bootstrap"})
+      if (words[i] == "mpi" ? words[i - 1] == option : words[i] == std::string{option} + "=mpi") return true;
+  return false;
+}
+#endif
+
 }  // namespace
 
 int main(int count, char** arguments) {
 #if defined(FLATSHARD_MPI_BACKEND)
-  bool mpi = false;
-  for (int i = 1; i < count; ++i) mpi = mpi || std::string_view{arguments[i]}.find("mpi") != std::string_view::npos;
-  if (mpi) {
+  if (asks_for_mpi({arguments, arguments + count})) {
     MPI_Init(&count, &arguments);
     auto const code = guarded(count, arguments);
     if (code == tool::exit_input) MPI_Abort(MPI_COMM_WORLD, code);  // the others may wait for this rank

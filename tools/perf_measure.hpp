@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -182,7 +183,10 @@ class measurement {
       memory<T> const grads{where_, n * ranks_, asked_.misaligned};
       memory<float> const out{where_, in_place ? 0 : n, asked_.misaligned};
       auto const own = grads.span().subspan(self_ * n, n);
-      auto const fill = [&] { grads.fill([&](std::size_t i) { return element<T>(self_, i); }); };
+      auto const fill = [&] {
+        grads.fill([&](std::size_t i) { return element<T>(self_, i); });
+        out.fill([](std::size_t) { return std::numeric_limits<float>::quiet_NaN(); });  // what no sum is
+      };
       flatshard::reduce_options const o{.scale = 0.5f, .order = asked_.sum()};
       std::span<T const> const in{grads.span()};
       auto const call = [&] {

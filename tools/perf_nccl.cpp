@@ -35,7 +35,7 @@ class device_stream {
   cudaStream_t stream_ = nullptr;
 };
 
-/// As `host_memory`, on the device.
+/// As `on_host`, on the device.
 struct on_device {
   kernels::stream_ref stream;
   template <class T>
