@@ -31,20 +31,10 @@ namespace {
 
 namespace fs = flatshard;
 
-/// A text as UTF-8: a byte that is none, for instance of the name of a folder, becomes U+FFFD.
-std::string utf8_text(std::string_view text) {
-  std::string out;
-  for (auto good = fs::utf8_end(text); good != text.size(); good = fs::utf8_end(text)) {
-    (out += text.substr(0, good)) += "\xEF\xBF\xBD";
-    text.remove_prefix(good + 1);
-  }
-  return out += text;
-}
-
 /// Text between tags or in an attribute.
 std::string safe(std::string_view text) {
   std::string out;
-  for (char const c : one_line(utf8_text(text))) {
+  for (char const c : one_line(fs::utf8_text(text))) {
     switch (c) {
       case '&': out += "&amp;"; break;
       case '<': out += "&lt;"; break;

@@ -2,6 +2,8 @@
 /// What the tool prints: byte sizes, tables, JSON, a progress bar on a terminal; and the failure that ends a command.
 #pragma once
 
+#include <flatshard/utf8.hpp>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -242,7 +244,9 @@ class json {
   }
 
  private:
-  static void quote(std::string& out, std::string_view text) {
+  static void quote(std::string& out, std::string_view bytes) {
+    auto const text =
+        flatshard::utf8_text(bytes);  // JSON has no spelling for another byte, for instance of a file name
     out += '"';
     for (std::size_t i = 0; i < text.size(); ++i) {
       auto const c = static_cast<unsigned char>(text[i]);
@@ -256,14 +260,8 @@ class json {
         out += "\\r";
       else if (c < 0x20 || c == 0x7F)
         out += fmt::format("\\u{:04x}", c);
-      else if (c < 0x80)
+      else
         out += text[i];
-      else if (auto const n = sequence(text.substr(i)); n != 0) {
-        out += text.substr(i, n);
-        i += n - 1;
-      } else {
-        out += "\xEF\xBF\xBD";  // a byte that is no UTF-8, for instance of a file name: JSON has no spelling for it
-      }
     }
     out += '"';
   }
@@ -272,22 +270,6 @@ class json {
     if (!std::isfinite(d)) return "null";
     auto text = fmt::format("{}", d);
     return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
-  }
-  /// The length of the UTF-8 sequence that `text` begins with, 0 if it is none.
-  static std::size_t sequence(std::string_view text) {
-    auto const byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
-    auto const more = [&](std::size_t i) { return (byte(i) & 0xC0u) == 0x80u; };
-    auto const first = byte(0);
-    if (first >= 0xC2 && first <= 0xDF) return more(1) ? 2 : 0;
-    if (first >= 0xE0 && first <= 0xEF) {
-      if ((first == 0xE0 && byte(1) < 0xA0) || (first == 0xED && byte(1) > 0x9F)) return 0;
-      return more(1) && more(2) ? 3 : 0;
-    }
-    if (first >= 0xF0 && first <= 0xF4) {
-      if ((first == 0xF0 && byte(1) < 0x90) || (first == 0xF4 && byte(1) > 0x8F)) return 0;
-      return more(1) && more(2) && more(3) ? 4 : 0;
-    }
-    return 0;
   }
   void print(std::string& out, std::size_t indent, std::size_t depth) const {
     auto const line = [&](std::size_t d) {

@@ -46,6 +46,17 @@ inline namespace v0 {
          std::to_string(bad) + "; save it as UTF-8";
 }
 
+/// The text as UTF-8: each byte that is none of it, for instance of a folder's name, becomes U+FFFD. Complexity:
+/// O(text).
+[[nodiscard]] inline std::string utf8_text(std::string_view text) {
+  std::string out;
+  for (auto good = utf8_end(text); good != text.size(); good = utf8_end(text)) {
+    (out += text.substr(0, good)) += "\xEF\xBF\xBD";
+    text.remove_prefix(good + 1);
+  }
+  return out += text;
+}
+
 static_assert(utf8_end("a\xC3\xA9") == 3 && utf8_end("a\xED\xA0\x80") == 1);
 
 }  // namespace v0
