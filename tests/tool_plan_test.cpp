@@ -88,6 +88,14 @@ std::size_t count_of(std::string_view text, std::string_view what) {
   return n;
 }
 
+/// All-gathers of a step among so many ranks.
+std::uint64_t gathers(flatshard::document const& d, std::uint64_t ranks) {
+  std::uint64_t n = 0;
+  for (auto const& c : d["collectives"]->elements())
+    if (c["kind"].is_text("gather") && number(c["ranks"]) == ranks) n += number(c["calls"]);
+  return n;
+}
+
 }  // namespace
 
 TEST_CASE("plan: the JSON has the documented keys and the numbers of the formulas") {
@@ -190,12 +198,6 @@ TEST_CASE("plan: hpZ and MiCS are planned as they are configured, or refused") {
     return plan_json({"--arch", "qwen2.5-0.5b", "--config",
                       configuration(dir, std::string{R"("stage": 3, )"} + std::string{zero}), "--world", "8",
                       "--node-size", std::string{node_size}});
-  };
-  auto const gathers = [](flatshard::document const& d, std::uint64_t ranks) {
-    std::uint64_t n = 0;
-    for (auto const& c : d["collectives"]->elements())
-      if (c["kind"].is_text("gather") && number(c["ranks"]) == ranks) n += number(c["calls"]);
-    return n;
   };
   auto const plain = at(R"("zero_hpz_partition_size": 1)"), hpz = at(R"("zero_hpz_partition_size": 2)"),
              large = at(R"("zero_hpz_partition_size": 32)");
@@ -386,12 +388,6 @@ TEST_CASE("plan: FSDP2's mesh, micro-batches and what stays after forward") {
   auto const at = [&](std::string_view more, std::string_view mesh = "") {
     return plan_json(
         {"--arch", "qwen2.5-0.5b", "--config", fsdp2(dir, "32", more, mesh), "--world", "8", "--node-size", "4"});
-  };
-  auto const gathers = [](flatshard::document const& d, std::uint64_t ranks) {
-    std::uint64_t n = 0;
-    for (auto const& c : d["collectives"]->elements())
-      if (c["kind"].is_text("gather") && number(c["ranks"]) == ranks) n += number(c["calls"]);
-    return n;
   };
   auto const whole = at(R"(, "reshard_after_forward": true)"), kept = at(R"(, "reshard_after_forward": false)"),
              part = at(R"(, "reshard_after_forward": 4)");

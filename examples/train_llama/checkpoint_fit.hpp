@@ -4,6 +4,7 @@
 
 #include "model_shape.hpp"
 #include "rank_trainer.hpp"
+#include "refusal.hpp"
 
 #include <flatshard/checkpoint_files.hpp>
 #include <flatshard/document.hpp>
@@ -72,12 +73,8 @@ inline void check_tensors(unit_tables const& tables, flatshard::checkpoint_files
   }
   std::vector<flatshard::problem> all;
   auto const warn = [&](flatshard::place where, std::string text) {
-    flatshard::problem p;
-    p.code = flatshard::errc::tensor_unexpected;
-    p.level = flatshard::severity::warning;
-    p.where = std::move(where);
-    p.detail = std::move(text);
-    all.push_back(std::move(p));
+    all.push_back(problem_at(flatshard::errc::tensor_unexpected, std::move(where), std::move(text),
+                             flatshard::severity::warning));
   };
   if (layers > model.layers)
     warn(config.root()["num_hidden_layers"].where(),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// One problem of an input that ends the program.
+/// Problems of an input: one that ends the program, and warnings.
 #pragma once
 
 #include <flatshard/problem.hpp>
@@ -10,13 +10,20 @@
 
 namespace trainer {
 
-/// Throws `bad_input` with one problem at a place of a file.
-[[noreturn]] inline void refuse(flatshard::errc code, flatshard::place where, std::string text) {
+/// What is wrong or passed over at a place of a file.
+[[nodiscard]] inline flatshard::problem problem_at(flatshard::errc code, flatshard::place where, std::string text,
+                                                   flatshard::severity level) {
   flatshard::problem p;
   p.code = code;
   p.where = std::move(where);
   p.detail = std::move(text);
-  flatshard::throw_bad_input(flatshard::config_error{std::move(p)});
+  p.level = level;
+  return p;
+}
+/// Throws `bad_input` with one problem at a place of a file.
+[[noreturn]] inline void refuse(flatshard::errc code, flatshard::place where, std::string text) {
+  flatshard::throw_bad_input(
+      flatshard::config_error{problem_at(code, std::move(where), std::move(text), flatshard::severity::error)});
 }
 /// The same about a file as a whole.
 [[noreturn]] inline void refuse(flatshard::errc code, std::string const& file, std::string text) {

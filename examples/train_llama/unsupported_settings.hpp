@@ -64,6 +64,10 @@ inline void refuse_optimizer(flatshard::resolution const& r, setup_arguments con
                fmt::format("found {} among the betas, they must be at least 0 and below 1", beta));
 }
 
+/// The file of DeepSpeed's keys: the one that is named, or the configuration itself.
+[[nodiscard]] inline std::string const& deepspeed_file(flatshard::resolution const& r, setup_arguments const& args) {
+  return r.policies.config_file.empty() ? args.config : r.policies.config_file;
+}
 /// The place of a key of DeepSpeed's file; the whole file where it does not stand there.
 [[nodiscard]] inline flatshard::place place_in(flatshard::document const& deepspeed,
                                                std::initializer_list<std::string_view> keys, std::string const& file) {
@@ -102,7 +106,7 @@ inline void refuse_other_results(flatshard::resolution const& r, flatshard::docu
     refuse(flatshard::errc::other, place_of(r, "cp_size", args.config),
            "cp_size is " + std::to_string(*cut) + "; this trainer keeps each sequence whole on one rank");
   if (!p.native) return;
-  auto const& file = p.config_file.empty() ? args.config : p.config_file;
+  auto const& file = deepspeed_file(r, args);
   auto const refuse_at = [&](std::initializer_list<std::string_view> keys, std::string const& text) {
     refuse(flatshard::errc::other, place_in(deepspeed, keys, file), text);
   };
@@ -134,12 +138,7 @@ inline void refuse_other_results(flatshard::resolution const& r, flatshard::docu
                                                                  setup_arguments const& args) {
   std::vector<flatshard::problem> all;
   auto const warn = [&](flatshard::place where, std::string text) {
-    flatshard::problem p;
-    p.code = flatshard::errc::other;
-    p.level = flatshard::severity::warning;
-    p.where = std::move(where);
-    p.detail = std::move(text);
-    all.push_back(std::move(p));
+    all.push_back(problem_at(flatshard::errc::other, std::move(where), std::move(text), flatshard::severity::warning));
   };
   auto const at = [&](std::string_view key) { return place_of(r, key, args.config); };
   auto const& p = r.policies;
@@ -154,7 +153,7 @@ inline void refuse_other_results(flatshard::resolution const& r, flatshard::docu
     offload("offload_param", p.zero->offload_param);
   }
   if (p.native) {
-    auto const& file = p.config_file.empty() ? args.config : p.config_file;
+    auto const& file = deepspeed_file(r, args);
     auto const& zero = p.native->zero;
     if (zero.zero_hpz_partition_size > 1)
       warn(place_in(deepspeed, {"zero_optimization", "zero_hpz_partition_size"}, file),
@@ -207,9 +206,9 @@ inline void refuse_unsupported(flatshard::resolution const& r, flatshard::docume
            "the clipping norm is " + flatshard::to_json(p.gradient_clipping) + ", a number is needed");
   if (p.optimizer) refuse_optimizer(r, args);
   refuse_other_results(r, deepspeed, args);
-  if (p.optimizer) refuse_optimizer_arguments(deepspeed, p.config_file);
+  if (p.optimizer) refuse_optimizer_arguments(deepspeed, deepspeed_file(r, args));
   if (p.deepspeed_config["scheduler"].present() && !p.deepspeed_config["scheduler"].is(flatshard::value_kind::null))
-    refuse(flatshard::errc::other, place_in(deepspeed, {"scheduler"}, p.config_file),
+    refuse(flatshard::errc::other, place_in(deepspeed, {"scheduler"}, deepspeed_file(r, args)),
            "the section scheduler is there; this trainer keeps the learning rate constant: leave the section out");
 }
 
