@@ -58,6 +58,17 @@ TEST_CASE("numbers in names count as numbers") {
   CHECK(natural_less("a07", "a7") != natural_less("a7", "a07"));
 }
 
+TEST_CASE("a tensor's layer is the number after model.layers") {
+  using flatshard::layer_number;
+  static_assert(layer_number("model.layers.7.mlp.up_proj.weight") == 7);
+  CHECK(layer_number("model.layers.0.x") == 0);
+  CHECK(layer_number("model.layers.123456789.x") == 123456789);
+  for (auto const* const none :
+       {"", "model.norm.weight", "model.layers", "model.layers.", "model.layers.7", "model.layers.x.y",
+        "model.layers.-1.y", "model.layers.7x.y", "layers.7.y", "model.layers.1234567890.y", "model.layers..y"})
+    CHECK_MESSAGE(!layer_number(none), none);
+}
+
 TEST_CASE("known architectures come in registration order") {
   // Source: transformers, models/{llama,qwen2,qwen3,qwen3_moe,gpt_oss}/modeling_*.py
   CHECK(

@@ -49,8 +49,8 @@ flatshard::document load(std::vector<std::string> words, std::string const& expe
   auto d = flatshard::parse_json(r.out).value();
   std::set<std::string> keys, rank_keys;
   for (auto const& m : d.value_of_root().members()) keys.insert(m.key);
-  CHECK(keys == std::set<std::string>{"trigger", "reason", "source", "layout", "world", "storage", "file_bytes",
-                                      "tensor_bytes", "seconds", "ranks"});
+  CHECK(keys == std::set<std::string>{"trigger", "reason", "source", "layout", "world", "storage", "kept_dtypes",
+                                      "file_bytes", "tensor_bytes", "seconds", "ranks"});
   for (auto const& rank : d["ranks"]->elements()) {
     for (auto const& m : rank.members()) rank_keys.insert(m.key);
     CHECK(rank["seconds"].number().value() >= 0);
@@ -489,6 +489,48 @@ TEST_CASE("a config.json that declares other tensors is an error with both shape
     spill(model + "/config.json", config);
     CHECK(run({"load", model, "--world", "4096", "--rank", "17"}).code == 0);
   }
+}
+
+TEST_CASE("layers above those that config.json declares are loaded and planned, with a warning of both numbers") {
+  folder const dir;
+  auto const model = make(dir, "model", {"--arch", "llama", "--size", "300K"});
+  auto const path = model + "/config.json";
+  auto config = slurp(path);
+  auto const layers = flatshard::parse_json(config).value()["num_hidden_layers"]->integer().value();
+  REQUIRE(layers > 1);
+  auto const shown = "\"num_hidden_layers\": " + std::to_string(layers);
+  auto const at = config.find(shown);
+  REQUIRE(at != std::string::npos);
+  config.replace(at, shown.size(), "\"num_hidden_layers\": 1");
+  spill(path, config);
+  auto const says = "num_hidden_layers is 1, and the checkpoint has " + std::to_string(layers) + " layers";
+  auto const d = load({model, "--world", "2"}, says);
+  CHECK(sum(d, "data_bytes") == number(*d.root(), "tensor_bytes"));
+  auto const once = run({"load", model, "--world", "4", "--threads"});
+  CHECK(once.code == 0);
+  CHECK_MESSAGE(once.says("config.json:"), once.err);
+  CHECK(once.err.find("num_hidden_layers is 1") == once.err.rfind("num_hidden_layers is 1"));
+  spill(dir / "z3.json", R"({"zero_optimization": {"stage": 3}})");
+  auto const plan = run({"plan", "--model", model, "--config", dir / "z3.json", "--world", "2"});
+  CHECK(plan.code == 0);
+  CHECK_MESSAGE(plan.says(says), plan.err);
+}
+
+TEST_CASE("tensors that cannot become the storage dtype are named beside it") {
+  folder const dir;
+  using flatshard::dtype;
+  auto const path = dir / "odd.safetensors";
+  write_test_file(path, {{"a", dtype::bf16, {6, 4}}, {"steps", dtype::i16, {6}}, {"mask", dtype::u8, {6}}});
+  spill(dir / "z3.json", R"({"zero_optimization": {"stage": 3}, "bf16": {"enabled": true}})");
+  auto const d = load({path, "--world", "2", "--config", dir / "z3.json"});
+  CHECK(d["storage"]->text() == "bf16");
+  std::set<std::string> kept;
+  for (auto const& one : d["kept_dtypes"]->elements()) kept.insert(std::string{one.text()});
+  CHECK(kept == std::set<std::string>{"int16", "uint8"});
+  auto const r = run({"load", path, "--world", "2", "--config", dir / "z3.json"});
+  CHECK(r.code == 0);
+  CHECK_MESSAGE(r.out.find("storage bf16, but int16, uint8 as in the file") != std::string::npos, r.out);
+  CHECK(load({path, "--world", "2"})["kept_dtypes"]->elements().empty());
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)

@@ -6,6 +6,7 @@
 
 #include <flatshard/checkpoint_files.hpp>
 #include <flatshard/json.hpp>
+#include <flatshard/model_units.hpp>
 
 #include <algorithm>
 #include <array>
@@ -124,6 +125,28 @@ struct declared_model {
                       path, fmt::join(t.shape, ", ")));
   }
   return all;
+}
+
+/// A warning where the files hold more layers than config.json declares: `load` and `plan` count them, a model made
+/// from config.json leaves them out. Source: transformers, PreTrainedModel._load_pretrained_model (unexpected keys).
+[[nodiscard]] inline std::vector<flatshard::problem> surplus_layers(flatshard::checkpoint_files const& checkpoint) {
+  auto const config = flatshard::parse_file((checkpoint.directory() / "config.json").string());
+  std::vector<flatshard::problem> ignored;
+  auto const declared = config ? declared_by(*config, ignored) : std::nullopt;
+  if (!declared) return {};
+  std::size_t layers = declared->shape.layers;
+  for (std::size_t i = 0; i < checkpoint.size(); ++i)
+    if (auto const layer = flatshard::layer_number(checkpoint.name(i))) layers = std::max(layers, *layer + 1);
+  if (layers == declared->shape.layers) return {};
+  flatshard::problem one;
+  one.code = flatshard::errc::tensor_unexpected;
+  one.level = flatshard::severity::warning;
+  one.where = (*config)["num_hidden_layers"].where();
+  one.detail = fmt::format(
+      "num_hidden_layers is {}, and the checkpoint has {} layers; a model made from this config.json has "
+      "none above, here they are counted",
+      declared->shape.layers, layers);
+  return {std::move(one)};
 }
 
 }  // namespace tool

@@ -84,20 +84,30 @@ struct fast_cast {
   void operator()(std::span<To> out, std::span<From const> in) const { fs::kernels::cast(out, in); }
 };
 
+/// An opened checkpoint, and what stood before: ranks that are threads share one, as they share the limit of open
+/// files.
+struct opened {
+  explicit opened(std::string const& directory) : files{fs::open_checkpoint(directory).value()} {}
+  std::uint64_t baseline = peak_resident();
+  steady::time_point started = steady::now();
+  fs::checkpoint_files files;
+  std::vector<fs::problem> declared = declared_problems(files);
+  fs::result<std::vector<fs::model_unit>> units = fs::model_units(files);
+};
+
 /// Throws `bad_input` with every tensor that config.json declares otherwise or that `policy` cannot cut over `world`
 /// ranks; says where another policy can.
 template <class Policy>
-void check_tensors(Policy const& policy, fs::world<> world, fs::checkpoint_files const& checkpoint) {
-  auto all = fs::cut_problems(checkpoint, policy, world);
-  auto declared = declared_problems(checkpoint);
-  if (all.empty() && declared.empty()) return;
-  auto const of_native = fs::cut_problems(checkpoint, fs::native{}, world);
+void check_tensors(Policy const& policy, fs::world<> world, opened const& checkpoint) {
+  auto all = fs::cut_problems(checkpoint.files, policy, world);
+  if (all.empty() && checkpoint.declared.empty()) return;
+  auto const of_native = fs::cut_problems(checkpoint.files, fs::native{}, world);
   for (auto& one : all) {
     auto const same = [&](fs::problem const& p) { return p.where == one.where && p.detail == one.detail; };
     if (std::none_of(of_native.begin(), of_native.end(), same))
       one.detail += "; --layout native without --config can load it";
   }
-  all.insert(all.end(), std::make_move_iterator(declared.begin()), std::make_move_iterator(declared.end()));
+  all.insert(all.end(), checkpoint.declared.begin(), checkpoint.declared.end());
   fs::throw_bad_input(fs::config_error{std::move(all)});
 }
 
@@ -151,12 +161,12 @@ struct segment_part {
 
 /// Loads the part of `rank` under `policy` into fresh memory on large pages, which it leaves in `memory`.
 template <class Policy>
-rank_report load_part(Policy policy, fs::world<> world, fs::rank_id rank, fs::checkpoint_files const& checkpoint,
+rank_report load_part(Policy policy, fs::world<> world, fs::rank_id rank, opened const& checkpoint,
                       load_plan const& plan, progress_sink const& progress, fs::kernels::page_buffer& memory) {
   using unit_layout = fs::listed_layout<Policy>;
   check_tensors(policy, world, checkpoint);
-  auto const units = fs::model_units(checkpoint).value();
-  check_patterns(units, plan, checkpoint.directory().string());
+  auto const& units = checkpoint.units.value();
+  check_patterns(units, plan, checkpoint.files.directory().string());
   // One segment holds one type: what cannot become the storage dtype (integers, fp8) keeps its own segment. So do
   // frozen tensors, as `sharded_unit` asks for.
   std::vector<unit_layout> layouts;
@@ -203,21 +213,18 @@ rank_report load_part(Policy policy, fs::world<> world, fs::rank_id rank, fs::ch
   }
   fs::load_options options;
   if (progress) options.progress = [&](fs::bytes done) { progress(done.value); };
-  auto const done = fs::load_segments(checkpoint, jobs, options, fast_cast{}).value();
+  auto const done = fs::load_segments(checkpoint.files, jobs, options, fast_cast{}).value();
   report.bytes_read = done.bytes_read.value;
   report.data_bytes = done.data_bytes.value;
   report.requests = done.requests;
   report.header_hash = done.header_hash;
-  report.file_bytes = checkpoint.file_size().value;
-  report.tensor_bytes = checkpoint.data_size().value;
+  report.file_bytes = checkpoint.files.file_size().value;
+  report.tensor_bytes = checkpoint.files.data_size().value;
   return report;
 }
 
-rank_report load_rank(load_plan const& plan, request const& r, std::uint64_t rank, progress_sink const& progress,
-                      fs::kernels::page_buffer& memory) {
-  auto const baseline = peak_resident();
-  auto const started = steady::now();
-  auto const checkpoint = fs::open_checkpoint(r.directory).value();
+rank_report load_rank(load_plan const& plan, opened const& checkpoint, std::uint64_t rank,
+                      progress_sink const& progress, fs::kernels::page_buffer& memory) {
   auto const part = [&](auto policy, std::uint64_t world, std::uint64_t self) {
     return load_part(policy, fs::world{world}, fs::rank_at(self), checkpoint, plan, progress, memory);
   };
@@ -227,9 +234,9 @@ rank_report load_rank(load_plan const& plan, request const& r, std::uint64_t ran
                 : plan.layout == "zero3"  ? part(fs::zero3{}, plan.shards, shard)
                                           : part(fs::fsdp2{}, plan.shards, shard);
   report.rank = rank;
-  report.baseline_rss = baseline;
-  report.seconds = seconds_since(started);
-  report.peak_rss = std::max(baseline, peak_resident());  // the counters of threads are summed late
+  report.baseline_rss = checkpoint.baseline;
+  report.seconds = seconds_since(checkpoint.started);
+  report.peak_rss = std::max(checkpoint.baseline, peak_resident());  // the counters of threads are summed late
   return report;
 }
 
@@ -237,7 +244,7 @@ std::vector<rank_report> in_processes(load_plan const& plan, request const& r, p
   auto const work = [&](std::uint64_t rank, progress_sink const& progress) {
     reset_peak_resident();  // the parent's is inherited
     fs::kernels::page_buffer memory;
-    return load_rank(plan, r, rank, progress, memory);
+    return load_rank(plan, opened{r.directory}, rank, progress, memory);
   };
   return run_processes(r.world, work, std::chrono::seconds{r.deadline_seconds}, seen);
 }
@@ -246,12 +253,13 @@ std::vector<rank_report> in_threads(load_plan const& plan, request const& r, pro
   std::vector<rank_report> reports(r.world);
   std::vector<std::uint64_t> done(r.world);
   std::mutex guard;
+  opened const checkpoint{r.directory};
   fs::kernels::thread_group const group{fs::world{r.world}, {std::chrono::seconds{r.deadline_seconds}}};
   auto const work = [&](fs::kernels::thread_communicator& communicator) {
     auto const rank = fs::index(communicator.self());
     fs::kernels::page_buffer memory;
     reports[rank] = load_rank(
-        plan, r, rank,
+        plan, checkpoint, rank,
         [&](std::uint64_t bytes) {
           std::scoped_lock const lock{guard};
           done[rank] = bytes;
@@ -321,11 +329,24 @@ load_plan plan_of(request const& r) {
   return plan;
 }
 
-std::string storage_name(load_plan const& plan) {
-  return plan.storage ? std::string{fs::name(*plan.storage)} : "as in the file";
+/// The dtypes of tensors that stay as they are in the file, since they cannot become the storage dtype.
+std::vector<std::string_view> kept_types(load_plan const& plan, fs::checkpoint_files const& checkpoint) {
+  std::vector<std::string_view> kept;
+  for (std::size_t i = 0; plan.storage && i < checkpoint.size(); ++i)
+    if (auto const type = checkpoint.type(i);
+        !fs::loadable(type, *plan.storage) && std::find(kept.begin(), kept.end(), fs::name(type)) == kept.end())
+      kept.push_back(fs::name(type));
+  return kept;
 }
 
-void print_json(load_plan const& plan, request const& r, std::vector<rank_report> const& reports, double seconds) {
+std::string storage_name(load_plan const& plan, std::vector<std::string_view> const& kept) {
+  if (!plan.storage) return "as in the file";
+  return fmt::format("{}{}", fs::name(*plan.storage),
+                     kept.empty() ? "" : fmt::format(", but {} as in the file", fmt::join(kept, ", ")));
+}
+
+void print_json(load_plan const& plan, request const& r, std::vector<std::string_view> const& kept,
+                std::vector<rank_report> const& reports, double seconds) {
   json::array ranks;
   for (auto const& one : reports)
     ranks.push_back(json::object{{"rank", one.rank},
@@ -342,6 +363,7 @@ void print_json(load_plan const& plan, request const& r, std::vector<rank_report
                                 {"layout", plan.layout},
                                 {"world", r.world},
                                 {"storage", plan.storage ? json{fs::name(*plan.storage)} : json{}},
+                                {"kept_dtypes", json::array(kept.begin(), kept.end())},
                                 {"file_bytes", reports.front().file_bytes},
                                 {"tensor_bytes", reports.front().tensor_bytes},
                                 {"seconds", seconds},
@@ -349,14 +371,15 @@ void print_json(load_plan const& plan, request const& r, std::vector<rank_report
   fmt::print("{}\n", whole.text(2));
 }
 
-void print_table(load_plan const& plan, request const& r, std::vector<rank_report> const& reports, double seconds) {
+void print_table(load_plan const& plan, request const& r, std::vector<std::string_view> const& kept,
+                 std::vector<rank_report> const& reports, double seconds) {
   auto const& first = reports.front();
   fmt::print("{}: {} of tensors, {} rank{}{}, layout {}, storage {}\n", one_line(r.directory),
              human(first.tensor_bytes), r.world, r.world == 1 ? "" : "s",
              r.one_rank  ? fmt::format(" (rank {} alone)", r.rank)
              : r.threads ? " (threads)"
                          : " (processes)",
-             plan.layout, storage_name(plan));
+             plan.layout, storage_name(plan, kept));
   if (plan.trigger && plan.shards != r.world)
     fmt::print("{} copies of the model, {} shards each; every copy is read\n", r.world / plan.shards, plan.shards);
   auto const where = to_string(plan.source);
@@ -398,7 +421,7 @@ void load(request const& r) {
     progress_sink const seen = [&](std::uint64_t bytes) { bar.at(bytes); };
     if (r.one_rank) {
       fs::kernels::page_buffer memory;
-      reports.push_back(load_rank(plan, r, r.rank, seen, memory));
+      reports.push_back(load_rank(plan, opened{r.directory}, r.rank, seen, memory));
     } else {
       reports = r.threads ? in_threads(plan, r, seen) : in_processes(plan, r, seen);
     }
@@ -414,10 +437,12 @@ void load(request const& r) {
                                 reports.front().rank, one.rank, reports.front().header_hash, one.header_hash)};
   auto const checkpoint = fs::open_checkpoint(r.directory).value();
   for (auto const& p : checkpoint.warnings()) fmt::print(stderr, "{}\n", problem_text(p, stderr));
+  for (auto const& p : surplus_layers(checkpoint)) fmt::print(stderr, "{}\n", problem_text(p, stderr));
+  auto const kept = kept_types(plan, checkpoint);
   if (r.as_json) {
-    print_json(plan, r, reports, seconds);
+    print_json(plan, r, kept, reports, seconds);
   } else {
-    print_table(plan, r, reports, seconds);
+    print_table(plan, r, kept, reports, seconds);
   }
 }
 

@@ -57,6 +57,7 @@ plan_findings find_out(request const& r) {
     if (auto declared = declared_problems(*f.model.checkpoint); !declared.empty())
       flatshard::throw_bad_input(flatshard::config_error{std::move(declared)});
     for (auto const& p : f.model.checkpoint->warnings()) fmt::print(stderr, "{}\n", problem_text(p, stderr));
+    for (auto const& p : surplus_layers(*f.model.checkpoint)) fmt::print(stderr, "{}\n", problem_text(p, stderr));
     auto const& beside = f.model.checkpoint->directory();
     std::error_code ignored;
     if (std::filesystem::exists(beside / "config.json", ignored)) wanted.model = beside.string();

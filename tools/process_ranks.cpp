@@ -186,10 +186,10 @@ void check_limits(std::uint64_t world) {
   if (::getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < wanted) {
     files.rlim_cur = std::min(wanted, files.rlim_max);
     if (files.rlim_cur < wanted || ::setrlimit(RLIMIT_NOFILE, &files) != 0)
-      throw failure{fmt::format(
-          "{} ranks as processes need {} open files, the limit is {} (ulimit -Hn); with --threads they need none, "
-          "--rank R loads the part of one rank",
-          world, wanted, files.rlim_max)};
+      throw failure{
+          fmt::format("{} ranks as processes need {} open files, the limit is {} (ulimit -Hn); with --threads they "
+                      "share those of one, --rank R loads the part of one rank",
+                      world, wanted, files.rlim_max)};
   }
   if (::geteuid() != 0 && ::getrlimit(RLIMIT_NPROC, &processes) == 0 && processes.rlim_cur <= world)
     throw failure{fmt::format("{} ranks are as many processes, this user may have {}: {}", world, processes.rlim_cur,

@@ -10,13 +10,13 @@
 #include <flatshard/document.hpp>
 #include <flatshard/extent.hpp>
 #include <flatshard/layouts/native.hpp>
+#include <flatshard/model_units.hpp>
 #include <flatshard/policy.hpp>
 #include <flatshard/problem.hpp>
 #include <flatshard/result.hpp>
 #include <flatshard/segment_loader.hpp>
 
 #include <algorithm>
-#include <charconv>
 #include <cstddef>
 #include <set>
 #include <string>
@@ -42,15 +42,6 @@ inline void check_tensors(unit_tables const& tables, flatshard::checkpoint_files
     flatshard::throw_bad_input(flatshard::config_error{std::move(problems)});
 }
 
-/// The number of the layer that a tensor's name begins with plus 1; 0 if it is of no layer.
-[[nodiscard]] inline std::size_t layers_up_to(std::string_view name) {
-  constexpr std::string_view start = "model.layers.";
-  std::size_t n{};
-  if (!name.starts_with(start)) return 0;
-  auto const [end, error] = std::from_chars(name.data() + start.size(), name.data() + name.size(), n);
-  return error == std::errc{} && end != name.data() + name.size() && *end == '.' && n < 1'000'000'000 ? n + 1 : 0;
-}
-
 /// Warnings about tensors that the checkpoint holds and the model does not: they are neither trained nor saved. Like
 /// transformers, this says so and goes on; like it, it says nothing of a tied head's own copy and of rotary tables.
 /// Source: transformers, PreTrainedModel._load_pretrained_model (unexpected keys).
@@ -66,8 +57,8 @@ inline void check_tensors(unit_tables const& tables, flatshard::checkpoint_files
   for (std::size_t i = 0; i < from.size(); ++i) {
     auto const name = from.name(i);
     if (known.contains(name) || name.ends_with("rotary_emb.inv_freq")) continue;
-    if (auto const up_to = layers_up_to(name); up_to > model.layers)
-      layers = std::max(layers, up_to);
+    if (auto const layer = flatshard::layer_number(name); layer && *layer >= model.layers)
+      layers = std::max(layers, *layer + 1);
     else if (others++ == 0)
       first = i;
   }

@@ -41,6 +41,18 @@ struct model_unit {
   return std::find(known.begin(), known.end(), type) != known.end();
 }
 
+/// The `7` of `model.layers.7.mlp.up_proj.weight`; nothing for the name of a tensor that is in no layer so called.
+[[nodiscard]] constexpr std::optional<std::size_t> layer_number(std::string_view tensor) {
+  constexpr std::string_view start = "model.layers.";
+  if (!tensor.starts_with(start)) return {};
+  tensor.remove_prefix(start.size());
+  auto const digits = std::min(tensor.find_first_not_of("0123456789"), tensor.size());
+  if (digits == 0 || digits > 9 || digits == tensor.size() || tensor[digits] != '.') return {};
+  std::size_t n = 0;
+  for (auto const c : tensor.substr(0, digits)) n = n * 10 + static_cast<std::size_t>(c - '0');
+  return n;
+}
+
 /// Whether `a` stands before `b` when runs of digits count as numbers.
 [[nodiscard]] bool natural_less(std::string_view a, std::string_view b);
 /// Whether the module of parameter `a` is registered before that of `b` in the known architectures; what is not known
