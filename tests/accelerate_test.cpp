@@ -19,6 +19,8 @@
 
 #include <doctest/doctest.h>
 
+namespace accelerate_test {
+
 using namespace flatshard;
 
 namespace {
@@ -577,3 +579,5 @@ TEST_CASE("Transformers: the table that holds when compiled is what resolving a 
           if (cell.rule == "transformers.mismatch") CHECK(first_error(r)->code == errc::training_mismatch);
         }
 }
+
+}  // namespace accelerate_test

@@ -22,6 +22,8 @@
 #include <doctest/doctest.h>
 #include <unistd.h>
 
+namespace api_training_test {
+
 using namespace flatshard;
 using namespace std::chrono_literals;
 
@@ -182,3 +184,5 @@ TEST_CASE("ranks that resolved different configurations disagree on every rank")
   CHECK_THROWS_AS(run(), mismatch);
   CHECK(told == 2);
 }
+
+}  // namespace api_training_test

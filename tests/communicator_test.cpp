@@ -9,6 +9,8 @@
 
 #include <doctest/doctest.h>
 
+namespace communicator_test {
+
 using namespace flatshard;
 
 namespace {
@@ -209,3 +211,5 @@ TEST_CASE("a lost peer carries its ranks and text") {
   CHECK(e.ranks == std::vector{rank_at(2), rank_at(5)});
   CHECK(std::string{e.what()} == "ranks 2, 5 did not arrive");
 }
+
+}  // namespace communicator_test

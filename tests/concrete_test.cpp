@@ -12,6 +12,8 @@
 
 #include <doctest/doctest.h>
 
+namespace concrete_test {
+
 using namespace flatshard;
 
 namespace {
@@ -157,3 +159,5 @@ TEST_CASE("a refused resolution, and one whose hidden size is not known, have no
   REQUIRE_FALSE(open.has_errors());
   CHECK_THROWS_WITH_AS(static_cast<void>(concrete_deepspeed(open, f)), doctest::Contains("hidden size"), broken_rule);
 }
+
+}  // namespace concrete_test

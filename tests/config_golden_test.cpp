@@ -14,6 +14,8 @@
 #include <string>
 #include <string_view>
 
+namespace config_golden_test {
+
 using namespace flatshard;
 using golden::same;
 using golden::verdict;
@@ -852,3 +854,5 @@ TEST_CASE("roles: the seven dtypes and the wrapper under DeepSpeed alone") {
     return compare(made, expect);
   });
 }
+
+}  // namespace config_golden_test

@@ -18,6 +18,8 @@
 
 #include <doctest/doctest.h>
 
+namespace deepspeed_test {
+
 using namespace flatshard;
 
 namespace {
@@ -516,3 +518,5 @@ TEST_CASE("a bucket size that waits for the model is no bad number, whatever the
       CHECK(find(r, errc::hidden_size_missing) != nullptr);
     }
 }
+
+}  // namespace deepspeed_test

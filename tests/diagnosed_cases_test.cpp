@@ -11,6 +11,8 @@
 
 #include <doctest/doctest.h>
 
+namespace diagnosed_cases_test {
+
 using namespace flatshard;
 
 namespace {
@@ -192,3 +194,5 @@ TEST_CASE("15: 256 != 2 * 18 * 7: the floor divisions are shown") {
   CHECK_MESSAGE(told(r, errc::batch_product_mismatch, severity::error, {}, {"256 // 2 // 7 = 18", "256 != 2 * 18 * 7"}),
                 all_of(r));
 }
+
+}  // namespace diagnosed_cases_test

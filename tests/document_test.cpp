@@ -6,6 +6,8 @@
 
 #include <doctest/doctest.h>
 
+namespace document_test {
+
 using namespace flatshard;
 
 TEST_CASE("the eight kinds never collapse") {
@@ -130,3 +132,5 @@ TEST_CASE("deep values are a broken rule, not a crash") {
   CHECK_THROWS_AS(value{1}.push_back(2), broken_rule);
   CHECK_THROWS_AS(value::array().set("a", 2), broken_rule);
 }
+
+}  // namespace document_test

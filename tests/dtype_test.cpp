@@ -5,6 +5,8 @@
 
 #include <doctest/doctest.h>
 
+namespace dtype_test {
+
 using namespace flatshard;
 
 namespace {
@@ -49,3 +51,5 @@ TEST_CASE("the names of the dtype table") {
   for (auto const& r : dtype_table)
     if (r.type != dtype::none) CHECK(dtype_of_file_name(r.file_name) == r.type);
 }
+
+}  // namespace dtype_test

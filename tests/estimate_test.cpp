@@ -15,6 +15,8 @@
 
 #include <doctest/doctest.h>
 
+namespace estimate_test {
+
 using namespace flatshard;
 
 namespace {
@@ -254,3 +256,5 @@ TEST_CASE("one rank sends nothing; a group must fit into the world") {
   step.ranks = 3;
   CHECK_THROWS_WITH(static_cast<void>(wire_of(step, 4, 0)), "the group of a collective must divide the world size");
 }
+
+}  // namespace estimate_test

@@ -31,49 +31,66 @@ function(flatshard_command_test name)
   set_tests_properties(${full} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT} ${arg_PROPERTIES})
 endfunction()
 
-# flatshard_test(NAME [GOLDEN] [OPTIMISED] [LABELS ...] [LINK ...] [SOURCES ...] [TIMEOUT s]): one doctest program from NAME.cpp
-# and SOURCES. Most compile for longer than they run; OPTIMISED marks those that compute.
+# flatshard_test(NAME [GROUP program] [GOLDEN] [OPTIMISED] [LABELS ...] [LINK ...] [SOURCES ...] [DEFINITIONS ...] [TIMEOUT s]):
+# one test from NAME.cpp and SOURCES, all of it in a namespace NAME: a doctest program of its own, or part of the program of a
+# GROUP, whose sources read their headers once (FLATSHARD_UNITY). Most compile for longer than they run; OPTIMISED marks those that
+# compute, and a group is of one kind.
 function(flatshard_test name)
-  cmake_parse_arguments(arg "GOLDEN;OPTIMISED" "TIMEOUT" "LABELS;LINK;SOURCES" ${ARGN})
+  cmake_parse_arguments(arg "GOLDEN;OPTIMISED" "TIMEOUT;GROUP" "LABELS;LINK;SOURCES;DEFINITIONS" ${ARGN})
   foreach(library IN LISTS arg_LINK)
     if(library MATCHES "^flatshard::" AND NOT TARGET ${library})
       message(STATUS "${name}: skipped, it needs ${library}")
       return()
     endif()
   endforeach()
-  if(TARGET ${name})
+  flatshard_test_wanted(${name} wanted)
+  set(program ${name})
+  set(only "")
+  if(arg_GROUP)
+    if(NOT wanted)
+      return()
+    endif()
+    set(program ${arg_GROUP})
+    set(only --source-file=*/${name}.cpp)
+  elseif(TARGET ${name})
     message(AUTHOR_WARNING "${name} is registered twice")
     return()
   endif()
-  add_executable(${name} ${name}.cpp ${arg_SOURCES})
-  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
-  target_link_libraries(${name} PRIVATE flatshard_test_main flatshard::flatshard flatshard_flags doctest::doctest ${arg_LINK})
-  if(CMAKE_CXX_COMPILER_ID MATCHES Clang AND NOT arg_OPTIMISED)
-    target_compile_options(${name} PRIVATE -O0)
-  elseif(NOT slow IN_LIST arg_LABELS)
-    target_compile_options(${name} PRIVATE -Og)  # g++ takes no longer than for -O0, clang four times as long
+  if(NOT TARGET ${program})
+    add_executable(${program})
+    set_target_properties(${program} PROPERTIES UNITY_BUILD ${FLATSHARD_UNITY} UNITY_BUILD_BATCH_SIZE 0)
+    target_include_directories(${program} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+    target_link_libraries(${program} PRIVATE flatshard_test_main flatshard::flatshard flatshard_flags doctest::doctest)
+    if(CMAKE_CXX_COMPILER_ID MATCHES Clang AND NOT arg_OPTIMISED)
+      target_compile_options(${program} PRIVATE -O0)
+    elseif(NOT slow IN_LIST arg_LABELS)
+      target_compile_options(${program} PRIVATE -Og)  # g++ takes no longer than for -O0, clang four times as long
+    endif()
   endif()
-  flatshard_test_wanted(${name} wanted)
+  target_sources(${program} PRIVATE ${name}.cpp ${arg_SOURCES})
+  target_link_libraries(${program} PRIVATE ${arg_LINK})
+  target_compile_definitions(${program} PRIVATE ${arg_DEFINITIONS})
   if(NOT wanted)
-    set_target_properties(${name} PROPERTIES EXCLUDE_FROM_ALL ON)
+    set_target_properties(${program} PROPERTIES EXCLUDE_FROM_ALL ON)
   endif()
-  # what a golden program says that found no file of cases
-  set(skipped SKIP_REGULAR_EXPRESSION "^skipped: all|\nskipped: all")
-  set(properties "")
+  set(skipped SKIP_REGULAR_EXPRESSION "^skipped: all|\nskipped: all")  # what a golden program says that found no file of cases
+  set(some FAIL_REGULAR_EXPRESSION "test cases: +0 ")
+  set(properties ${some})
   if("golden" IN_LIST arg_LABELS)
-    set(properties PROPERTIES ${skipped})
+    list(APPEND properties ${skipped})
   endif()
   set(others "")
   if(arg_GOLDEN)
     set(others --test-case-exclude=golden*)
   endif()
-  flatshard_command_test(${name} LABELS ${arg_LABELS} TIMEOUT ${arg_TIMEOUT} COMMAND ${name} ${others} ${properties})
+  flatshard_command_test(${name} LABELS ${arg_LABELS} TIMEOUT ${arg_TIMEOUT} COMMAND ${program} ${only} ${others}
+    PROPERTIES ${properties})
   if(arg_GOLDEN)
     string(REGEX REPLACE "_test$" "" stem ${name})
-    flatshard_command_test(${stem}_golden_test LABELS ${arg_LABELS} golden TIMEOUT ${arg_TIMEOUT} COMMAND ${name} --test-case=golden*
-      PROPERTIES ${skipped})
+    flatshard_command_test(${stem}_golden_test LABELS ${arg_LABELS} golden TIMEOUT ${arg_TIMEOUT}
+      COMMAND ${program} ${only} --test-case=golden* PROPERTIES ${some} ${skipped})
     flatshard_command_test(${stem}_golden_named_test LABELS ${arg_LABELS} COMMAND sh -c  # data that are named and not there
-      "! FLATSHARD_GOLDEN=no/such/folder $<TARGET_FILE:${name}> --test-case=golden* >${stem}_named.log &&
+      "! FLATSHARD_GOLDEN=no/such/folder $<TARGET_FILE:${program}> ${only} --test-case=golden* >${stem}_named.log &&
        grep -q 'no/such/folder, which is no directory' ${stem}_named.log" DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
   endif()
 endfunction()

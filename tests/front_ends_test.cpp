@@ -14,6 +14,8 @@
 
 #include <doctest/doctest.h>
 
+namespace front_ends_test {
+
 using namespace flatshard;
 
 namespace {
@@ -581,3 +583,5 @@ TEST_CASE("fully_shard as an object: every bad argument, each with its place") {
   CHECK(good.find("mesh")->value == "2 x 4");
   CHECK(good.find("mesh")->source == place{"call.json", "/mesh", 1, 10});
 }
+
+}  // namespace front_ends_test

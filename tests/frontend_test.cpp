@@ -12,6 +12,8 @@
 
 #include <doctest/doctest.h>
 
+namespace frontend_test {
+
 using namespace flatshard;
 using frontend::parse_llamafactory;
 using frontend::parse_yaml;
@@ -265,3 +267,5 @@ TEST_CASE("accelerate's file: PyYAML's words, the last of duplicate keys, no emp
 }
 
 #endif
+
+}  // namespace frontend_test

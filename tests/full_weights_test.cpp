@@ -18,6 +18,8 @@
 
 #include <doctest/doctest.h>
 
+namespace full_weights_test {
+
 using namespace flatshard;
 using namespace std::chrono_literals;
 using kernels::thread_communicator;
@@ -187,3 +189,5 @@ TEST_CASE("misuse is a broken rule with its sentence") {
     CHECK(moved["w"].dims == shape{7, 9});
   });
 }
+
+}  // namespace full_weights_test

@@ -18,6 +18,8 @@
 
 #include <doctest/doctest.h>
 
+namespace initial_values_test {
+
 using namespace flatshard;
 using namespace std::chrono_literals;
 using kernels::thread_communicator;
@@ -108,3 +110,5 @@ TEST_CASE("normal values have their mean, deviation and shape") {
   CHECK(normal{2, 0}(99) == 2.0f);
   static_assert(constant{0.25}(99) == 0.25f);
 }
+
+}  // namespace initial_values_test

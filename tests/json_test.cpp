@@ -11,6 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+namespace json_test {
+
 using namespace flatshard;
 
 namespace {
@@ -233,3 +235,5 @@ TEST_CASE("files: missing, a folder, a good one") {
   CHECK(parse_file(path).value()["a"].where() == place{path, "/a", 1, 7});
   std::remove(path.c_str());
 }
+
+}  // namespace json_test

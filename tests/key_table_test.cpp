@@ -18,6 +18,8 @@
 
 #include <doctest/doctest.h>
 
+namespace key_table_test {
+
 using namespace flatshard;
 
 namespace {
@@ -141,3 +143,5 @@ TEST_CASE("the key tables of docs/config.md are those of the field tables") {
   auto const written = page.substr(from + begin.size(), to - from - begin.size());
   CHECK_MESSAGE(written == made, "run with FLATSHARD_PRINT_KEYS=1 and put the output between the marks");
 }
+
+}  // namespace key_table_test

@@ -22,6 +22,8 @@
 
 #include <doctest/doctest.h>
 
+namespace layout_golden_test {
+
 using namespace flatshard;
 namespace js = boost::json;
 
@@ -348,3 +350,5 @@ TEST_CASE("golden layouts: the totals of the padding table") {
   }
   CHECK(count.passed == count.ran);
 }
+
+}  // namespace layout_golden_test

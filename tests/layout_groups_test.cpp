@@ -8,6 +8,8 @@
 
 #include <doctest/doctest.h>
 
+namespace layout_groups_test {
+
 using namespace flatshard;
 
 namespace {
@@ -262,3 +264,5 @@ TEST_CASE("Megatron-FSDP: units and embeddings that the model has not are refuse
   CHECK_THROWS_WITH_AS(static_cast<void>(megatron_groups(plain, {.shared_embeddings = four})),
                        "the model has no parameter of that number", broken_rule);
 }
+
+}  // namespace layout_groups_test

@@ -14,6 +14,8 @@
 
 #include <doctest/doctest.h>
 
+namespace layout_test {
+
 using namespace flatshard;
 
 namespace {
@@ -315,3 +317,5 @@ TEST_CASE("the notation") {
   CHECK(out.str() == "1001/8 -> 126 + 7 pad");
   CHECK(to_string(layout{zero3{}, std::vector<parameter>{{"a", {8}}}, world{8}}) == "8/8 -> 1");
 }
+
+}  // namespace layout_test

@@ -15,6 +15,8 @@
 
 #include <doctest/doctest.h>
 
+namespace layouts_test {
+
 using namespace flatshard;
 
 namespace {
@@ -287,3 +289,5 @@ TEST_CASE("owned: runs of one size and single sizes give what the rule says, ten
     CHECK(same);
   }
 }
+
+}  // namespace layouts_test

@@ -19,6 +19,8 @@
 
 #include <doctest/doctest.h>
 
+namespace llama_golden_test {
+
 namespace {
 
 using namespace trainer_runs;
@@ -432,3 +434,5 @@ TEST_CASE("AdamW alone: plain, loosely clipped, clipped, and with tiny gradients
         }
     });
 }
+
+}  // namespace llama_golden_test

@@ -8,6 +8,8 @@
 
 #include <doctest/doctest.h>
 
+namespace mesh_test {
+
 using namespace flatshard;
 
 // Two nodes of four: parameters over the node, replicas across.
@@ -89,3 +91,5 @@ TEST_CASE("misuse of a mesh is a broken rule with its sentence") {
                        "the rank is not a member of the group", broken_rule);
   CHECK_THROWS_AS(static_cast<void>(m.nested_range({12}, rank_id{0})), broken_rule);
 }
+
+}  // namespace mesh_test

@@ -12,6 +12,8 @@
 
 #include <doctest/doctest.h>
 
+namespace model_units_test {
+
 using namespace flatshard;
 namespace fs = std::filesystem;
 
@@ -160,3 +162,5 @@ TEST_CASE("golden Llama checkpoints: every tensor is in one unit, a unit a layer
     ++count.passed;
   }
 }
+
+}  // namespace model_units_test

@@ -17,6 +17,8 @@
 #include <utility>
 #include <vector>
 
+namespace places_golden_test {
+
 using namespace flatshard;
 using golden::verdict;
 
@@ -147,3 +149,5 @@ TEST_CASE("places: the files of front ends, and calls of fully_shard") {
   golden::run("front_ends.json", {"llamafactory", "accelerate", "torch"},
               [](auto front_end, value const& in, value const&) { return judge_front_end(front_end, in); });
 }
+
+}  // namespace places_golden_test

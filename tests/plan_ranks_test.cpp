@@ -21,6 +21,8 @@
 
 #include <doctest/doctest.h>
 
+namespace plan_ranks_test {
+
 using namespace flatshard;
 using namespace std::chrono_literals;
 using kernels::thread_communicator;
@@ -148,3 +150,5 @@ TEST_CASE("bytes_needed is the plan's, unit by unit") {
   check(zero3{});
   check(fsdp2{});
 }
+
+}  // namespace plan_ranks_test

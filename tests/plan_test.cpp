@@ -18,6 +18,8 @@
 
 #include <doctest/doctest.h>
 
+namespace plan_test {
+
 using namespace flatshard;
 
 namespace {
@@ -305,3 +307,5 @@ TEST_CASE("broken rules have a sentence each") {
                     "types are one a parameter, or none");
   CHECK_THROWS_WITH(static_cast<void>(groups.unit_name(7)), "the plan has no unit of that number");
 }
+
+}  // namespace plan_test

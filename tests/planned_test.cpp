@@ -11,6 +11,8 @@
 
 #include <doctest/doctest.h>
 
+namespace planned_test {
+
 using namespace flatshard;
 
 static_assert(ShardingPolicy<planned>);
@@ -142,3 +144,5 @@ TEST_CASE("misuse of planned is a broken rule with its sentence") {
   CHECK_THROWS_WITH_AS((layout{planned{block::rows(0)}, unit, world{2}}), "a block has at least one element",
                        broken_rule);
 }
+
+}  // namespace planned_test

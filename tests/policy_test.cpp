@@ -4,6 +4,8 @@
 
 #include <doctest/doctest.h>
 
+namespace policy_test {
+
 using namespace flatshard;
 
 namespace {
@@ -27,3 +29,5 @@ TEST_CASE("sizes that pass 64 bits are a broken rule") {
   CHECK_THROWS_AS(static_cast<void>(elements{1} - elements{2}), broken_rule);
   CHECK_THROWS_AS(world{0}, broken_rule);
 }
+
+}  // namespace policy_test

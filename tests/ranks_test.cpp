@@ -19,6 +19,8 @@
 
 #include <doctest/doctest.h>
 
+namespace ranks_test {
+
 using namespace flatshard;
 using namespace flatshard::kernels;
 using namespace std::chrono_literals;
@@ -395,3 +397,5 @@ TEST_CASE("a group runs again after a failure") {
   });
   CHECK(ran == 2);
 }
+
+}  // namespace ranks_test

@@ -21,6 +21,8 @@
 
 #include <doctest/doctest.h>
 
+namespace reshard_test {
+
 using namespace flatshard;
 namespace js = boost::json;
 
@@ -195,3 +197,5 @@ TEST_CASE("layouts of different units have no plan") {
   CHECK_THROWS_WITH_AS(walk(a, b), "both layouts of a resharding must be of the same unit", broken_rule);
   CHECK_THROWS_WITH_AS(walk(a, c), "both layouts of a resharding must be of the same unit", broken_rule);
 }
+
+}  // namespace reshard_test

@@ -16,6 +16,8 @@
 
 #include <doctest/doctest.h>
 
+namespace resolve_test {
+
 using namespace flatshard;
 
 namespace {
@@ -919,3 +921,5 @@ TEST_CASE("a release whose rules are not known is a warning that lists the known
     CHECK(warned(at).starts_with("warning: " + std::string{known.program} + " 0.0.1 is older"));
   }
 }
+
+}  // namespace resolve_test

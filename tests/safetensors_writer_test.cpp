@@ -9,6 +9,8 @@
 
 #include <doctest/doctest.h>
 
+namespace safetensors_writer_test {
+
 using namespace flatshard;
 namespace fs = std::filesystem;
 
@@ -117,3 +119,5 @@ TEST_CASE("the index lists files by tensor and replaces an older one") {
         "\"2.safetensors\"\n  }\n}\n");
   CHECK(entries(here.path) == 1);
 }
+
+}  // namespace safetensors_writer_test

@@ -12,6 +12,8 @@
 
 #include <doctest/doctest.h>
 
+namespace tool_compare_test {
+
 using namespace tool_test;
 
 namespace {
@@ -288,3 +290,5 @@ TEST_CASE("--fix writes nothing where there is nothing to write or something in 
   CHECK_FALSE(std::filesystem::exists(dir / "new"));
   CHECK(run({"explain", dir / "good.json", "--fix", "-", "--compare"}).code == 2);
 }
+
+}  // namespace tool_compare_test

@@ -16,6 +16,8 @@
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 
+namespace tool_explain_test {
+
 using namespace tool_test;
 
 namespace {
@@ -621,3 +623,5 @@ TEST_CASE("a configuration that is refused loads nothing") {
   }
   CHECK(run({"load", model, "--world", "2", "--json", "--config", dir / "odd.json"}).code == 0);
 }
+
+}  // namespace tool_explain_test

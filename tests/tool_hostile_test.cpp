@@ -16,6 +16,8 @@
 
 #include <doctest/doctest.h>
 
+namespace tool_hostile_test {
+
 using namespace tool_test;
 
 namespace {
@@ -124,3 +126,5 @@ TEST_CASE("problems of one kind are listed up to a hundred, then counted; errors
   CHECK(refused.code == 1);
   CHECK(counted(refused.out, "extra-forbidden") == "101: and 150 more of this kind");
 }
+
+}  // namespace tool_hostile_test

@@ -24,6 +24,8 @@
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 
+namespace tool_load_test {
+
 using namespace tool_test;
 
 namespace {
@@ -585,3 +587,5 @@ TEST_CASE("a rank that dies is named, the others are ended, nothing hangs") {
     CHECK(three.program.out().empty());
   }
 }
+
+}  // namespace tool_load_test

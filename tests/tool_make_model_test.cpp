@@ -18,6 +18,8 @@
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 
+namespace tool_make_model_test {
+
 using namespace tool_test;
 
 namespace {
@@ -249,3 +251,5 @@ TEST_CASE("where the report of a complete model cannot be written, the model sta
   CHECK(dir.names() == std::vector<std::string>{"err", "model"});
   CHECK(run({"load", dir / "model", "--world", "2"}).code == 0);
 }
+
+}  // namespace tool_make_model_test

@@ -16,6 +16,8 @@
 #include <doctest/doctest.h>
 #include <sys/resource.h>
 
+namespace tool_plan_test {
+
 using namespace tool_test;
 
 namespace {
@@ -750,3 +752,5 @@ TEST_CASE("plan: bad input and wrong usage have a sentence, and nothing on stdou
   fails(1, "no parameters", {"--model", dir / "empty", "--config", config, "--world", "8"});
   CHECK(dir.names() == std::vector<std::string>{"broken.safetensors", "ds.json", "empty", "fsdp2.json"});
 }
+
+}  // namespace tool_plan_test

@@ -9,6 +9,8 @@
 
 #include <doctest/doctest.h>
 
+namespace tool_test_cases {
+
 using namespace tool_test;
 
 TEST_CASE("help and version go to stdout and are no error") {
@@ -72,3 +74,5 @@ TEST_CASE("wrong usage is exit code 2 with a sentence on stderr") {
   }
   CHECK(!files::exists("x"));
 }
+
+}  // namespace tool_test_cases

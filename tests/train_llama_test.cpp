@@ -22,6 +22,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+namespace train_llama_test {
+
 namespace {
 
 using namespace trainer_runs;
@@ -1117,3 +1119,5 @@ TEST_CASE("usage: exit 2, and --help") {
   REQUIRE(WIFEXITED(status));
   CHECK(WEXITSTATUS(status) == 1);
 }
+
+}  // namespace train_llama_test

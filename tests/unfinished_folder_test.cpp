@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+namespace unfinished_folder_test {
+
 using namespace flatshard;
 namespace fs = std::filesystem;
 
@@ -94,3 +96,5 @@ TEST_CASE("a folder that cannot be made is an error with its name") {
   CHECK_THROWS_WITH_AS(unfinished_folder{s.path / "model"}, doctest::Contains("File exists"), file_error);
   CHECK(s.all().size() == 2);
 }
+
+}  // namespace unfinished_folder_test

@@ -20,6 +20,8 @@
 
 #include <doctest/doctest.h>
 
+namespace unit_ranks_test {
+
 using namespace flatshard;
 using namespace std::chrono_literals;
 using kernels::thread_communicator;
@@ -254,3 +256,5 @@ TEST_CASE("a rank that throws in the middle of a step fails the others with its 
                     "the data ran out");
   CHECK(told == 2);
 }
+
+}  // namespace unit_ranks_test

@@ -18,6 +18,8 @@
 
 #include <doctest/doctest.h>
 
+namespace unit_test {
+
 using namespace flatshard;
 
 namespace {
@@ -415,3 +417,5 @@ TEST_CASE("an arena refuses what is not its own") {
   memory_arena arena{memory.span()};
   CHECK_THROWS_WITH_AS(arena.give_back(other.span()), "an arena takes back its own blocks", broken_rule);
 }
+
+}  // namespace unit_test

@@ -27,7 +27,7 @@
 namespace tool {
 namespace {
 
-struct request {
+struct explain_request {
   configuration_request configuration;
   std::uint64_t world = 1;
   std::string fix;
@@ -117,7 +117,7 @@ std::string section_text(std::span<flatshard::decision const> decisions, std::st
   return decisions_text(shown, file, profile, folded) + packed_text(by_default, ", ");
 }
 
-void print_text(request const& r, flatshard::resolution const& resolved) {
+void print_text(explain_request const& r, flatshard::resolution const& resolved) {
   auto const file = r.configuration.file == "-" ? std::string{"<stdin>"} : r.configuration.file;
   auto const& accelerate = resolved.policies.accelerate;
   bool const file_says = accelerate && accelerate->num_processes;
@@ -144,7 +144,7 @@ void print_text(request const& r, flatshard::resolution const& resolved) {
   for (auto const& line : resolved.policies.printed) fmt::print("{}\n", line);
 }
 
-int explain(request const& r) {
+int explain(explain_request const& r) {
   if (r.compare) return compare(r.configuration, r.as_json, r.world_given);
   auto const text = read_configuration_text(r.configuration);
   auto const reading = read_as(flatshard::profile_of(r.configuration.profile).value(), text, r.configuration);
@@ -172,7 +172,7 @@ int explain(request const& r) {
 }  // namespace
 
 void add_explain(CLI::App& app, int& code) {
-  auto const r = std::make_shared<request>();
+  auto const r = std::make_shared<explain_request>();
   auto* const command =
       app.add_subcommand("explain", "Say what a configuration means: values, reasons, places, problems");
   command

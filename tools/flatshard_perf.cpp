@@ -36,12 +36,9 @@ std::vector<std::string> backends() {
 #if defined(FLATSHARD_MPI_BACKEND)
   all.emplace_back("mpi");
 #endif
-#if defined(FLATSHARD_NCCL_BACKEND)
-  all.emplace_back("nccl");
-#endif
+  if (perf::nccl_built) all.emplace_back("nccl");
   return all;
 }
-#if defined(FLATSHARD_NCCL_BACKEND)
 std::vector<std::string> bootstraps() {
 #if defined(FLATSHARD_MPI_BACKEND)
   return {"threads", "mpi", "file"};
@@ -49,7 +46,6 @@ std::vector<std::string> bootstraps() {
   return {"threads", "file"};
 #endif
 }
-#endif
 std::string version() {
   return fmt::format("{}.{}.{}", FLATSHARD_VERSION_MAJOR, FLATSHARD_VERSION_MINOR, FLATSHARD_VERSION_PATCH);
 }
@@ -115,7 +111,7 @@ void add_options(CLI::App& app, perf::request& r, perf::nccl_request& nccl) {
   app.add_option("--order", r.order, "The order of sums: by_rank (default), pairwise, any")
       ->check(tool::one_of({"by_rank", "pairwise", "any"}))
       ->type_name("ORDER");
-#if defined(FLATSHARD_NCCL_BACKEND)
+  if (!perf::nccl_built) return;
   app.add_option("--bootstrap", nccl.bootstrap,
                  "Where the ranks of nccl are: threads of this process, a GPU each (default); mpi: a process each, "
                  "started by mpirun; file: a process each, with --rank, --ranks and --id-file")
@@ -124,9 +120,6 @@ void add_options(CLI::App& app, perf::request& r, perf::nccl_request& nccl) {
   app.add_option("--rank", nccl.rank, "Which rank this process is")->check(whole(0, 1023))->type_name("N");
   app.add_option("--id-file", nccl.id_file, "A file that all ranks reach and that is not there yet: rank 0 writes it")
       ->type_name("FILE");
-#else
-  static_cast<void>(nccl);
-#endif
 }
 
 void print_head(perf::request const& r, std::size_t ranks) {
@@ -258,7 +251,6 @@ int run_mpi(perf::request const& asked) {
 }
 #endif
 
-#if defined(FLATSHARD_NCCL_BACKEND)
 int run_nccl(perf::request const& asked, perf::nccl_request const& where) {
   bool const by_file = where.bootstrap == "file";
   if (by_file != where.rank.has_value() || by_file == where.id_file.empty())
@@ -270,7 +262,6 @@ int run_nccl(perf::request const& asked, perf::nccl_request const& where) {
       [&](std::size_t ranks, perf::row const& r) { print_row(asked, ranks, r); });
   return done.rows ? finish(asked, done.ranks, *done.rows) : tool::exit_fine;
 }
-#endif
 
 void report_error(std::string const& text) {
   std::fputs(fmt::format("{} {}\n", tool::paint("flatshard-perf:", tool::colour::red, stderr), text).c_str(), stderr);
@@ -307,11 +298,9 @@ int run(int count, char** arguments) {
 #if defined(FLATSHARD_MPI_BACKEND)
   if (asked.backend == "mpi") return run_mpi(asked);
 #endif
-#if defined(FLATSHARD_NCCL_BACKEND)
   if (asked.backend == "nccl") return run_nccl(asked, nccl);
   if (nccl.bootstrap != "threads" || nccl.rank || !nccl.id_file.empty())
     throw tool::wrong_usage{"--bootstrap, --rank and --id-file are for --backend nccl"};
-#endif
   return run_threads(asked);
 }
 

@@ -54,7 +54,7 @@ using steady = std::chrono::steady_clock;
 /// Ranks that one command starts, as threads or as processes.
 constexpr std::uint64_t most_ranks = 1024;
 
-struct request {
+struct load_request {
   std::string directory, layout;
   configuration_request configuration;
   parameter_rules rules;
@@ -240,7 +240,7 @@ rank_report load_rank(load_plan const& plan, opened const& checkpoint, std::uint
   return report;
 }
 
-std::vector<rank_report> in_processes(load_plan const& plan, request const& r, progress_sink const& seen) {
+std::vector<rank_report> in_processes(load_plan const& plan, load_request const& r, progress_sink const& seen) {
   auto const work = [&](std::uint64_t rank, progress_sink const& progress) {
     reset_peak_resident();  // the parent's is inherited
     fs::kernels::page_buffer memory;
@@ -249,7 +249,7 @@ std::vector<rank_report> in_processes(load_plan const& plan, request const& r, p
   return run_processes(r.world, work, std::chrono::seconds{r.deadline_seconds}, seen);
 }
 
-std::vector<rank_report> in_threads(load_plan const& plan, request const& r, progress_sink const& seen) {
+std::vector<rank_report> in_threads(load_plan const& plan, load_request const& r, progress_sink const& seen) {
   std::vector<rank_report> reports(r.world);
   std::vector<std::uint64_t> done(r.world);
   std::mutex guard;
@@ -281,7 +281,7 @@ std::vector<rank_report> in_threads(load_plan const& plan, request const& r, pro
 }
 
 /// What the ranks will read, for the progress bar alone: the sizes of the files, unopened.
-std::uint64_t expected_bytes(load_plan const& plan, request const& r) {
+std::uint64_t expected_bytes(load_plan const& plan, load_request const& r) {
   std::uint64_t bytes = 0;
   std::error_code error;
   for (auto const& entry : std::filesystem::directory_iterator{r.directory, error})
@@ -289,7 +289,7 @@ std::uint64_t expected_bytes(load_plan const& plan, request const& r) {
   return plan.trigger ? (r.one_rank ? bytes / r.world : bytes) : bytes * (r.one_rank ? 1 : r.world);
 }
 
-load_plan plan_of(request const& r) {
+load_plan plan_of(load_request const& r) {
   load_plan plan;
   plan.overrides = r.rules.read_overrides();
   for (auto const& one : plan.overrides)
@@ -345,7 +345,7 @@ std::string storage_name(load_plan const& plan, std::vector<std::string_view> co
                      kept.empty() ? "" : fmt::format(", but {} as in the file", fmt::join(kept, ", ")));
 }
 
-void print_json(load_plan const& plan, request const& r, std::vector<std::string_view> const& kept,
+void print_json(load_plan const& plan, load_request const& r, std::vector<std::string_view> const& kept,
                 std::vector<rank_report> const& reports, double seconds) {
   json::array ranks;
   for (auto const& one : reports)
@@ -371,7 +371,7 @@ void print_json(load_plan const& plan, request const& r, std::vector<std::string
   fmt::print("{}\n", whole.text(2));
 }
 
-void print_table(load_plan const& plan, request const& r, std::vector<std::string_view> const& kept,
+void print_table(load_plan const& plan, load_request const& r, std::vector<std::string_view> const& kept,
                  std::vector<rank_report> const& reports, double seconds) {
   auto const& first = reports.front();
   fmt::print("{}: {} of tensors, {} rank{}{}, layout {}, storage {}\n", one_line(r.directory),
@@ -406,7 +406,7 @@ void print_table(load_plan const& plan, request const& r, std::vector<std::strin
              seconds);
 }
 
-void load(request const& r) {
+void load(load_request const& r) {
   if (r.one_rank && r.rank >= r.world)
     throw wrong_usage{fmt::format("--rank {} is not below --world {}", r.rank, r.world)};
   if (!r.one_rank && r.world > most_ranks)
@@ -449,7 +449,7 @@ void load(request const& r) {
 }  // namespace
 
 void add_load(CLI::App& app, int& code) {
-  auto const r = std::make_shared<request>();
+  auto const r = std::make_shared<load_request>();
   auto* const command =
       app.add_subcommand("load", "Load a checkpoint into the shards of ranks and report what it cost");
   command->add_option("DIR", r->directory, "Directory with safetensors files")

@@ -48,7 +48,7 @@ namespace {
 namespace files = std::filesystem;
 using flatshard::bf16;
 
-struct request {
+struct model_request {
   std::string directory, architecture, size;
   std::uint64_t file_count = 1, seed = 0;
   bool sparse = false;
@@ -207,7 +207,7 @@ void write_text(files::path const& path, std::string_view text) {
   file.close();
 }
 
-void make(request const& r) {
+void make(model_request const& r) {
   auto const started = std::chrono::steady_clock::now();
   auto const shape = architecture(r.architecture, r.size.empty() ? 0 : *parse_size(r.size));
   auto const parts = parts_of(tensors(shape), r.file_count);
@@ -272,7 +272,7 @@ void make(request const& r) {
 }  // namespace
 
 void add_make_model(CLI::App& app, int& code) {
-  auto const r = std::make_shared<request>();
+  auto const r = std::make_shared<model_request>();
   auto* const command = app.add_subcommand("make-model", "Write a checkpoint of given shapes with random bf16 weights");
   command->add_option("DIR", r->directory, "Directory to make; must not exist")
       ->required()

@@ -12,6 +12,9 @@
 
 namespace perf {
 
+/// Whether this program was built with the backend; without it `measure_nccl` throws.
+extern bool const nccl_built;
+
 /// Where the ranks of NCCL are, beside what every backend is asked for.
 struct nccl_request {
   std::string bootstrap = "threads";  ///< threads: all ranks in this process; mpi, file: a process each

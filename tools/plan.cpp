@@ -32,7 +32,7 @@
 namespace tool {
 namespace {
 
-struct request {
+struct plan_request {
   std::string directory, architecture, size, page;
   configuration_request configuration;
   parameter_rules rules;
@@ -40,7 +40,7 @@ struct request {
   bool as_json = false;
 };
 
-plan_findings find_out(request const& r) {
+plan_findings find_out(plan_request const& r) {
   plan_findings f;
   f.config_file = r.configuration.file == "-" ? "<stdin>" : r.configuration.file;
   f.profile = r.configuration.profile;
@@ -75,7 +75,7 @@ plan_findings find_out(request const& r) {
   return f;
 }
 
-void plan(request const& r) {
+void plan(plan_request const& r) {
   if (r.directory.empty() == r.architecture.empty())
     throw wrong_usage{r.directory.empty() ? "one of --model and --arch must say which model"
                                           : "--model and --arch exclude each other"};
@@ -99,7 +99,7 @@ void plan(request const& r) {
 }  // namespace
 
 void add_plan(CLI::App& app, int& code) {
-  auto const r = std::make_shared<request>();
+  auto const r = std::make_shared<plan_request>();
   auto* const command = app.add_subcommand(
       "plan", "Say what a training step holds and moves on every rank, and compare the layouts for a model");
   command->add_option("--model", r->directory, "Checkpoint: directory with safetensors files, or one of them")

@@ -20,6 +20,8 @@
 
 #include <doctest/doctest.h>
 
+namespace cpu_test {
+
 using namespace flatshard;
 using namespace flatshard::kernels;
 
@@ -359,3 +361,5 @@ TEST_CASE("pages: aligned, zeroed, of the size asked for, moved and not copied")
     }
   CHECK_THROWS_AS(page_buffer{bytes{std::size_t{1} << 60}}, std::bad_alloc);
 }
+
+}  // namespace cpu_test

@@ -5,8 +5,11 @@
 #include <flatshard/dtype.hpp>
 #include <flatshard/kernels/cuda.hpp>
 
+#include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
+#include <random>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -81,6 +84,20 @@ flatshard::buffer_ref view(std::vector<T> const& v) {
 template <class T>
 flatshard::buffer_ref view(array<T> const& a) {
   return view(a.span());
+}
+
+/// Values of at most 4, of both signs, that T holds.
+template <class T>
+std::vector<T> moderate(std::size_t n, std::mt19937& random) {
+  std::vector<T> out(n);
+  for (auto& x : out) {
+    auto const v = static_cast<float>(static_cast<std::int32_t>(random())) * 0x1p-29f;
+    if constexpr (std::same_as<T, float>)
+      x = v;
+    else
+      x = flatshard::narrow<T>(v);
+  }
+  return out;
 }
 
 /// Elements whose bits differ.

@@ -22,19 +22,6 @@ using namespace device_memory;
 
 namespace {
 
-template <class T>
-std::vector<T> moderate(std::size_t n, std::mt19937& random) {
-  std::vector<T> out(n);
-  for (auto& x : out) {
-    auto const v = static_cast<float>(static_cast<std::int32_t>(random())) * 0x1p-29f;
-    if constexpr (std::same_as<T, float>)
-      x = v;
-    else
-      x = narrow<T>(v);
-  }
-  return out;
-}
-
 /// N ranks with a stream, `size` bytes of memory and flags each.
 struct virtual_ranks {
   std::size_t count;

@@ -56,19 +56,6 @@ std::vector<T> patterns(std::size_t n, std::uint32_t seed) {
   out.resize(n);
   return out;
 }
-template <class T>
-std::vector<T> moderate(std::size_t n, std::mt19937& random) {
-  std::vector<T> out(n);
-  for (auto& x : out) {
-    auto const v = static_cast<float>(static_cast<std::int32_t>(random())) * 0x1p-29f;
-    if constexpr (std::same_as<T, float>)
-      x = v;
-    else
-      x = narrow<T>(v);
-  }
-  return out;
-}
-
 /// One cast of n elements between views that begin `out_shift` and `in_shift` elements into allocations.
 template <class To, class From>
 std::size_t wrong_cast(std::size_t n, std::size_t out_shift, std::size_t in_shift, test_stream const& stream) {

@@ -6,6 +6,7 @@ if(NOT FLATSHARD_SANITIZE OR FLATSHARD_TESTS_LONG)
   flatshard_test(nccl_collectives_test LABELS fast emulated LINK flatshard::cpu SOURCES ${nccl_sources})
 endif()
 if(TARGET nccl_collectives_test)
+  set_target_properties(nccl_collectives_test PROPERTIES UNITY_BUILD OFF)  # the backend compiled as it ships
   target_include_directories(nccl_collectives_test BEFORE PRIVATE ../nccl_on_host ../nccl_on_host/backend)
   if(FLATSHARD_GCOV)  # which lines run is read by ../cuda_on_host
     set_source_files_properties(${PROJECT_SOURCE_DIR}/kernels/nccl.cpp PROPERTIES COMPILE_OPTIONS --coverage)

@@ -21,6 +21,8 @@
 
 #include <doctest/doctest.h>
 
+namespace stochastic_test {
+
 using namespace flatshard;
 using namespace flatshard::kernels;
 
@@ -235,3 +237,5 @@ TEST_CASE("ranks that round the wire with another step, seed, purpose or tensor 
     CHECK(text.find("ranks 0 and 1 disagree on rounding of the wire: ") == 0);
   }
 }
+
+}  // namespace stochastic_test

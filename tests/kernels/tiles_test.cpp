@@ -21,6 +21,8 @@
 
 #include <doctest/doctest.h>
 
+namespace tiles_test {
+
 using namespace flatshard;
 using namespace flatshard::kernels;
 using namespace random_layouts;
@@ -334,3 +336,5 @@ TEST_CASE("buffers that do not fit a table are broken rules") {
   odd.count = odd.count - elements{1};
   CHECK_THROWS_WITH_AS(pack(odd, good, table), "a buffer must be aligned for its element type", broken_rule);
 }
+
+}  // namespace tiles_test

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+/// flatshard-perf where flatshard::cuda or NCCL is absent, in place of perf_nccl.cpp.
+#include "perf_nccl.hpp"
+
+#include <stdexcept>
+
+namespace perf {
+
+bool const nccl_built = false;
+
+nccl_result measure_nccl(request const&, nccl_request const&, std::function<void(std::size_t)> const&,
+                         std::function<void(std::size_t, row const&)> const&) {
+  throw std::logic_error{"this flatshard-perf was built without NCCL"};
+}
+
+}  // namespace perf
