@@ -14,6 +14,11 @@ inline constexpr bool sanitized = false;
 /// The size of a heavy case: a tenth under a sanitizer, which looks for faults and not for limits.
 [[nodiscard]] constexpr std::size_t lighter_when_sanitized(std::size_t full) { return sanitized ? full / 10 : full; }
 
+/// Whether tools/test --all runs this.
+[[nodiscard]] inline bool long_tier() {
+  return std::getenv("FLATSHARD_CASES") != nullptr && *std::getenv("FLATSHARD_CASES") != '\0';
+}
+
 /// FLATSHARD_CASES: random cases of a law; FLATSHARD_FAULT_RUNS: runs with a fault.
 inline std::size_t cases_of(char const* variable, std::size_t short_tier) {
   auto const* set = std::getenv(variable);

@@ -314,15 +314,15 @@ TEST_CASE("plan: stages 1 and 2 say what one call moves") {
   }
 }
 
-TEST_CASE("plan: a sum over a million ranks that passes 64 bits hides no layout") {
+TEST_CASE("plan: a sum over all ranks that passes 64 bits hides no layout") {
   folder dir;
   auto const d =
-      plan_json({"--arch", "qwen2.5-0.5b", "--config", configuration(dir, R"("stage": 3)"), "--world", "1000000"});
+      plan_json({"--arch", "llama-3-8b", "--config", configuration(dir, R"("stage": 3)"), "--world", "100000"});
   for (auto const& l : d["layouts"]->elements()) {
     if (!l["layout"].is_text("owned")) continue;
     CHECK(l["refused"].is(flatshard::value_kind::null));
     CHECK(l["device_peak"]["total"].is(flatshard::value_kind::null));
-    CHECK(number(l["device_peak"]["mean"]) > std::uint64_t{1} << 48);
+    CHECK(number(l["device_peak"]["mean"]) > std::uint64_t{1} << 47);
     CHECK(number(l["device_peak"]["mean"]) <= number(l["device_peak"]["most"]));
   }
 }

@@ -1,6 +1,8 @@
 // must not compile: the segments of a unit have one length on every rank
 // SPDX-License-Identifier: Apache-2.0
-#include <flatshard/flatshard.hpp>
+#include <flatshard/layouts/native.hpp>
+#include <flatshard/layouts/ragged.hpp>
+#include <flatshard/unit.hpp>
 
 #ifdef FLATSHARD_REPAIRED
 using policy = flatshard::native;
