@@ -144,6 +144,11 @@ TEST_CASE("rows 15 to 17: duplicate keys, compared after unescaping") {
   CHECK(verdict(file(R"({"__metadata__":{},"__metadata__":{}})")) == "duplicate_key");
   CHECK(verdict(file(R"({"__metadata__":{"a":"1","b":"2","a":"3"}})")) == "duplicate_key");
   CHECK(verdict(file(R"({"t":{"z":{"q":1,"q":2},"dtype":"U8","shape":[0],"data_offsets":[0,0]}})")) == "duplicate_key");
+  // named is what stands twice, whatever is read after it
+  auto const path = written(file("{\"x\":" + a + ",\"x\":" + b + ",\"y\":" + a + "}", 8));
+  auto const problems = open_safetensors(path).error().problems;
+  REQUIRE(problems.size() == 1);
+  CHECK(problems.front().detail.starts_with("tensor \"x\", byte "));
   // an earlier rule wins over one that is broken earlier in the text
   CHECK(verdict(file(R"({"t":{"dtype":"U7","shape":[0],"data_offsets":[0,0]},"a":1,"a":2})")) == "duplicate_key");
   CHECK(verdict(file(R"({"t":{"dtype":"U7","shape":[0],"data_offsets":[0,0]},"a":1,})")) == "header_json");

@@ -800,7 +800,7 @@ TEST_CASE("a scheduler, adapters and numbers that AdamW does not take are refuse
   for (std::string const setting : {"lr", "eps", "weight_decay"})
     refused("n.json",
             deepspeed(false, "0", R"(, "optimizer": {"type": "AdamW", "params": {")" + setting + R"(": -1}})"),
-            "/optimizer/params/" + setting + ": error: found -1, a number of at least 0 is needed");
+            "/optimizer/params/" + setting + ": error: found -1, a finite number of at least 0 is needed");
   auto const own = [](std::string const& more) { return R"({"dist_config": {"name": "fsdp2"}, )" + more + "}"; };
   for (std::string const rate : {"-1", "NaN", "\"fast\"", "true", "[1]"})
     refused("r.json", own(R"("learning_rate": )" + rate), "/learning_rate: error: found ");
@@ -836,6 +836,23 @@ TEST_CASE("what would give other weights is refused with its place") {
   refused(R"({"bf16": false, "dist_config": {"name": "fsdp2"}, "flash_attn": "flash_attention_2",
 "cp_size": 2})",
           "r.json:2:12: /cp_size: error: cp_size is 2; this trainer keeps each sequence whole");
+}
+
+TEST_CASE("all that a configuration is refused for is told at once") {
+  model_folder const folder;
+  folder.text("all.json",
+              R"({"bf16": {"enabled": true}, "zero_optimization": {"stage": 3, "zero_quantized_weights": true},
+"sequence_parallel_size": 2, "scheduler": {"type": "WarmupLR"},
+"optimizer": {"type": "Lamb", "params": {"lr": -1, "betas": [2, 3], "amsgrad": true, "other": 1}},
+"train_micro_batch_size_per_gpu": "auto"})");
+  auto const done = run(folder.options("all.json", 2, {"--steps", "1"}));
+  CHECK(done.exit_code == 1);
+  CHECK(done.out.empty());
+  for (auto const* const place :
+       {"/zero_optimization/zero_quantized_weights: error: ", "/sequence_parallel_size: error: ", "/scheduler: error: ",
+        "/optimizer/type: error: ", "/optimizer/params/lr: error: found -1", "error: found 2 among the betas",
+        "error: found 3 among the betas", "/optimizer/params/amsgrad: error: ", "/optimizer/params/other: error: "})
+    CHECK_MESSAGE(has(done.err, place), place << " in " << done.err);
 }
 
 TEST_CASE("what is passed over because the weights are the same is said, a line each, with its place") {

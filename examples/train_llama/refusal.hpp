@@ -7,6 +7,7 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace trainer {
 
@@ -29,5 +30,20 @@ namespace trainer {
 [[noreturn]] inline void refuse(flatshard::errc code, std::string const& file, std::string text) {
   refuse(code, flatshard::place{file, {}, 0, 0}, std::move(text));
 }
+
+/// Errors of one input, which are told together.
+class refusals {
+ public:
+  void add(flatshard::errc code, flatshard::place where, std::string text) {
+    all_.push_back(problem_at(code, std::move(where), std::move(text), flatshard::severity::error));
+  }
+  /// Throws `bad_input` with all of them, if there are any.
+  void check() {
+    if (!all_.empty()) flatshard::throw_bad_input(flatshard::config_error{std::move(all_)});
+  }
+
+ private:
+  std::vector<flatshard::problem> all_;
+};
 
 }  // namespace trainer

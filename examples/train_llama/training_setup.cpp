@@ -30,7 +30,7 @@ struct resolved_file {
   std::optional<double> learning_rate;  ///< LLaMA-Factory's own key
 };
 [[nodiscard]] resolved_file resolve_file(setup_arguments const& args, std::size_t world, std::size_t batch,
-                                         flatshard::value const& model_config) {
+                                         flatshard::value const& model_config, refusals& found) {
   flatshard::facts known;
   known.world = world;
   known.model_config = model_config;
@@ -50,14 +50,15 @@ struct resolved_file {
     if (named.path == out.decisions.policies.config_file) out.deepspeed = named.content;
   for (auto const key : {"optim_config", "lr_scheduler_config", "peft_config"})
     if (auto const at = text[key]; at.present() && !at->is(flatshard::value_kind::null))
-      refuse(flatshard::errc::other, at.where(),
-             "this trainer updates every parameter by AdamW at a constant rate; leave " + std::string{key} + " out");
+      found.add(flatshard::errc::other, at.where(),
+                "this trainer updates every parameter by AdamW at a constant rate; leave " + std::string{key} + " out");
   auto const rate = text["learning_rate"];
   if (!rate.present() || rate->is(flatshard::value_kind::null)) return out;
-  if (!rate->is_number() || !not_negative(*rate->number()))
-    refuse(flatshard::errc::out_of_range, rate.where(),
-           "found " + to_json(*rate) + ", a number of at least 0 is needed");
-  out.learning_rate = rate->number();
+  if (rate->is_number() && not_negative(*rate->number()))
+    out.learning_rate = rate->number();
+  else
+    found.add(flatshard::errc::out_of_range, rate.where(),
+              "found " + to_json(*rate) + ", a finite number of at least 0 is needed");
   return out;
 }
 
@@ -67,9 +68,11 @@ training_setup read_setup(setup_arguments const& args, std::size_t world, std::s
                           flatshard::value const& model_config) {
   using flatshard::value;
   training_setup s;
-  auto const file = resolve_file(args, world, batch, model_config);
+  refusals found;
+  auto const file = resolve_file(args, world, batch, model_config, found);
   s.resolved = file.decisions;
-  refuse_unsupported(s.resolved, file.deepspeed, args, world);
+  refuse_unsupported(s.resolved, file.deepspeed, args, world, found);
+  found.check();
   auto const& p = s.resolved.policies;
   s.layout = !args.layout.empty()                            ? args.layout
              : p.sharding == flatshard::sharding_kind::zero3 ? "zero3"

@@ -41,7 +41,7 @@ namespace trainer {
 /// Refuses an optimizer section that asks for another optimizer than AdamW. Names are read as DeepSpeed reads them:
 /// without regard to case, and Adam is AdamW unless adam_w_mode is off. Source: DeepSpeed@edaa7221,
 /// deepspeed/runtime/engine.py (_configure_basic_optimizer), deepspeed/runtime/config.py.
-inline void refuse_optimizer(flatshard::resolution const& r, setup_arguments const& args) {
+inline void refuse_optimizer(flatshard::resolution const& r, setup_arguments const& args, refusals& found) {
   auto const& wanted = *r.policies.optimizer;
   auto name = wanted.type;
   std::transform(name.begin(), name.end(), name.begin(),
@@ -49,19 +49,19 @@ inline void refuse_optimizer(flatshard::resolution const& r, setup_arguments con
   auto const& decoupled = r.policies.deepspeed_config["optimizer"]["params"]["adam_w_mode"];
   bool const plain = name == "adam" && decoupled.present() && !truthy(decoupled);
   if ((name != "adam" && name != "adamw") || plain)
-    refuse(flatshard::errc::other, place_of(r, "optimizer.type", args.config),
-           "the optimizer is " + wanted.type + (plain ? " with adam_w_mode off" : "") +
-               "; this trainer has AdamW alone: write AdamW, or Adam, which DeepSpeed takes for it");
+    found.add(flatshard::errc::other, place_of(r, "optimizer.type", args.config),
+              "the optimizer is " + wanted.type + (plain ? " with adam_w_mode off" : "") +
+                  "; this trainer has AdamW alone: write AdamW, or Adam, which DeepSpeed takes for it");
   for (auto const& [key, number] :
        {std::pair{"lr", wanted.learning_rate}, {"eps", wanted.eps}, {"weight_decay", wanted.weight_decay}})
     if (number && !not_negative(*number))
-      refuse(flatshard::errc::out_of_range, place_of(r, std::string{"optimizer."} + key, args.config),
-             fmt::format("found {}, a number of at least 0 is needed", *number));
+      found.add(flatshard::errc::out_of_range, place_of(r, std::string{"optimizer."} + key, args.config),
+                fmt::format("found {}, a finite number of at least 0 is needed", *number));
   if (wanted.betas)
     for (auto const beta : *wanted.betas)
       if (!(beta >= 0 && beta < 1))
-        refuse(flatshard::errc::out_of_range, place_of(r, "optimizer.betas", args.config),
-               fmt::format("found {} among the betas, they must be at least 0 and below 1", beta));
+        found.add(flatshard::errc::out_of_range, place_of(r, "optimizer.betas", args.config),
+                  fmt::format("found {} among the betas, they must be at least 0 and below 1", beta));
 }
 
 /// The file of DeepSpeed's keys: the one that is named, or the configuration itself.
@@ -77,12 +77,12 @@ inline void refuse_optimizer(flatshard::resolution const& r, setup_arguments con
 }
 
 /// Refuses arguments of the optimizer that no AdamW of DeepSpeed or torch takes, and those that make it another one.
-inline void refuse_optimizer_arguments(flatshard::document const& deepspeed, std::string const& file) {
+inline void refuse_optimizer_arguments(flatshard::document const& deepspeed, std::string const& file, refusals& found) {
   auto const params = deepspeed.root()["optimizer"]["params"];
   if (!params.present() || params->is(flatshard::value_kind::null)) return;
   if (!params->is(flatshard::value_kind::object))
-    refuse(flatshard::errc::wrong_type, place_in(deepspeed, {"optimizer", "params"}, file),
-           "found " + to_json(*params) + ", an object with the arguments of AdamW is needed");
+    return found.add(flatshard::errc::wrong_type, place_in(deepspeed, {"optimizer", "params"}, file),
+                     "found " + to_json(*params) + ", an object with the arguments of AdamW is needed");
   constexpr std::array<std::string_view, 12> taken{
       "lr",      "betas",         "eps",   "weight_decay",          "adam_w_mode", "torch_adam",
       "foreach", "set_grad_none", "fused", "fp32_optimizer_states", "capturable",  "differentiable"};
@@ -91,24 +91,24 @@ inline void refuse_optimizer_arguments(flatshard::document const& deepspeed, std
     bool const variant = m.key == "bias_correction" || m.key == "amsgrad" || m.key == "maximize";
     auto const where = place_in(deepspeed, {"optimizer", "params", m.key}, file);
     if (variant && other)
-      refuse(flatshard::errc::other, where,
-             m.key + " is " + to_json(m.held) + ", which would give other weights; this trainer has plain AdamW");
+      found.add(flatshard::errc::other, where,
+                m.key + " is " + to_json(m.held) + ", which would give other weights; this trainer has plain AdamW");
     if (!variant && std::find(taken.begin(), taken.end(), m.key) == taken.end())
-      refuse(flatshard::errc::other, where, "AdamW takes no argument " + to_json(flatshard::value{m.key}));
+      found.add(flatshard::errc::other, where, "AdamW takes no argument " + to_json(flatshard::value{m.key}));
   }
 }
 
 /// Refuses settings that would give other weights than this trainer computes.
 inline void refuse_other_results(flatshard::resolution const& r, flatshard::document const& deepspeed,
-                                 setup_arguments const& args) {
+                                 setup_arguments const& args, refusals& found) {
   auto const& p = r.policies;
   if (auto const cut = p.front_end ? p.front_end->cp_size.integer() : std::nullopt; cut && *cut > 1)
-    refuse(flatshard::errc::other, place_of(r, "cp_size", args.config),
-           "cp_size is " + std::to_string(*cut) + "; this trainer keeps each sequence whole on one rank");
+    found.add(flatshard::errc::other, place_of(r, "cp_size", args.config),
+              "cp_size is " + std::to_string(*cut) + "; this trainer keeps each sequence whole on one rank");
   if (!p.native) return;
   auto const& file = deepspeed_file(r, args);
   auto const refuse_at = [&](std::initializer_list<std::string_view> keys, std::string const& text) {
-    refuse(flatshard::errc::other, place_in(deepspeed, keys, file), text);
+    found.add(flatshard::errc::other, place_in(deepspeed, keys, file), text);
   };
   auto const& config = p.deepspeed_config;
   if (auto const cut = config["sequence_parallel_size"].number(); cut && *cut > 1)
@@ -176,40 +176,42 @@ inline void refuse_other_results(flatshard::resolution const& r, flatshard::docu
   return all;
 }
 
-/// What this trainer has no code for, as a problem of the configuration file.
+/// Refuses what this trainer has no code for, as problems of the configuration file.
 inline void refuse_unsupported(flatshard::resolution const& r, flatshard::document const& deepspeed,
-                               setup_arguments const& args, std::size_t world) {
+                               setup_arguments const& args, std::size_t world, refusals& found) {
   using flatshard::dtype;
   using flatshard::role;
   auto const& p = r.policies;
   auto const at = [&](std::string_view key) { return place_of(r, key, args.config); };
   bool const whole = p.sharding == flatshard::sharding_kind::none || p.sharding == flatshard::sharding_kind::zero12;
   if (whole && world > 1)
-    refuse(flatshard::errc::other, at("sharding"),
-           "this configuration (" + std::string{name(p.backend)} + ", sharding " + std::string{name(p.sharding)} +
-               ") keeps the parameters whole on every rank; this trainer runs it on one rank only: use --world 1, or "
-               "ZeRO stage 3 or fsdp2");
+    found.add(
+        flatshard::errc::other, at("sharding"),
+        "this configuration (" + std::string{name(p.backend)} + ", sharding " + std::string{name(p.sharding)} +
+            ") keeps the parameters whole on every rank; this trainer runs it on one rank only: use --world 1, or "
+            "ZeRO stage 3 or fsdp2");
   if (p.fsdp2 && p.fsdp2->replicate > 1)
-    refuse(flatshard::errc::other, at("mp_replicate_size"),
-           "mp_replicate_size is " + std::to_string(p.fsdp2->replicate) + "; this trainer shards over all ranks");
+    found.add(flatshard::errc::other, at("mp_replicate_size"),
+              "mp_replicate_size is " + std::to_string(p.fsdp2->replicate) + "; this trainer shards over all ranks");
   for (auto const which : {role::parameter_storage, role::compute, role::reduce, role::grad_accum})
     if (auto const t = p.dtypes(which); t != dtype::f32 && t != dtype::bf16)
-      refuse(flatshard::errc::other, at(name(which)),
-             std::string{name(which)} + " is " + std::string{name(t)} +
-                 "; this trainer computes in fp32 and bf16, without loss scaling");
+      found.add(flatshard::errc::other, at(name(which)),
+                std::string{name(which)} + " is " + std::string{name(t)} +
+                    "; this trainer computes in fp32 and bf16, without loss scaling");
   auto const updated = p.dtypes.master == dtype::none ? role::parameter_storage : role::master;
   for (auto const which : {updated, role::optimizer_state})
     if (p.dtypes(which) != dtype::f32)
-      refuse(flatshard::errc::other, at(name(which)), "this trainer's optimizer works on fp32 copies and fp32 moments");
+      found.add(flatshard::errc::other, at(name(which)),
+                "this trainer's optimizer works on fp32 copies and fp32 moments");
   if (p.gradient_clipping.present() && !p.clip_norm())
-    refuse(flatshard::errc::wrong_type, at(p.fsdp2 ? "max_grad_norm" : "gradient_clipping"),
-           "the clipping norm is " + flatshard::to_json(p.gradient_clipping) + ", a number is needed");
-  if (p.optimizer) refuse_optimizer(r, args);
-  refuse_other_results(r, deepspeed, args);
-  if (p.optimizer) refuse_optimizer_arguments(deepspeed, deepspeed_file(r, args));
+    found.add(flatshard::errc::wrong_type, at(p.fsdp2 ? "max_grad_norm" : "gradient_clipping"),
+              "the clipping norm is " + flatshard::to_json(p.gradient_clipping) + ", a number is needed");
+  if (p.optimizer) refuse_optimizer(r, args, found);
+  refuse_other_results(r, deepspeed, args, found);
+  if (p.optimizer) refuse_optimizer_arguments(deepspeed, deepspeed_file(r, args), found);
   if (p.deepspeed_config["scheduler"].present() && !p.deepspeed_config["scheduler"].is(flatshard::value_kind::null))
-    refuse(flatshard::errc::other, place_in(deepspeed, {"scheduler"}, deepspeed_file(r, args)),
-           "the section scheduler is there; this trainer keeps the learning rate constant: leave the section out");
+    found.add(flatshard::errc::other, place_in(deepspeed, {"scheduler"}, deepspeed_file(r, args)),
+              "the section scheduler is there; this trainer keeps the learning rate constant: leave the section out");
 }
 
 }  // namespace trainer

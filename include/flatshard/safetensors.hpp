@@ -221,7 +221,7 @@ class header_reader {
     auto const level = pop();
     if (level.where == spot::metadata) content_.metadata_end = at + 1;
     if (level.where == spot::entry) finish_entry();
-    check_duplicates(level.first_key);
+    check_duplicates(level.first_key, level.where == spot::root);
     if (level.where != spot::root) keys_.resize(level.first_key);
     return true;
   }
@@ -473,8 +473,8 @@ class header_reader {
             !plain};
   }
 
-  /// V7 for the keys from `first` on: sorted by hash, told apart by their text.
-  void check_duplicates(std::size_t first) {
+  /// V7 for the keys from `first` on, which may be the `names` of tensors: sorted by hash, told apart by their text.
+  void check_duplicates(std::size_t first, bool names) {
     if (keys_.size() - first < 2) return;
     auto const view = [&](header_key const& k) { return content_.string_at(k.at, k.length, k.escaped); };
     auto const begin = keys_.begin() + static_cast<std::ptrdiff_t>(first);
@@ -486,9 +486,13 @@ class header_reader {
     header_key const* second = nullptr;
     for (auto i = begin + 1; i != keys_.end(); ++i)
       if (i->hash == (i - 1)->hash && view(*i) == view(*(i - 1)) && (!second || i->at < second->at)) second = &*i;
-    if (second)
-      report(7, errc::duplicate_key, second->at,
-             [&] { return "the key " + shown(view(*second)) + " stands here twice"; });
+    if (second == nullptr) return;
+    if (names) {  // the tensor that was read last is another one
+      name_ = *second;
+      field_ = view(*second) == "__metadata__" ? field::metadata : field::tensor;
+    }
+    report(7, errc::duplicate_key, second->at,
+           [&] { return "the key " + shown(view(*second)) + " stands here twice"; });
   }
 
   header_content& content_;
