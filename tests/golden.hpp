@@ -35,9 +35,15 @@ class program {
   program() = default;
   program(program const&) = delete;
   ~program() {
+    for (auto const& [profile, count] : by_profile)
+      std::printf("golden profile %s: ran %zu, passed %zu\n", profile.c_str(), count.ran, count.passed);
     if (absent != 0 && ran == 0) std::printf("\nskipped: all golden cases, %zu files are absent\n", absent);
   }
+  struct counts {
+    std::size_t ran = 0, passed = 0;
+  };
   std::size_t absent = 0, ran = 0;
+  std::map<std::string, counts> by_profile;  ///< of cases that belong to one
 };
 inline program whole_program;
 
