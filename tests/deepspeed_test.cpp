@@ -155,6 +155,13 @@ TEST_CASE("strict JSON says which reader would accept a text") {
     CHECK(parse_hjson(text).has_value());
   }
   CHECK_FALSE(has(parse_json("{,,}").error().problems[0].detail, "hjson"));
+  // no text of another kind is meant for that reader
+  for (std::string_view const text : {"", "{a: 1}", "\xEF\xBB\xBF{}"}) {
+    auto const other = parse_json(text, "config.json", json_text::other);
+    REQUIRE_FALSE(other.has_value());
+    CHECK_FALSE(has(other.error().problems[0].detail, "hjson"));
+    CHECK(has(parse_json(text).error().problems[0].detail, "hjson"));
+  }
 }
 
 TEST_CASE("what deepspeed.initialize takes: a path, or base64 in which the last of repeated keys counts") {
@@ -572,7 +579,17 @@ TEST_CASE("what the engine refuses about reductions, disks and printing") {
         "zero_optimization: {stage: 3, offload_param: {device: \"nvme\", nvme_path: \"/d\"}}", "steps_per_print: null"})
     CHECK_MESSAGE(!resolved(fine).has_errors(), fine);
   CHECK(find(resolved("gradient_predivide_factor: \"auto\""), errc::trap)->when == at_first_step);
+  auto const disk = "zero_optimization: {stage: 3, offload_param: {device: \"nvme\"}}";
+  auto const built = resolved(disk, {.zero_init = true});
+  REQUIRE(find(built, errc::key_missing));
+  CHECK(find(built, errc::key_missing)->when == at_load);
+  CHECK(has(find(built, errc::key_missing)->upstream, "AssertionError (deepspeed): \"nvme_path\" in DeepSpeed Config"));
+  auto const one = resolved("zero_optimization: {stage: 3, stage3_allgather_sequential: true}");
+  CHECK(has(find(one, errc::trap)->detail, "sets stage3_prefetch_bucket_size to 1"));
   CHECK(find(resolved("dump_state: \"false\""), errc::string_as_bool)->where.pointer == "/dump_state");
+  document const infinite{value::object(
+      {{"train_micro_batch_size_per_gpu", 1}, {"fp16", value::object({{"loss_scale", value::number("Infinity")}})}})};
+  CHECK(has(first_error(decide(infinite, profile::deepspeed, {}))->detail, "allowed: a finite number of at least 0"));
 }
 
 TEST_CASE("what the engine refuses about optimizers") {

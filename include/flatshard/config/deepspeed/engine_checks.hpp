@@ -28,8 +28,9 @@ static_assert(needs_host_optimizer({.stage = 2, .bf16_master = true, .bf16_state
 static_assert(needs_host_optimizer({.stage = 3, .fp16_master = true}, true));
 
 /// Reports what the engine refuses, in its order but for the mix of accumulation dtypes, which decide_roles reports.
-inline void check_engine(node const& root, engine_setting const& setting, native_reading const& read, facts const& f,
-                         findings& out);
+/// `partitioned`: the model was built so.
+inline void check_engine(node const& root, engine_setting const& setting, native_reading const& read, bool partitioned,
+                         facts const& f, findings& out);
 
 // ---- definitions
 
@@ -128,16 +129,26 @@ inline void check_reduction(node const& root, engine_setting const& s, native_re
         {"AssertionError", "deepspeed", "allgather_bucket_size must be a multiple of nccl_start_alignment_factor, 2 "});
 }
 
-/// Offloading to a disk without its folder passes the configuration; stage 3 then joins paths with it.
-inline void check_disk(node const& root, engine_setting const& s, native_reading const& read, findings& out) {
-  auto const check = [&](std::string const& key, offload_device device, bool has_path) {
-    auto const at = root["zero_optimization"][key];
-    if (s.stage == 3 && device == offload_device::nvme && !has_path)
-      out.error(errc::key_missing, at.where(), at_engine, key + " goes to nvme and has no nvme_path; write the folder",
-                {"TypeError", "deepspeed", "expected str, bytes or os.PathLike object, not NoneType"});
+/// Offloading to a disk without its folder passes the configuration. Stage 3 then joins paths with it; zero.Init looks
+/// before, where a model is built partitioned. Source: DeepSpeed@edaa7221:deepspeed/runtime/zero/stage3.py:791,
+/// partition_parameters.py:1200-1216, swap_tensor/partitioned_param_swapper.py:86.
+inline void check_disk(node const& root, engine_setting const& s, native_reading const& read, bool partitioned,
+                       findings& out) {
+  auto const refuse = [&](std::string const& key, std::string_view when, upstream_error const& upstream) {
+    out.error(errc::key_missing, root["zero_optimization"][key].where(), when,
+              key + " goes to nvme and has no nvme_path; write the folder", upstream);
   };
-  if (auto const& o = read.zero.offload_param) check("offload_param", o->device, o->nvme_path.has_value());
-  if (auto const& o = read.zero.offload_optimizer) check("offload_optimizer", o->device, o->nvme_path.has_value());
+  upstream_error const joined{"TypeError", "deepspeed", "expected str, bytes or os.PathLike object, not NoneType"};
+  auto const lacks = [](auto const& section) {
+    return section && section->device == offload_device::nvme && !section->nvme_path;
+  };
+  if (lacks(read.zero.offload_param) && partitioned)
+    refuse(
+        "offload_param", at_load,
+        {"AssertionError", "deepspeed", "\"nvme_path\" in DeepSpeed Config cannot be None if remote device is nvme"});
+  else if (lacks(read.zero.offload_param) && s.stage == 3)
+    refuse("offload_param", at_engine, joined);
+  if (lacks(read.zero.offload_optimizer) && s.stage == 3) refuse("offload_optimizer", at_engine, joined);
 }
 
 /// Values that upstream keeps as they are and calculates with in the first step.
@@ -170,14 +181,17 @@ inline void report_odd_truths(node const& root, findings& out) {
 
 }  // namespace detail
 
-inline void check_engine(node const& root, engine_setting const& setting, native_reading const& read, facts const& f,
-                         findings& out) {
+inline void check_engine(node const& root, engine_setting const& setting, native_reading const& read, bool partitioned,
+                         facts const& f, findings& out) {
   detail::check_parameter_dtype(root, setting.mode, out);
   static_cast<void>(read_data_type(root, "buffer_dtype", out));
   if (read.amp) detail::check_apex(root, setting, out);
   detail::check_master_weights(root, setting, read, f, out);
   detail::check_reduction(root, setting, read, out);
-  detail::check_disk(root, setting, read, out);
+  detail::check_disk(root, setting, read, partitioned, out);
+  if (setting.stage == 3 && read.zero.allgather_sequential)
+    out.note(errc::trap, root["zero_optimization"].where(), at_engine,
+             "stage3_allgather_sequential is on: the engine sets stage3_prefetch_bucket_size to 1, whatever it says");
   detail::check_first_step(root, read, out);
   detail::report_odd_truths(root, out);
   if (setting.stage > 0 && read.zero.legacy_stage1)

@@ -69,7 +69,7 @@ inline void decide_engine(handed_config const& handed, node const& root, profile
   policies.sharding = sharding_of_stage(zero.stage);
   if (handed.mode) {
     auto const setting = detail::engine_setting_of(root, *handed.mode, read, p, f, policies.load, out);
-    check_engine(root, setting, read, f, out);
+    check_engine(root, setting, read, policies.load.partitioned, f, out);
     check_engine_optimizer(root, read, p, f, out);
     bool const widened = setting.stage == 3 && policies.load.partitioned && casts_model(p, f) &&
                          *handed.mode != precision_mode::fp32 && zero.offload_param == offload_device::cpu;
