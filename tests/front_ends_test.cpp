@@ -448,6 +448,42 @@ TEST_CASE("LLaMA-Factory before 28a6ea1cd: mixed_precision of dist_config decide
   CHECK(find(deepspeed, errc::unsupported, "--profile accelerate"));
 }
 
+// Source: LLaMA-Factory@ff6d4d12e:src/llamafactory/v1/config/training_args.py, core/base_trainer.py,
+// plugins/trainer_plugins/distributed/interface.py.
+TEST_CASE("LLaMA-Factory: what a batching strategy needs, and a backend that is not decided here") {
+  auto const of = [](std::string const& members, std::string_view release = {}) {
+    facts f{.world = 2};
+    f.form = config_form::llamafactory_dict;
+    if (!release.empty()) f.upstream.llamafactory = version_number_of(release);
+    return decide(file("{" + members + R"(, "dist_config": {"name": "fsdp2"}})"), profile::llamafactory, f);
+  };
+  CHECK(errors(of(R"("batching_strategy": "dynamic_batching")")) == codes{errc::value_error});
+  CHECK(errors(of(R"("batching_strategy": "dynamic_batching", "max_steps": 0, "save_epochs": 1)")) ==
+        codes{errc::value_error, errc::value_error});
+  CHECK(errors(of(R"("batching_strategy": "dynamic_batching", "max_steps": 5, "save_epochs": null)")).empty());
+  CHECK(errors(of(R"("batching_strategy": "dynamic_batching", "max_steps": 5, "micro_batch_size": 2.5)")).empty());
+  CHECK(errors(of(R"("batching_strategy": "normal", "micro_batch_size": 2.5)")) == codes{errc::bad_batch_size});
+  auto const packed = of(R"("batching_strategy": "padding_free")");
+  CHECK(errors(packed) == codes{errc::needs_flash_attention});
+  CHECK(find(packed, errc::needs_flash_attention)->where.pointer == "/batching_strategy");
+  CHECK(errors(of(R"("batching_strategy": "padding_free", "flash_attn": "flash_attention_2")")).empty());
+  auto const typo = of(R"("batching_strategy": "paddingfree")");
+  CHECK(find(typo, errc::unknown_name, "did you mean \"padding_free\"?")->when == at_train);
+  CHECK(find(typo, errc::unknown_name)->upstream ==
+        "ValueError (llamafactory): Plugin 'paddingfree' is not registered under BatchingPlugin.");
+  CHECK(errors(of(R"("batching_strategy": "padding_free", "bf16": true)", "0.9.4")).empty());  // nothing reads it
+
+  facts f{.world = 2};
+  f.form = config_form::llamafactory_dict;
+  auto const turbo = [&] {
+    return decide(file(R"({"dist_config": {"name": "fsdpturbo"}})"), profile::llamafactory, f);
+  };
+  CHECK(errors(turbo()) == codes{errc::unsupported});  // a name of upstream's: no refusal of its own
+  CHECK(find(turbo(), errc::unsupported)->upstream.empty());
+  f.upstream.llamafactory = version_number_of("0.9.5");
+  CHECK(errors(turbo()) == codes{errc::unknown_backend});
+}
+
 TEST_CASE("without a file the environment and the number of ranks decide") {
   facts f;
   f.world = 4;
