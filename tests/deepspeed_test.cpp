@@ -448,7 +448,7 @@ TEST_CASE("what lies below compression_training, data_efficiency and checkpoint.
   };
   auto const groups = "different_groups: {}";
   for (
-      auto const& [text, upstream, pointer] :
+      auto const& one :
       {row{"compression_training: {weight_quantization: 5}", "AttributeError (deepspeed): 'int' object has no attri",
            "/compression_training/weight_quantization"},
        row{"compression_training: {layer_reduction: true}", "AttributeError (deepspeed): 'bool' object has no attrib",
@@ -507,10 +507,10 @@ TEST_CASE("what lies below compression_training, data_efficiency and checkpoint.
        row{"optimizer: {type: \"Adam\", params: {max_grad_norm: \"x\"}}",
            "TypeError (deepspeed): '>' not supported between instances of 'str' and 'int'",
            "/optimizer/params/max_grad_norm"}}) {
-    auto const r = resolved(text);
-    REQUIRE_MESSAGE(first_error(r), text);
-    CHECK_MESSAGE(first_error(r)->upstream.starts_with(upstream), first_error(r)->upstream);
-    CHECK(first_error(r)->where.pointer == pointer);
+    auto const r = resolved(one.text);
+    REQUIRE_MESSAGE(first_error(r), one.text);
+    CHECK_MESSAGE(first_error(r)->upstream.starts_with(one.upstream), first_error(r)->upstream);
+    CHECK(first_error(r)->where.pointer == one.pointer);
   }
   for (std::string const fine :
        {"compression_training: {weight_quantization: {shared_parameters: {enabled: true}, different_groups: "
@@ -550,7 +550,7 @@ TEST_CASE("what the engine refuses about reductions, disks and printing") {
   struct row {
     std::string_view text, when, upstream;
   };
-  for (auto const& [text, when, upstream] :
+  for (auto const& one :
        {row{"gradient_predivide_factor: 2, zero_optimization: {stage: 3}", at_engine,
             "AssertionError (deepspeed): gradient_predivide_factor != 1.0 is not yet supported with ZeRO-3"},
         row{"prescale_gradients: true, zero_optimization: {stage: 2}", at_engine,
@@ -564,10 +564,10 @@ TEST_CASE("what the engine refuses about reductions, disks and printing") {
         row{"steps_per_print: \"auto\"", at_first_step,
             "TypeError (deepspeed): unsupported operand type(s) for %: 'int' and 'str'"},
         row{"steps_per_print: 0", at_first_step, "ZeroDivisionError (deepspeed)"}}) {
-    auto const r = resolved(text);
-    REQUIRE_MESSAGE(first_error(r), text);
-    CHECK_MESSAGE(first_error(r)->upstream.starts_with(upstream), first_error(r)->upstream);
-    CHECK(first_error(r)->when == when);
+    auto const r = resolved(one.text);
+    REQUIRE_MESSAGE(first_error(r), one.text);
+    CHECK_MESSAGE(first_error(r)->upstream.starts_with(one.upstream), first_error(r)->upstream);
+    CHECK(first_error(r)->when == one.when);
   }
   for (std::string_view const fine :
        {"gradient_predivide_factor: 1.0, zero_optimization: {stage: 3}",
@@ -584,8 +584,8 @@ TEST_CASE("what the engine refuses about reductions, disks and printing") {
   REQUIRE(find(built, errc::key_missing));
   CHECK(find(built, errc::key_missing)->when == at_load);
   CHECK(has(find(built, errc::key_missing)->upstream, "AssertionError (deepspeed): \"nvme_path\" in DeepSpeed Config"));
-  auto const one = resolved("zero_optimization: {stage: 3, stage3_allgather_sequential: true}");
-  CHECK(has(find(one, errc::trap)->detail, "sets stage3_prefetch_bucket_size to 1"));
+  auto const sequential = resolved("zero_optimization: {stage: 3, stage3_allgather_sequential: true}");
+  CHECK(has(find(sequential, errc::trap)->detail, "sets stage3_prefetch_bucket_size to 1"));
   CHECK(find(resolved("dump_state: \"false\""), errc::string_as_bool)->where.pointer == "/dump_state");
   document const infinite{value::object(
       {{"train_micro_batch_size_per_gpu", 1}, {"fp16", value::object({{"loss_scale", value::number("Infinity")}})}})};
