@@ -207,6 +207,34 @@ TEST_CASE("words of the launcher win over the file, the file over the environmen
   CHECK(resolved(fsdp_text("", ""), f).policies.backend == backend_kind::simple);
 }
 
+// Source: accelerate@16cb6eb8:src/accelerate/commands/launch.py:1196-1256.
+TEST_CASE("launchers that exclude each other, and one GPU for several processes") {
+  auto const with = [](std::vector<std::string> words, std::string const& text) {
+    facts f;
+    f.accelerator.launcher = std::move(words);
+    return resolved(text, f);
+  };
+  auto const fsdp = fsdp_text("", "");
+  CHECK(find(with({"--use_fsdp", "--multi_gpu"}, fsdp), errc::value_error)->upstream ==
+        "ValueError (accelerate): You can only use one of `--cpu`, `--multi_gpu`, `--tpu`, `--use_deepspeed`, "
+        "`--use_fsdp` at a time.");
+  CHECK(errors(with({"--use_fsdp"}, fsdp)).empty());
+  CHECK(errors(with({"--multi_gpu", "--num_processes=1"}, fsdp)) == codes{errc::value_error});
+  CHECK(errors(with({"--multi_gpu", "--num_processes=2"}, fsdp)).empty());
+  CHECK(errors(with({"--use_parallelism_config"}, fsdp)) == codes{errc::value_error});
+  auto const gpus = [&](std::string const& more, std::vector<std::string> words = {}) {
+    return errors(with(std::move(words), R"({"distributed_type": "MULTI_GPU", "num_processes": 2, )" + more + '}'));
+  };
+  CHECK(gpus(R"("gpu_ids": "0")") == codes{errc::value_error});
+  CHECK(gpus(R"("gpu_ids": "0", "num_machines": 2)").empty());
+  CHECK(gpus(R"("gpu_ids": "0,1")").empty());
+  CHECK(gpus(R"("gpu_ids": "all")").empty());
+  CHECK(gpus(R"("gpu_ids": "0")", {"--gpu_ids=0,1"}).empty());
+  auto const one = resolved(R"({"distributed_type": "MULTI_GPU", "num_processes": 2, "gpu_ids": "0"})");
+  CHECK(find(one, errc::value_error, "gpu_ids is \"0\", which is one GPU")->where.pointer == "/gpu_ids");
+  CHECK(errors(resolved(fsdp_text("\"gpu_ids\": \"0\"", ""))).empty());  // FSDP's launcher does not ask
+}
+
 TEST_CASE("values travel as Python's text") {
   auto const text = [](char const* v) {
     return variable(resolved(fsdp_text("", std::string{"\"fsdp_ignored_modules\": "} + v)), "FSDP_IGNORED_MODULES");
