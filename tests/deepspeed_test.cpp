@@ -681,6 +681,26 @@ TEST_CASE("a batch size that is no number: every one is named, with what is allo
 }
 
 // Source: DeepSpeed@edaa7221:deepspeed/runtime/config.py:715-727: neither exception is caught.
+// Source: DeepSpeed@edaa7221:deepspeed/__init__.py:203-206, runtime/config.py:718-722.
+TEST_CASE("data_parallel_size beside sequence_parallel_size makes a mesh, which the batch counts by") {
+  auto const with = [](std::string_view members, std::size_t world, bool zero_init = false) {
+    return resolved(members, {.world = world, .zero_init = zero_init});
+  };
+  auto const r = with("sequence_parallel_size: 2, data_parallel_size: 4", 8);
+  CHECK_FALSE(r.has_errors());
+  CHECK(r.find("batch.world_size")->value == "4");  // an integer, as no division makes it a float
+  CHECK(has(r.find("batch.world_size")->reason, "data_parallel_size"));
+  CHECK(with("sequence_parallel_size: 2", 8).find("batch.world_size")->value == "4.0");
+  auto const large = with("sequence_parallel_size: 4, data_parallel_size: 4", 8);
+  REQUIRE(find(large, errc::mesh_mismatch));
+  CHECK(find(large, errc::mesh_mismatch)->upstream ==
+        "RuntimeError (torch): Mesh should not be bigger than default world size 8, but found 16 ranks!");
+  CHECK(find(with("sequence_parallel_size: 2, data_parallel_size: 2", 8), errc::mesh_mismatch)->level ==
+        severity::warning);
+  CHECK(find(with("sequence_parallel_size: 2, data_parallel_size: \"4\"", 8), errc::wrong_type)->where.pointer ==
+        "/data_parallel_size");
+}
+
 TEST_CASE("a sequence_parallel_size that the ranks cannot be divided by is refused") {
   auto const upstream = [](std::string_view size, std::optional<std::size_t> world) {
     auto const r = decide(read("train_micro_batch_size_per_gpu: 1\nsequence_parallel_size: " + std::string{size}),

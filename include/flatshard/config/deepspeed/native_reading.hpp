@@ -312,12 +312,17 @@ inline native_reading read_natively(value const& config, node const& root, std::
                 {"AssertionError", "deepspeed", "GDS currently only supported for CUDA accelerator"});
   detail::merge_moments(std::move(found), when, out);
   // the division of the ranks comes first, and ends the reading
-  bool const divided = elastic || divides_ranks(communicator, placed_root["sequence_parallel_size"], when, last);
-  auto result = elastic || !divided
-                    ? batch_result{}
-                    : complete_batch({config["train_batch_size"], config["train_micro_batch_size_per_gpu"],
-                                      config["gradient_accumulation_steps"],
-                                      batch_world(communicator, config["sequence_parallel_size"])});
+  bool const mesh = !elastic && communicator && makes_mesh(placed_root, when);
+  auto const of_mesh = mesh ? ranks_of_mesh(placed_root, *communicator, when, last) : std::nullopt;
+  bool const divided =
+      elastic ||
+      (mesh ? of_mesh.has_value() : divides_ranks(communicator, placed_root["sequence_parallel_size"], when, last));
+  auto result =
+      elastic || !divided
+          ? batch_result{}
+          : complete_batch({config["train_batch_size"], config["train_micro_batch_size_per_gpu"],
+                            config["gradient_accumulation_steps"],
+                            of_mesh ? value{*of_mesh} : batch_world(communicator, config["sequence_parallel_size"])});
   report_batch_fault(result, root, f, when, last);
   if (!result.fault && !elastic && divided) read.batch = std::move(result);
   detail::check_sections(placed_root, read, when, last);
