@@ -268,6 +268,15 @@ TEST_CASE("parallelism_config: the mesh, and sizes that fit nothing") {
   CHECK(find(larger, errc::mesh_mismatch)->upstream.starts_with("RuntimeError (torch)"));
   CHECK(errors(with("\"parallelism_config_dp_shard_size\": 4")) == codes{errc::mesh_mismatch});
   CHECK(errors(with("\"parallelism_config_dp_shard_size\": 0")) == codes{errc::mesh_mismatch});
+  // Source: accelerate@16cb6eb8:src/accelerate/parallelism_config.py, __post_init__.
+  auto const pure = with("\"parallelism_config_dp_replicate_size\": 4, \"parallelism_config_tp_size\": 2");
+  CHECK(errors(pure) == codes{errc::mesh_mismatch});
+  CHECK(find(pure, errc::mesh_mismatch)->upstream.starts_with("ValueError (accelerate): Tensor/Context parallelism"));
+  for (std::string const key : {"cp_backend", "sp_backend"}) {
+    auto const r = with("\"parallelism_config_dp_shard_size\": 8, \"parallelism_config_" + key + "\": \"x\"");
+    CHECK(errors(r) == codes{errc::unknown_name});
+    CHECK(find(r, errc::unknown_name)->upstream.starts_with("ValueError (accelerate): " + key + " must be one of ["));
+  }
   CHECK(errors(with("\"parallelism_config_dp_shard_size\": \"x\"")) == codes{errc::bad_number});
   CHECK(errors(with("\"parallelism_config_cp_size\": \"2\", \"parallelism_config_dp_shard_size\": 4")) ==
         codes{errc::wrong_type});
