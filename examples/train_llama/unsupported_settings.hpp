@@ -48,6 +48,11 @@ inline void refuse_optimizer(flatshard::resolution const& r, setup_arguments con
                  [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
   auto const& decoupled = r.policies.deepspeed_config["optimizer"]["params"]["adam_w_mode"];
   bool const plain = name == "adam" && decoupled.present() && !truthy(decoupled);
+  if (name == "none")  // no type
+    refuse(
+        flatshard::errc::other, place_of(r, "optimizer.type", args.config),
+        "the optimizer section has no type, so that DeepSpeed builds no optimizer from it; write \"type\": \"AdamW\", "
+        "or leave the section out");
   if ((name != "adam" && name != "adamw") || plain)
     refuse(flatshard::errc::other, place_of(r, "optimizer.type", args.config),
            "the optimizer is " + wanted.type + (plain ? " with adam_w_mode off" : "") +
@@ -56,7 +61,7 @@ inline void refuse_optimizer(flatshard::resolution const& r, setup_arguments con
        {std::pair{"lr", wanted.learning_rate}, {"eps", wanted.eps}, {"weight_decay", wanted.weight_decay}})
     if (number && !not_negative(*number))
       refuse(flatshard::errc::out_of_range, place_of(r, std::string{"optimizer."} + key, args.config),
-             fmt::format("found {}, a number of at least 0 is needed", *number));
+             fmt::format("found {}, a finite number of at least 0 is needed", *number));
   if (wanted.betas)
     for (auto const beta : *wanted.betas)
       if (!(beta >= 0 && beta < 1))
