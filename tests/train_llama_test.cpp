@@ -754,6 +754,8 @@ TEST_CASE("an optimizer that is not AdamW is refused, and betas that are none") 
             "found \"nonsense\", a name of DeepSpeed's optimizers or of torch.optim"));
   CHECK(has(with("{}").err, "error: the optimizer section has no type, so that DeepSpeed builds no optimizer from it"));
   CHECK(has(with(R"({"type": "AdamW", "params": {"lr": 1e999}})").err, "found inf, a finite number of at least 0"));
+  auto const infinite = run(folder.options("o.json", 1, {"--steps", "1", "--lr", "inf"}));
+  CHECK(has(infinite.err, "--lr: must be a finite number of at least 0"));
   CHECK(has(with(R"({"type": "Adam", "params": {"adam_w_mode": false}})").err, "Adam with adam_w_mode off"));
   for (std::string const type : {"Adam", "AdamW", "adamw", "ADAM"}) {
     CAPTURE(type);
@@ -804,7 +806,7 @@ TEST_CASE("a scheduler, adapters and numbers that AdamW does not take are refuse
   for (std::string const setting : {"lr", "eps", "weight_decay"})
     refused("n.json",
             deepspeed(false, "0", R"(, "optimizer": {"type": "AdamW", "params": {")" + setting + R"(": -1}})"),
-            "/optimizer/params/" + setting + ": error: found -1, a number of at least 0 is needed");
+            "/optimizer/params/" + setting + ": error: found -1, a finite number of at least 0 is needed");
   auto const own = [](std::string const& more) { return R"({"dist_config": {"name": "fsdp2"}, )" + more + "}"; };
   for (std::string const rate : {"-1", "NaN", "\"fast\"", "true", "[1]"})
     refused("r.json", own(R"("learning_rate": )" + rate), "/learning_rate: error: found ");

@@ -107,7 +107,7 @@ int main(int argc, char** argv) {
     if (!args.tokens.empty() && !args.data.empty()) throw CLI::ExcludesError("--tokens", "--data");
     for (auto const& [name, number] :
          {std::pair{"--lr", args.lr}, {"--max-grad-norm", args.max_grad_norm}, {"--grad-scale", args.grad_scale}})
-      if (!trainer::not_negative(number)) throw CLI::ValidationError(name, "must be a number of at least 0");
+      if (!trainer::not_negative(number)) throw CLI::ValidationError(name, "must be a finite number of at least 0");
   } catch (CLI::CallForHelp const&) {
     fmt::print("{}", app.help());
     if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return 0;

@@ -56,7 +56,7 @@ struct resolved_file {
   if (!rate.present() || rate->is(flatshard::value_kind::null)) return out;
   if (!rate->is_number() || !not_negative(*rate->number()))
     refuse(flatshard::errc::out_of_range, rate.where(),
-           "found " + to_json(*rate) + ", a number of at least 0 is needed");
+           "found " + to_json(*rate) + ", a finite number of at least 0 is needed");
   out.learning_rate = rate->number();
   return out;
 }
