@@ -229,9 +229,10 @@ TEST_CASE("what is left as auto, and objects that the client brings") {
   CHECK(own.policies.optimizer->betas->at(1) == 0.95);
   CHECK(own.policies.optimizer->weight_decay == 0.1);
   CHECK(own.find("optimizer.lr")->source.pointer == "/optimizer/params/lr");
-  CHECK(errors(with(
-            R"({"zero_optimization": {"stage": 2}, "optimizer": {"type": "Adam", "params": {"lr": "a", "betas": [1]}}})",
-            {.world = 8, .client_optimizer = false})) == 2);
+  CHECK(
+      errors(with(
+          R"({"zero_optimization": {"stage": 2}, "optimizer": {"type": "Adam", "params": {"lr": "a", "betas": [1]}}})",
+          {.world = 8, .client_optimizer = false})) == 2);
 }
 
 TEST_CASE("environment: accelerate's variables fill auto and nothing else") {
