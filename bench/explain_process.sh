@@ -30,5 +30,5 @@ done
 measure examples/configs/fsdp2_bf16.yaml --profile llamafactory
 folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
-echo '{"mesh": [8], "policy": {"param_dtype": "bf16", "reduce_dtype": "fp32"}}' >"$folder/call.json"
+echo '{"mesh": [8], "mp_policy": {"param_dtype": "bf16", "reduce_dtype": "fp32"}}' >"$folder/call.json"
 measure "$folder/call.json" --profile torch

@@ -52,7 +52,7 @@ constexpr std::string_view concrete = R"({
 constexpr std::string_view call = R"({
   "mesh": [8],
   "reshard_after_forward": true,
-  "policy": { "param_dtype": "bf16", "reduce_dtype": "fp32" },
+  "mp_policy": { "param_dtype": "bf16", "reduce_dtype": "fp32" },
   "storage": "fp32"
 }
 )";

@@ -329,7 +329,9 @@ TEST_CASE("prepare: loaders, placeholders, what is left as auto") {
   CHECK_FALSE(find(without, errc::optimizer_conflict));
   CHECK(find(without, errc::auto_unresolved));
   auto const tensor_parallel = decide(text(R"(, "tensor_parallel": {"autotp_size": "2"})"), profile::accelerate, f);
-  CHECK(find(tensor_parallel, errc::wrong_type));
+  CHECK(find(tensor_parallel, errc::wrong_type)->upstream.starts_with("TypeError (accelerate)"));
+  auto const trainer = decide(text(R"(, "tensor_parallel": {"autotp_size": "2"})"), profile::transformers_v5, f);
+  CHECK(find(trainer, errc::wrong_type)->upstream.starts_with("TypeError (transformers)"));
 }
 
 TEST_CASE("Transformers: auto becomes the argument, what differs is a late mismatch with its place") {

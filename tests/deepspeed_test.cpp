@@ -155,6 +155,13 @@ TEST_CASE("strict JSON says which reader would accept a text") {
     CHECK(parse_hjson(text).has_value());
   }
   CHECK_FALSE(has(parse_json("{,,}").error().problems[0].detail, "hjson"));
+  // no text of another kind is meant for that reader
+  for (std::string_view const text : {"", "{a: 1}", "\xEF\xBB\xBF{}"}) {
+    auto const other = parse_json(text, "config.json", json_text::other);
+    REQUIRE_FALSE(other.has_value());
+    CHECK_FALSE(has(other.error().problems[0].detail, "hjson"));
+    CHECK(has(parse_json(text).error().problems[0].detail, "hjson"));
+  }
 }
 
 TEST_CASE("what deepspeed.initialize takes: a path, or base64 in which the last of repeated keys counts") {
@@ -433,6 +440,188 @@ TEST_CASE(
   CHECK_FALSE(find(resolved("sparse_attention: {mode: \"x\"}", released("0.19.7")), errc::unknown_name));
 }
 
+// Source: DeepSpeed@edaa7221:deepspeed/compression/config.py, runtime/data_pipeline/config.py,
+// runtime/model_checkpointing/config.py, runtime/config.py (_do_warning_check).
+TEST_CASE("what lies below compression_training, data_efficiency and checkpoint.writer, and what is touched last") {
+  struct row {
+    std::string_view text, upstream, pointer;
+  };
+  auto const groups = "different_groups: {}";
+  for (
+      auto const& one :
+      {row{"compression_training: {weight_quantization: 5}", "AttributeError (deepspeed): 'int' object has no attri",
+           "/compression_training/weight_quantization"},
+       row{"compression_training: {layer_reduction: true}", "AttributeError (deepspeed): 'bool' object has no attrib",
+           "/compression_training/layer_reduction"},
+       row{"compression_training: {row_pruning: {}}", "KeyError (deepspeed): 'different_groups'",
+           "/compression_training/row_pruning"},
+       row{"compression_training: {row_pruning: {shared_parameters: {enabled: true}}}",
+           "AssertionError (deepspeed): row pruning is enabled, different_groups", "/compression_training/row_pruning"},
+       row{"compression_training: {weight_quantization: {shared_parameters: {rounding: \"nearst\"}, different_groups: "
+           "{}}}",
+           "AssertionError (deepspeed): Invalid weight quantize rounding. Supported types: [nearest, stochastic]",
+           "/compression_training/weight_quantization/shared_parameters/rounding"},
+       row{"compression_training: {sparse_pruning: {shared_parameters: {method: \"snip_momentum\", dense_ratio: 1},"
+           "different_groups: {}}}",
+           "AssertionError (deepspeed): Invalid dense_ratio value. Must be less than 1",
+           "/compression_training/sparse_pruning/shared_parameters/dense_ratio"},
+       row{"compression_training: {sparse_pruning: {shared_parameters: {method: \"snip_momentum\", schedule_offset: 9, "
+           "schedule_offset_end: 8}, different_groups: {}}}",
+           "AssertionError (deepspeed): Invalid schedule_offset and schedule_offset_end values",
+           "/compression_training/sparse_pruning/shared_parameters/schedule_offset_end"},
+       row{"compression_training: {head_pruning: {shared_parameters: {enabled: true}, different_groups: {}}}",
+           "AssertionError (deepspeed): num_heads must be specified for head pruning",
+           "/compression_training/head_pruning/shared_parameters"},
+       row{"compression_training: {activation_quantization: {different_groups: {a: {params: {}}}}}",
+           "AssertionError (deepspeed): bits must be specified for activation quantization group a",
+           "/compression_training/activation_quantization/different_groups/a/params"},
+       row{"compression_training: {channel_pruning: {different_groups: {a: {}}}}", "KeyError (deepspeed): 'params'",
+           "/compression_training/channel_pruning/different_groups/a"},
+       row{"compression_training: {channel_pruning: {different_groups: {a: 3}}}",
+           "TypeError (deepspeed): 'int' object is not subscriptable",
+           "/compression_training/channel_pruning/different_groups/a"},
+       row{"data_efficiency: {data_sampling: 5}", "AttributeError (deepspeed): 'int' object has no attribute 'get'",
+           "/data_efficiency/data_sampling"},
+       row{"data_efficiency: {data_sampling: {curriculum_learning: {enabled: true}}}",
+           "AssertionError (deepspeed): Curriculum learning is enabled, curriculum_metrics must be specified",
+           "/data_efficiency/data_sampling/curriculum_learning"},
+       row{"data_efficiency: {data_sampling: {dynamic_batching: {enabled: true}}}",
+           "AssertionError (deepspeed): Dynamic batching is enabled, so max_tokens",
+           "/data_efficiency/data_sampling/dynamic_batching"},
+       row{"data_efficiency: {data_sampling: {dynamic_batching: {min_batch_size: \"x\"}}}",
+           "ValueError (deepspeed): invalid literal for int() with base 10: 'x'",
+           "/data_efficiency/data_sampling/dynamic_batching/min_batch_size"},
+       row{"data_efficiency: {data_routing: {random_ltd: []}}", "AttributeError (deepspeed): 'list' object has no",
+           "/data_efficiency/data_routing/random_ltd"},
+       row{"checkpoint: {writer: {type: \"quick\"}}",
+           "AssertionError (deepspeed): writer contains invalid value QUICK for type", "/checkpoint/writer/type"},
+       row{"checkpoint: {writer: {data_parallel: 1}}",
+           "AttributeError (deepspeed): 'int' object has no attribute 'upper'", "/checkpoint/writer/data_parallel"},
+       row{"autotuning: {model_info: 1}", "AttributeError (deepspeed): 'int' object has no attribute 'get'",
+           "/autotuning/model_info"},
+       row{"vocabulary_size: \"many\"", "TypeError (deepspeed): not all arguments converted", "/vocabulary_size"},
+       row{"vocabulary_size: [1]", "TypeError (deepspeed): unsupported operand type(s) for %: 'list' and 'int'",
+           "/vocabulary_size"},
+       row{"optimizer: {type: \"Adam\", params: 5}", "AttributeError (deepspeed): 'int' object has no attribute 'keys'",
+           "/optimizer/params"},
+       row{"optimizer: {type: \"Adam\", params: {max_grad_norm: \"x\"}}",
+           "TypeError (deepspeed): '>' not supported between instances of 'str' and 'int'",
+           "/optimizer/params/max_grad_norm"}}) {
+    auto const r = resolved(one.text);
+    REQUIRE_MESSAGE(first_error(r), one.text);
+    CHECK_MESSAGE(first_error(r)->upstream.starts_with(one.upstream), first_error(r)->upstream);
+    CHECK(first_error(r)->where.pointer == one.pointer);
+  }
+  for (std::string const fine :
+       {"compression_training: {weight_quantization: {shared_parameters: {enabled: true}, different_groups: "
+        "{a: {params: {start_bits: 8, target_bits: 8}}}}, layer_reduction: {enabled: true}}",
+        "compression_training: {sparse_pruning: {shared_parameters: {method: \"snip_momentum\", enabled: true}, "
+        "different_groups: {}}}",
+        "data_efficiency: {data_sampling: {dynamic_batching: {enabled: true, max_tokens: \"7\", min_batch_size: 2.5}}}",
+        "checkpoint: {writer: {type: \"fast\", data_parallel: null}}", "checkpoint: {writer: null}",
+        "vocabulary_size: 32001", "vocabulary_size: \"\"", "optimizer: {params: 5}", "autotuning: {model_info: null}"})
+    CHECK_MESSAGE(!resolved(fine).has_errors(), fine, ": ", first_error(resolved(fine))->detail);
+  CHECK(has(first_error(resolved("compression_training: {head_pruning: {shared_parameters: {method: \"topc\"}, " +
+                                 std::string{groups} + "}}"))
+                ->detail,
+            "allowed: l1, topk; did you mean \"topk\"?"));
+  facts host;
+  host.device = device_kind::cpu;
+  CHECK(has(first_error(resolved("aio: {use_gds: true}", host))->upstream, "GDS currently only supported for CUDA"));
+  CHECK_FALSE(resolved("aio: {use_gds: true}").has_errors());
+}
+
+TEST_CASE("keys that upstream knows, knows elsewhere, or no longer reads") {
+  auto const r = resolved("datastates_ckpt: true\nmanaged_gradient_accumulation: true\nuse_node_local_storage: true");
+  CHECK_FALSE(find(r, errc::unknown_key));
+  CHECK(has(find(r, errc::wrong_section)->detail, "\"use_node_local_storage\" belongs into checkpoint"));
+  for (auto const* const key : {"eigenvalue", "quantize_training"}) {
+    auto const text = std::string{key} + ": 5";  // of whatever kind
+    CHECK_FALSE(resolved(text).has_errors());
+    CHECK(find(resolved(text), errc::ignored_key)->where.pointer == std::string{"/"} + key);
+    CHECK_FALSE(find(resolved(text, released("0.19.8")), errc::ignored_key));
+    CHECK(find(resolved(text, released("0.19.8")), errc::removed_key));
+  }
+}
+
+// Source: DeepSpeed@edaa7221:deepspeed/runtime/zero/stage_1_and_2.py:305-351, stage3.py:383-389, engine.py:1690-2045,
+// 3390.
+TEST_CASE("what the engine refuses about reductions, disks and printing") {
+  struct row {
+    std::string_view text, when, upstream;
+  };
+  for (auto const& one :
+       {row{"gradient_predivide_factor: 2, zero_optimization: {stage: 3}", at_engine,
+            "AssertionError (deepspeed): gradient_predivide_factor != 1.0 is not yet supported with ZeRO-3"},
+        row{"prescale_gradients: true, zero_optimization: {stage: 2}", at_engine,
+            "AssertionError (deepspeed): pre-scale gradients is not yet supported with ZeRO-2 with reduce scatter"},
+        row{"zero_optimization: {stage: 1, allgather_bucket_size: 3}", at_engine,
+            "AssertionError (deepspeed): allgather_bucket_size must be a multiple"},
+        row{"zero_optimization: {stage: 3, offload_param: {device: \"nvme\"}}", at_engine,
+            "TypeError (deepspeed): expected str, bytes or os.PathLike object, not NoneType"},
+        row{"zero_optimization: {stage: 3, offload_optimizer: {device: \"nvme\"}}", at_engine,
+            "TypeError (deepspeed): expected str, bytes or os.PathLike object, not NoneType"},
+        row{"steps_per_print: \"auto\"", at_first_step,
+            "TypeError (deepspeed): unsupported operand type(s) for %: 'int' and 'str'"},
+        row{"steps_per_print: 0", at_first_step, "ZeroDivisionError (deepspeed)"}}) {
+    auto const r = resolved(one.text);
+    REQUIRE_MESSAGE(first_error(r), one.text);
+    CHECK_MESSAGE(first_error(r)->upstream.starts_with(one.upstream), first_error(r)->upstream);
+    CHECK(first_error(r)->when == one.when);
+  }
+  for (std::string_view const fine :
+       {"gradient_predivide_factor: 1.0, zero_optimization: {stage: 3}",
+        "gradient_predivide_factor: 2, zero_optimization: {stage: 3, reduce_scatter: false}",
+        "prescale_gradients: true, zero_optimization: {stage: 1}",
+        "prescale_gradients: true, gradient_allreduce_op: \"sum\", zero_optimization: {stage: 2}",
+        "zero_optimization: {stage: 3, allgather_bucket_size: 3}",
+        "zero_optimization: {stage: 2, offload_optimizer: {device: \"nvme\"}}",
+        "zero_optimization: {stage: 3, offload_param: {device: \"nvme\", nvme_path: \"/d\"}}", "steps_per_print: null"})
+    CHECK_MESSAGE(!resolved(fine).has_errors(), fine);
+  CHECK(find(resolved("gradient_predivide_factor: \"auto\""), errc::trap)->when == at_first_step);
+  auto const disk = "zero_optimization: {stage: 3, offload_param: {device: \"nvme\"}}";
+  auto const built = resolved(disk, {.zero_init = true});
+  REQUIRE(find(built, errc::key_missing));
+  CHECK(find(built, errc::key_missing)->when == at_load);
+  CHECK(has(find(built, errc::key_missing)->upstream, "AssertionError (deepspeed): \"nvme_path\" in DeepSpeed Config"));
+  auto const sequential = resolved("zero_optimization: {stage: 3, stage3_allgather_sequential: true}");
+  CHECK(has(find(sequential, errc::trap)->detail, "sets stage3_prefetch_bucket_size to 1"));
+  CHECK(find(resolved("dump_state: \"false\""), errc::string_as_bool)->where.pointer == "/dump_state");
+  document const infinite{value::object(
+      {{"train_micro_batch_size_per_gpu", 1}, {"fp16", value::object({{"loss_scale", value::number("Infinity")}})}})};
+  CHECK(has(first_error(decide(infinite, profile::deepspeed, {}))->detail, "allowed: a finite number of at least 0"));
+}
+
+TEST_CASE("what the engine refuses about optimizers") {
+  facts built;
+  built.client_optimizer = false;
+  auto const typo = resolved("optimizer: {type: \"AdmW\"}", built);
+  REQUIRE(find(typo, errc::unsupported_optimizer));
+  CHECK(find(typo, errc::unsupported_optimizer)->upstream ==
+        "AssertionError (deepspeed): AdmW is not a supported DeepSpeed Optimizer");
+  CHECK(has(find(typo, errc::unsupported_optimizer)->detail, "did you mean \"AdamW\"?"));
+  CHECK_FALSE(resolved("optimizer: {type: \"AdmW\"}").has_errors());  // the program brings its own
+  CHECK(has(find(resolved("optimizer: {type: \"AdmW\"}"), errc::trap)->upstream, "if the optimizer is built from"));
+  for (std::string_view const known : {"Adam", "ADAMW", "SGD", "NAdam", "OneBitAdam"})
+    CHECK_FALSE(resolved("optimizer: {type: \"" + std::string{known} + "\"}", built).has_errors());
+  built.upstream.deepspeed = version_number{0, 19, 7};
+  CHECK(find(resolved("optimizer: {type: \"OneBitAdam\"}", built), errc::unsupported_optimizer));
+  auto const none = resolved("optimizer: {params: {lr: 1}}");
+  CHECK(none.find("optimizer.type")->value == "none");
+  CHECK(has(none.find("optimizer.type")->reason, "absent: DeepSpeed builds no optimizer from the section"));
+  facts own;
+  own.optimizer_class = "Sophia";
+  CHECK(find(resolved("zero_optimization: {stage: 1}", own), errc::untested_optimizer));
+  CHECK_FALSE(resolved("", own).has_errors());
+  CHECK_FALSE(resolved("zero_allow_untested_optimizer: true, zero_optimization: {stage: 1}", own).has_errors());
+  own.optimizer_class = "AdamW";
+  auto const offloaded = "zero_optimization: {stage: 2, offload_optimizer: {device: \"cpu\"}}";
+  CHECK(has(find(resolved(offloaded, own), errc::trap)->upstream, "ZeRORuntimeException (deepspeed)"));
+  CHECK_FALSE(find(resolved("zero_force_ds_cpu_optimizer: false, " + std::string{offloaded}, own), errc::trap));
+  own.optimizer_class = "DeepSpeedCPUAdam";
+  CHECK_FALSE(find(resolved(offloaded, own), errc::trap));
+}
+
 TEST_CASE("buffers: kept since 0.19.2, cast with the whole module before") {
   auto const buffers = [](std::string_view members, facts const& f) {
     auto const r = decide(read("train_micro_batch_size_per_gpu: 1\n" + std::string{members}), profile::deepspeed, f);
@@ -492,6 +681,26 @@ TEST_CASE("a batch size that is no number: every one is named, with what is allo
 }
 
 // Source: DeepSpeed@edaa7221:deepspeed/runtime/config.py:715-727: neither exception is caught.
+// Source: DeepSpeed@edaa7221:deepspeed/__init__.py:203-206, runtime/config.py:718-722.
+TEST_CASE("data_parallel_size beside sequence_parallel_size makes a mesh, which the batch counts by") {
+  auto const with = [](std::string_view members, std::size_t world, bool zero_init = false) {
+    return resolved(members, {.world = world, .zero_init = zero_init});
+  };
+  auto const r = with("sequence_parallel_size: 2, data_parallel_size: 4", 8);
+  CHECK_FALSE(r.has_errors());
+  CHECK(r.find("batch.world_size")->value == "4");  // an integer, as no division makes it a float
+  CHECK(has(r.find("batch.world_size")->reason, "data_parallel_size"));
+  CHECK(with("sequence_parallel_size: 2", 8).find("batch.world_size")->value == "4.0");
+  auto const large = with("sequence_parallel_size: 4, data_parallel_size: 4", 8);
+  REQUIRE(find(large, errc::mesh_mismatch));
+  CHECK(find(large, errc::mesh_mismatch)->upstream ==
+        "RuntimeError (torch): Mesh should not be bigger than default world size 8, but found 16 ranks!");
+  CHECK(find(with("sequence_parallel_size: 2, data_parallel_size: 2", 8), errc::mesh_mismatch)->level ==
+        severity::warning);
+  CHECK(find(with("sequence_parallel_size: 2, data_parallel_size: \"4\"", 8), errc::wrong_type)->where.pointer ==
+        "/data_parallel_size");
+}
+
 TEST_CASE("a sequence_parallel_size that the ranks cannot be divided by is refused") {
   auto const upstream = [](std::string_view size, std::optional<std::size_t> world) {
     auto const r = decide(read("train_micro_batch_size_per_gpu: 1\nsequence_parallel_size: " + std::string{size}),

@@ -207,6 +207,34 @@ TEST_CASE("words of the launcher win over the file, the file over the environmen
   CHECK(resolved(fsdp_text("", ""), f).policies.backend == backend_kind::simple);
 }
 
+// Source: accelerate@16cb6eb8:src/accelerate/commands/launch.py:1196-1256.
+TEST_CASE("launchers that exclude each other, and one GPU for several processes") {
+  auto const with = [](std::vector<std::string> words, std::string const& text) {
+    facts f;
+    f.accelerator.launcher = std::move(words);
+    return resolved(text, f);
+  };
+  auto const fsdp = fsdp_text("", "");
+  CHECK(find(with({"--use_fsdp", "--multi_gpu"}, fsdp), errc::value_error)->upstream ==
+        "ValueError (accelerate): You can only use one of `--cpu`, `--multi_gpu`, `--tpu`, `--use_deepspeed`, "
+        "`--use_fsdp` at a time.");
+  CHECK(errors(with({"--use_fsdp"}, fsdp)).empty());
+  CHECK(errors(with({"--multi_gpu", "--num_processes=1"}, fsdp)) == codes{errc::value_error});
+  CHECK(errors(with({"--multi_gpu", "--num_processes=2"}, fsdp)).empty());
+  CHECK(errors(with({"--use_parallelism_config"}, fsdp)) == codes{errc::value_error});
+  auto const gpus = [&](std::string const& more, std::vector<std::string> words = {}) {
+    return errors(with(std::move(words), R"({"distributed_type": "MULTI_GPU", "num_processes": 2, )" + more + '}'));
+  };
+  CHECK(gpus(R"("gpu_ids": "0")") == codes{errc::value_error});
+  CHECK(gpus(R"("gpu_ids": "0", "num_machines": 2)").empty());
+  CHECK(gpus(R"("gpu_ids": "0,1")").empty());
+  CHECK(gpus(R"("gpu_ids": "all")").empty());
+  CHECK(gpus(R"("gpu_ids": "0")", {"--gpu_ids=0,1"}).empty());
+  auto const one = resolved(R"({"distributed_type": "MULTI_GPU", "num_processes": 2, "gpu_ids": "0"})");
+  CHECK(find(one, errc::value_error, "gpu_ids is \"0\", which is one GPU")->where.pointer == "/gpu_ids");
+  CHECK(errors(resolved(fsdp_text("\"gpu_ids\": \"0\"", ""))).empty());  // FSDP's launcher does not ask
+}
+
 TEST_CASE("values travel as Python's text") {
   auto const text = [](char const* v) {
     return variable(resolved(fsdp_text("", std::string{"\"fsdp_ignored_modules\": "} + v)), "FSDP_IGNORED_MODULES");
@@ -240,6 +268,15 @@ TEST_CASE("parallelism_config: the mesh, and sizes that fit nothing") {
   CHECK(find(larger, errc::mesh_mismatch)->upstream.starts_with("RuntimeError (torch)"));
   CHECK(errors(with("\"parallelism_config_dp_shard_size\": 4")) == codes{errc::mesh_mismatch});
   CHECK(errors(with("\"parallelism_config_dp_shard_size\": 0")) == codes{errc::mesh_mismatch});
+  // Source: accelerate@16cb6eb8:src/accelerate/parallelism_config.py, __post_init__.
+  auto const pure = with("\"parallelism_config_dp_replicate_size\": 4, \"parallelism_config_tp_size\": 2");
+  CHECK(errors(pure) == codes{errc::mesh_mismatch});
+  CHECK(find(pure, errc::mesh_mismatch)->upstream.starts_with("ValueError (accelerate): Tensor/Context parallelism"));
+  for (std::string const key : {"cp_backend", "sp_backend"}) {
+    auto const r = with("\"parallelism_config_dp_shard_size\": 8, \"parallelism_config_" + key + "\": \"x\"");
+    CHECK(errors(r) == codes{errc::unknown_name});
+    CHECK(find(r, errc::unknown_name)->upstream.starts_with("ValueError (accelerate): " + key + " must be one of ["));
+  }
   CHECK(errors(with("\"parallelism_config_dp_shard_size\": \"x\"")) == codes{errc::bad_number});
   CHECK(errors(with("\"parallelism_config_cp_size\": \"2\", \"parallelism_config_dp_shard_size\": 4")) ==
         codes{errc::wrong_type});
@@ -446,6 +483,42 @@ TEST_CASE("LLaMA-Factory before 28a6ea1cd: mixed_precision of dist_config decide
   f.upstream.llamafactory = before;
   auto const deepspeed = decide(file(R"({"zero_optimization": {"stage": 3}})"), profile::llamafactory, f);
   CHECK(find(deepspeed, errc::unsupported, "--profile accelerate"));
+}
+
+// Source: LLaMA-Factory@ff6d4d12e:src/llamafactory/v1/config/training_args.py, core/base_trainer.py,
+// plugins/trainer_plugins/distributed/interface.py.
+TEST_CASE("LLaMA-Factory: what a batching strategy needs, and a backend that is not decided here") {
+  auto const of = [](std::string const& members, std::string_view release = {}) {
+    facts f{.world = 2};
+    f.form = config_form::llamafactory_dict;
+    if (!release.empty()) f.upstream.llamafactory = version_number_of(release);
+    return decide(file("{" + members + R"(, "dist_config": {"name": "fsdp2"}})"), profile::llamafactory, f);
+  };
+  CHECK(errors(of(R"("batching_strategy": "dynamic_batching")")) == codes{errc::value_error});
+  CHECK(errors(of(R"("batching_strategy": "dynamic_batching", "max_steps": 0, "save_epochs": 1)")) ==
+        codes{errc::value_error, errc::value_error});
+  CHECK(errors(of(R"("batching_strategy": "dynamic_batching", "max_steps": 5, "save_epochs": null)")).empty());
+  CHECK(errors(of(R"("batching_strategy": "dynamic_batching", "max_steps": 5, "micro_batch_size": 2.5)")).empty());
+  CHECK(errors(of(R"("batching_strategy": "normal", "micro_batch_size": 2.5)")) == codes{errc::bad_batch_size});
+  auto const packed = of(R"("batching_strategy": "padding_free")");
+  CHECK(errors(packed) == codes{errc::needs_flash_attention});
+  CHECK(find(packed, errc::needs_flash_attention)->where.pointer == "/batching_strategy");
+  CHECK(errors(of(R"("batching_strategy": "padding_free", "flash_attn": "flash_attention_2")")).empty());
+  auto const typo = of(R"("batching_strategy": "paddingfree")");
+  CHECK(find(typo, errc::unknown_name, "did you mean \"padding_free\"?")->when == at_train);
+  CHECK(find(typo, errc::unknown_name)->upstream ==
+        "ValueError (llamafactory): Plugin 'paddingfree' is not registered under BatchingPlugin.");
+  CHECK(errors(of(R"("batching_strategy": "padding_free", "bf16": true)", "0.9.4")).empty());  // nothing reads it
+
+  facts f{.world = 2};
+  f.form = config_form::llamafactory_dict;
+  auto const turbo = [&] {
+    return decide(file(R"({"dist_config": {"name": "fsdpturbo"}})"), profile::llamafactory, f);
+  };
+  CHECK(errors(turbo()) == codes{errc::unsupported});  // a name of upstream's: no refusal of its own
+  CHECK(find(turbo(), errc::unsupported)->upstream.empty());
+  f.upstream.llamafactory = version_number_of("0.9.5");
+  CHECK(errors(turbo()) == codes{errc::unknown_backend});
 }
 
 TEST_CASE("without a file the environment and the number of ranks decide") {

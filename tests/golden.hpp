@@ -10,6 +10,7 @@
 #include <iterator>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -35,9 +36,16 @@ class program {
   program() = default;
   program(program const&) = delete;
   ~program() {
+    for (auto const& [profile, count] : by_profile)
+      std::printf("golden profile %s: %zu cases, %zu passed\n", profile.c_str(), count.ran.size(),
+                  count.ran.size() - count.failed.size());
     if (absent != 0 && ran == 0) std::printf("\nskipped: all golden cases, %zu files are absent\n", absent);
   }
+  struct counts {
+    std::set<std::string> ran, failed;  ///< ids; a case may be judged more than once
+  };
   std::size_t absent = 0, ran = 0;
+  std::map<std::string, counts> by_profile;  ///< of cases that belong to one
 };
 inline program whole_program;
 

@@ -74,6 +74,9 @@ void run(std::string_view file, std::set<std::string_view> const& profiles, Judg
       continue;
     }
     ++count.ran;
+    auto& of_profile = whole_program.by_profile[std::string{c["profile"].text()}];
+    of_profile.ran.emplace(c["id"].text());
+    if (!v.empty()) of_profile.failed.emplace(c["id"].text());
     if (v.empty()) {
       ++count.passed;
     } else if (++failed <= 25) {

@@ -229,9 +229,10 @@ TEST_CASE("what is left as auto, and objects that the client brings") {
   CHECK(own.policies.optimizer->betas->at(1) == 0.95);
   CHECK(own.policies.optimizer->weight_decay == 0.1);
   CHECK(own.find("optimizer.lr")->source.pointer == "/optimizer/params/lr");
-  CHECK(errors(with(
-            R"({"zero_optimization": {"stage": 2}, "optimizer": {"type": "x", "params": {"lr": "a", "betas": [1]}}})",
-            {.world = 8, .client_optimizer = false})) == 2);
+  CHECK(
+      errors(with(
+          R"({"zero_optimization": {"stage": 2}, "optimizer": {"type": "Adam", "params": {"lr": "a", "betas": [1]}}})",
+          {.world = 8, .client_optimizer = false})) == 2);
 }
 
 TEST_CASE("environment: accelerate's variables fill auto and nothing else") {
@@ -683,7 +684,7 @@ TEST_CASE("a section that is no object is reported once, at every moment that re
 TEST_CASE("an upstream exception without words ends at its parenthesis") {
   CHECK(to_string(upstream_error{"TypeError", "torch", ""}) == "TypeError (torch)");
   CHECK(to_string(upstream_error{}).empty());
-  auto const r = with(R"({"zero_optimization": {"stage": 2}, "optimizer": {"type": "x", "params": {"lr": "a"}}})",
+  auto const r = with(R"({"zero_optimization": {"stage": 2}, "optimizer": {"type": "Adam", "params": {"lr": "a"}}})",
                       {.world = 8, .client_optimizer = false});
   CHECK(has(find(r, errc::wrong_type)->upstream, "'float' and 'str'"));
   CHECK(name(errc::unsupported) == "unsupported");

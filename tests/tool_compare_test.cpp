@@ -233,7 +233,8 @@ TEST_CASE("--fix: what the front end decides beside the file is told, and a Deep
   auto const r = run({"explain", dir / "train.yaml", "--world", "4", "--fix", dir / "fixed.json"});
   CHECK_MESSAGE(r.code == 0, r.err);
   CHECK_MESSAGE(
-      line_of(r.out, "accelerate").find("activation_checkpointing is false instead of true") != std::string::npos,
+      r.out.find("activation_checkpointing is false instead of true; no file can: the program does it or not: "
+                 "accelerate has no word in it") != std::string::npos,
       r.out);
   CHECK_MESSAGE(line_of(r.out, "accelerate").find("batch.world_size is 4 while the model is built instead of 1") !=
                     std::string::npos,
@@ -262,6 +263,56 @@ TEST_CASE("--fix names what only one side decides") {
   CHECK_MESSAGE(
       line_of(r.out, "deepspeed").find("zero3_loading.dtype is not decided instead of bf16") != std::string::npos,
       r.out);
+}
+
+TEST_CASE("--fix says apart what no file can mend, and what it left out") {
+  folder const dir;
+  auto const report = [&](std::string const& text, std::vector<std::string> words) {
+    spill(dir / "ds.json", text);
+    words.insert(words.begin(), {"explain", dir / "ds.json", "--world", "4", "--fix", "-"});
+    auto r = run(words);
+    CHECK_MESSAGE(r.code == 0, r.err);
+    return r.err;
+  };
+  auto const has_line = [](std::string const& text, std::string_view profile, std::string_view says) {
+    CHECK_MESSAGE(line_of(text, profile).find(says) != std::string::npos, text);
+  };
+  auto const bf16 = report(R"({"train_batch_size": "auto", "bf16": {"enabled": "auto"},
+                               "zero_optimization": {"stage": 3, "cpu_offload": true, "sub_group_size": 5}})",
+                           {});
+  // arguments decide, keys are not read, a program decides
+  has_line(bf16, "transformers-v5", "[mismatch]; no file can: the training arguments decide; give them the same");
+  has_line(bf16, "accelerate",
+           "batch.world_size is 4 while the model is built instead of 1, train_batch_size is 4 while");
+  has_line(bf16, "accelerate", "; no file can: the ranks of the launcher");
+  CHECK_MESSAGE(bf16.find("activation_checkpointing is false instead of true; no file can: the program does it or not: "
+                          "accelerate has no word in it") != std::string::npos,
+                bf16);
+  has_line(bf16, "deepspeed",
+           "zero3_loading is false instead of true, zero3_loading.dtype is not decided instead of bf16; no file can: "
+           "off: the program does not build");
+  CHECK_MESSAGE(
+      bf16.find("left out: /train_batch_size (\"auto\"): the micro batch and the accumulation steps say it") !=
+          std::string::npos,
+      bf16);
+  CHECK_MESSAGE(
+      bf16.find("left out: /zero_optimization/cpu_offload (true): an old or second name") != std::string::npos, bf16);
+  // a profile that never trains so
+  auto const fp16 = report(R"({"train_micro_batch_size_per_gpu": 1, "fp16": {"enabled": true},
+                               "zero_optimization": {"stage": 2}})",
+                           {"--profile", "deepspeed"});
+  has_line(fp16, "llamafactory", "[fp16-unsupported]; no file can: it trains in bf16 or fp32 alone");
+  has_line(fp16, "deepspeed", "the same");
+  CHECK(fp16.find("left out") == std::string::npos);
+  auto const fp32 = report(R"({"bf16": {"enabled": false}, "zero_optimization": {"stage": 2}})", {});
+  has_line(fp32, "llamafactory-review", "precision is bf16 instead of fp32, parameter_storage is bf16 instead of fp32");
+  has_line(fp32, "llamafactory-review", "; no file can: bf16.enabled is false, fp16.enabled is false; bf16 decides");
+  // one that another file could mend
+  auto const optimizer = report(R"({"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "AdamW"},
+                                    "zero_optimization": {"stage": 2}})",
+                                {"--profile", "transformers-v5"});
+  has_line(optimizer, "accelerate", "[optimizer-conflict]; a file without optimizer could");
+  has_line(optimizer, "transformers-v4", "the same");
 }
 
 TEST_CASE("--fix writes nothing where there is nothing to write or something in the way") {

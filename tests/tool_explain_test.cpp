@@ -272,6 +272,26 @@ TEST_CASE("the model's configuration fills bucket sizes") {
   r = run({"explain", dir / "z3.json", "--model", dir / "model"});
   CHECK(r.code == 1);
   CHECK_MESSAGE(r.says("config.json:2:1"), r.err);
+  spill(dir / "model/config.json", "");
+  r = run({"explain", dir / "z3.json", "--model", dir / "model"});
+  CHECK(r.code == 1);
+  CHECK_MESSAGE(!r.says("profile deepspeed"), r.err);  // no reader of configurations accepts a model's
+  r = run({"explain", dir / "z3.json", "--model", dir / "model/config.json"});
+  CHECK(r.code == 1);
+  CHECK_MESSAGE(r.says("model/config.json: this is a file; give the folder that holds it"), r.err);
+}
+
+TEST_CASE("standard output that cannot be written is told with the system's reason") {
+  folder const dir;
+  spill(dir / "z3.json", R"({"zero_optimization": {"stage": 3}})");
+  for (std::string const words : {"", " --json", " --compare", " --fix -"}) {  // at once, or when it is flushed
+    auto const command =
+        std::string{FLATSHARD_TOOL} + " explain " + dir / "z3.json" + words + " >/dev/full 2>" + dir / "err";
+    auto const status = std::system(command.c_str());
+    CHECK(WEXITSTATUS(status) == 1);
+    CHECK_MESSAGE(slurp(dir / "err").ends_with("cannot write to standard output: No space left on device\n"),
+                  slurp(dir / "err"));
+  }
 }
 
 TEST_CASE("what upstream refuses is exit code 1 after everything was printed") {

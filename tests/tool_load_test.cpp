@@ -460,6 +460,7 @@ TEST_CASE("a config.json that declares other tensors is an error with both shape
               "\"64\"",
               {"[model_config]", "config.json", "/hidden_size", "hidden_size is \"64\", a size"}},
              {"hidden_size", "-1", {"hidden_size is -1"}},
+             {"hidden_size", "0", {"\"model.embed_tokens.weight\" has shape [", ", 0]"}},  // upstream builds that model
              {"vocab_size", "99999999999999999999", {"vocab_size is 99999999999999999999"}},
              {"tie_word_embeddings",
               arch == "llama" ? "true" : "false",

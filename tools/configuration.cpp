@@ -213,8 +213,10 @@ configuration_text read_configuration_text(configuration_request const& request)
   if (!request.model.empty() || !request.model_text.empty()) {
     auto const path = request.model.empty() ? std::string{"config.json"}
                                             : (std::filesystem::path{request.model} / "config.json").string();
-    auto const config =
-        request.model.empty() ? fs::parse_json(request.model_text).value() : fs::parse_file(path).value();
+    if (std::error_code ignored; std::filesystem::is_regular_file(request.model, ignored))
+      throw failure{fmt::format("--model {}: this is a file; give the folder that holds it", one_line(request.model))};
+    auto const config = request.model.empty() ? fs::parse_json(request.model_text).value()
+                                              : fs::parse_file(path, fs::json_text::other).value();
     if (!config.value_of_root().is(fs::value_kind::object)) throw failure{one_line(path) + ": this is no object"};
     known.model_config = config.value_of_root();
     known.model_file = path;

@@ -41,24 +41,24 @@ struct declared_model {
                                  [&](family_name const& t) { return config["model_type"]->text() == t.name; });
   if (type == types.end() || config["quantization_config"]->present()) return {};
   bool known = true;
-  auto const size = [&](std::string_view key, std::size_t fallback = 0) -> std::size_t {
+  auto const size = [&](std::string_view key, std::size_t fallback = 0, std::int64_t least = 1) -> std::size_t {
     auto const at = config[key];
     auto const given = at->integer();
-    if (given && *given > 0 && *given < std::int64_t{1} << 31) return static_cast<std::size_t>(*given);
+    if (given && *given >= least && *given < std::int64_t{1} << 31) return static_cast<std::size_t>(*given);
     if (at->present() && !at->is(flatshard::value_kind::null)) {
       flatshard::problem one;
       one.code = flatshard::errc::model_config;
       one.where = at.where();
-      one.detail = fmt::format("{} is {}, a size from 1 to 2147483647 is needed", key, flatshard::to_json(*at));
+      one.detail = fmt::format("{} is {}, a size from {} to 2147483647 is needed", key, flatshard::to_json(*at), least);
       problems.push_back(std::move(one));
     }
-    known = known && fallback != 0;
+    known = known && (fallback != 0 || key == "head_dim");  // which follows from the others
     return fallback;
   };
   declared_model d;
   auto& m = d.shape;
   m.kind = type->kind;
-  m.hidden = size("hidden_size");
+  m.hidden = size("hidden_size", 0, 0);  // upstream builds a model of empty tensors
   m.layers = size("num_hidden_layers");
   m.heads = size("num_attention_heads");
   m.kv_heads = size("num_key_value_heads", m.kind == family::llama ? m.heads : 0);
@@ -84,7 +84,7 @@ struct declared_model {
 /// here: `model_units` reports that.
 [[nodiscard]] inline std::vector<flatshard::problem> declared_problems(flatshard::checkpoint_files const& checkpoint) {
   auto const path = (checkpoint.directory() / "config.json").string();
-  auto const config = flatshard::parse_file(path);
+  auto const config = flatshard::parse_file(path, flatshard::json_text::other);
   std::vector<flatshard::problem> all;
   if (!config) return all;
   auto const declared = declared_by(*config, all);
@@ -130,7 +130,8 @@ struct declared_model {
 /// A warning where the files hold more layers than config.json declares: `load` and `plan` count them, a model made
 /// from config.json leaves them out. Source: transformers, PreTrainedModel._load_pretrained_model (unexpected keys).
 [[nodiscard]] inline std::vector<flatshard::problem> surplus_layers(flatshard::checkpoint_files const& checkpoint) {
-  auto const config = flatshard::parse_file((checkpoint.directory() / "config.json").string());
+  auto const config =
+      flatshard::parse_file((checkpoint.directory() / "config.json").string(), flatshard::json_text::other);
   std::vector<flatshard::problem> ignored;
   auto const declared = config ? declared_by(*config, ignored) : std::nullopt;
   if (!declared) return {};

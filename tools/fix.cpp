@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fix.hpp"
 
+#include "fixed_differences.hpp"
 #include "report.hpp"
 
 #include <flatshard/config/concrete.hpp>
@@ -9,14 +10,12 @@
 #include <flatshard/file.hpp>
 #include <flatshard/json.hpp>
 
-#include <array>
 #include <cstddef>
 #include <cstdio>
 #include <filesystem>
 #include <span>
 #include <string>
-#include <string_view>
-#include <vector>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -43,52 +42,13 @@ void print(std::string& out, fs::value const& v, std::size_t depth) {
   out += '}';
 }
 
-/// The decisions that a training run feels.
-constexpr std::array<std::string_view, 25> compared{"precision",
-                                                    "parameter_storage",
-                                                    "compute",
-                                                    "output",
-                                                    "reduce",
-                                                    "grad_accum",
-                                                    "master",
-                                                    "optimizer_state",
-                                                    "sharding",
-                                                    "zero3_loading",
-                                                    "zero3_loading.dtype",
-                                                    "zero_optimization.stage",
-                                                    "zero_optimization.offload_param.device",
-                                                    "zero_optimization.offload_optimizer.device",
-                                                    "zero_optimization.reduce_bucket_size",
-                                                    "zero_optimization.stage3_prefetch_bucket_size",
-                                                    "zero_optimization.stage3_param_persistence_threshold",
-                                                    "batch.world_size",
-                                                    "train_batch_size",
-                                                    "train_micro_batch_size_per_gpu",
-                                                    "gradient_accumulation_steps",
-                                                    "gradient_clipping",
-                                                    "optimizer_wrapper",
-                                                    "activation_checkpointing",
-                                                    "buffers"};
+/// Other files are tried for configurations of at most so many bytes.
+constexpr std::size_t largest_searched = std::size_t{64} << 10;
 
-/// What differs between two resolutions: the first refusal of the second, else `key: here, there`; empty = nothing.
-std::string difference(fs::resolution const& mine, fs::resolution const& other) {
-  for (auto const& p : other.problems)
-    if (p.level == fs::severity::error)
-      return fmt::format("refused{}: {} [{}]", p.when.empty() ? "" : " at " + p.when, one_line(p.detail), name(p.code));
-  std::string all;
-  for (auto const key : compared) {
-    auto const *const a = mine.find(key), *const b = other.find(key);
-    auto const shown = [](fs::decision const* d) { return d == nullptr ? "not decided" : one_line(d->value); };
-    auto const at_load = [&](fs::decision const* d) {
-      return d == nullptr || d->load_value.empty() ? shown(d) : one_line(d->load_value);
-    };
-    if (shown(a) == shown(b) && at_load(a) != at_load(b))
-      all += fmt::format("{}{} is {} while the model is built instead of {}", all.empty() ? "" : ", ", key, at_load(b),
-                         at_load(a));
-    if (shown(a) == shown(b)) continue;
-    all += fmt::format("{}{} is {} instead of {}", all.empty() ? "" : ", ", key, shown(b), shown(a));
-  }
-  return all;
+/// The DeepSpeed configuration as it was written: what was read, or the file that it names.
+fs::node deepspeed_root(front_end_reading const& reading) {
+  auto const* const named = reading.known.file(reading.resolved.policies.config_file);
+  return named != nullptr ? named->content.root() : reading.document->root();
 }
 
 void write_text(std::string const& target, std::string const& text) {
@@ -136,17 +96,22 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
   auto* const told = target == "-" ? stderr : stdout;
   auto const said = target == "-" ? std::string{"the configuration"} : one_line(target);
   fmt::print(told, "{} is concrete for {}; decided by it:\n", said, name(r.front_end));
+  auto known = reading.known;
+  known.form = deepspeed ? fs::config_form::deepspeed : fs::config_form::llamafactory_file;
+  auto const decide_as = [&](fs::value const& config, fs::profile other) {
+    return decide(fs::document{config, deepspeed ? "fixed.json" : "fixed.yaml"}, other, known);
+  };
   table lines{{{""}, {""}}};
   for (auto const other : fs::profiles) {
     bool const reads_it = deepspeed ? other != fs::profile::torch : fs::is_llamafactory(other);
     if (!reads_it) continue;
-    auto known = reading.known;
-    known.form = deepspeed ? fs::config_form::deepspeed : fs::config_form::llamafactory_file;
-    auto const differs =
-        difference(r, decide(fs::document{fixed, deepspeed ? "fixed.json" : "fixed.yaml"}, other, known));
-    lines.row({std::string{name(other)}, differs.empty() ? "the same" : differs});
+    auto first = std::string{name(other)};
+    for (auto& line : difference_lines(r, fixed, other, decide_as, written.size() <= largest_searched))
+      lines.row({std::exchange(first, {}), std::move(line)});
   }
   fmt::print(told, "{}", lines.text());
+  if (deepspeed)
+    for (auto const& line : left_out(deepspeed_root(reading), fixed)) fmt::print(told, "left out: {}\n", line);
   if (deepspeed && !p.config_file.empty() && p.config_file != text.name)
     fmt::print(told, "it takes the place of the DeepSpeed file that {} names\n", one_line(text.name));
 }

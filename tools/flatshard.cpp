@@ -10,11 +10,13 @@
 #include <flatshard/problem.hpp>
 #include <flatshard/version.hpp>
 
+#include <cerrno>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <new>
 #include <string>
+#include <system_error>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -66,7 +68,7 @@ int main(int count, char** arguments) try {
   tool::fail_large_writes();
   auto const code = run(count, arguments);
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
-    report_error("cannot write to standard output");
+    report_error(fmt::format("cannot write to standard output: {}", std::generic_category().message(errno)));
     return tool::exit_input;
   }
   return code;
@@ -83,6 +85,11 @@ int main(int count, char** arguments) try {
   return tool::exit_input;
 } catch (std::filesystem::filesystem_error const& e) {
   report_error(fmt::format("{}: {}", tool::one_line(e.path1().string()), e.code().message()));
+  return tool::exit_input;
+} catch (std::system_error const& e) {
+  // fmt's, whose words name no file
+  report_error(std::ferror(stdout) != 0 ? "cannot write to standard output: " + e.code().message()
+                                        : tool::every_line(e.what()));
   return tool::exit_input;
 } catch (std::exception const& e) {
   report_error(tool::every_line(e.what()));

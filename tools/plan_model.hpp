@@ -156,8 +156,9 @@ inline std::optional<std::pair<std::string_view, std::uint64_t>> expert_of(std::
   m.known = fs::known_architecture(type);
   auto const config = m.checkpoint->directory() / "config.json";
   std::error_code ignored;
-  bool const said = std::filesystem::exists(config, ignored) &&
-                    fs::parse_file(config.string()).value().value_of_root()["tie_word_embeddings"].is_true();
+  bool const said =
+      std::filesystem::exists(config, ignored) &&
+      fs::parse_file(config.string(), fs::json_text::other).value().value_of_root()["tie_word_embeddings"].is_true();
   m.tied = said && !m.checkpoint->find("lm_head.weight");
   for (auto& unit : fs::model_units(*m.checkpoint, type).value())
     m.parts.push_back({std::move(unit.name), std::move(unit.parameters), std::move(unit.types), false});

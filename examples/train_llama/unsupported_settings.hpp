@@ -48,7 +48,12 @@ inline void refuse_optimizer(flatshard::resolution const& r, setup_arguments con
                  [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
   auto const& decoupled = r.policies.deepspeed_config["optimizer"]["params"]["adam_w_mode"];
   bool const plain = name == "adam" && decoupled.present() && !truthy(decoupled);
-  if ((name != "adam" && name != "adamw") || plain)
+  if (name == "none")  // no type
+    found.add(
+        flatshard::errc::other, place_of(r, "optimizer.type", args.config),
+        "the optimizer section has no type, so that DeepSpeed builds no optimizer from it; write \"type\": \"AdamW\", "
+        "or leave the section out");
+  else if ((name != "adam" && name != "adamw") || plain)
     found.add(flatshard::errc::other, place_of(r, "optimizer.type", args.config),
               "the optimizer is " + wanted.type + (plain ? " with adam_w_mode off" : "") +
                   "; this trainer has AdamW alone: write AdamW, or Adam, which DeepSpeed takes for it");

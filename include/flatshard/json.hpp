@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <span>
 #include <string>
@@ -259,10 +260,15 @@ class json_to_document {
 
 }  // namespace detail
 
+/// Whose text a JSON reader is given: the readers of configurations differ in what they accept, and a message says who
+/// would accept one that is not strict JSON.
+enum class json_text : std::uint8_t { configuration, other };
+
 /// Reads one JSON text as Python's json module does: RFC 8259, plus NaN, Infinity, -Infinity and lone surrogate
 /// escapes; of a repeated key the last value counts and all are kept. `file` names the text in messages. A text above
 /// the limits of value.hpp (4 MiB, 100000 values, 256 deep, keys of 16 KiB) is an error. Complexity: O(text).
-[[nodiscard]] inline result<document> parse_json(std::string_view text, std::string_view file = {}) {
+[[nodiscard]] inline result<document> parse_json(std::string_view text, std::string_view file = {},
+                                                 json_text whose = json_text::configuration) {
   auto const refused = [&](place where, std::string detail, std::string upstream = "JSONDecodeError (json)") {
     return config_error{
         problem{errc::json_syntax, std::move(where), std::move(detail), severity::error, "read", std::move(upstream)}};
@@ -275,8 +281,9 @@ class json_to_document {
   document_builder builder{text, file};
   if (text.starts_with("\xEF\xBB\xBF"))
     return refused(builder.place_of(0),
-                   "the text starts with a byte order mark, which strict JSON forbids and DeepSpeed's own hjson reader "
-                   "skips; save it without");
+                   std::string{"the text starts with a byte order mark, which strict JSON forbids"} +
+                       (whose == json_text::configuration ? " and DeepSpeed's own hjson reader skips" : "") +
+                       "; save it without");
   if (auto const bad = utf8_end(text); bad != text.size())
     return refused(builder.place_of(bad), not_utf8(text, bad), "UnicodeDecodeError (builtins)");
   strict_json const strict{text};
@@ -293,7 +300,7 @@ class json_to_document {
   auto const at = strict.position(end.at);
   std::string detail = "not strict JSON: " + json_fault(strict.text().substr(0, end.at), text.substr(at)) +
                        "; comments, trailing commas, unquoted keys and single quotes are not allowed";
-  if (hjson_text{text, file}.problems().empty())
+  if (whose == json_text::configuration && hjson_text{text, file}.problems().empty())
     detail += "; only DeepSpeed's own hjson reader (profile deepspeed) accepts this text";
   return refused(builder.place_of(at), std::move(detail));
 }
@@ -326,10 +333,10 @@ class json_to_document {
 }
 
 /// Reads a file and parses it.
-[[nodiscard]] inline result<document> parse_file(std::string const& path) {
+[[nodiscard]] inline result<document> parse_file(std::string const& path, json_text whose = json_text::configuration) {
   auto const text = read_text(path);
   if (!text) return text.error();
-  return parse_json(*text, path);
+  return parse_json(*text, path, whose);
 }
 
 }  // namespace v0

@@ -188,7 +188,9 @@ enum class errc : std::uint8_t {
   literal_error,
   tuple_type,
   instance_of,
-  unknown_release
+  unknown_release,
+  unsupported_optimizer,
+  untested_optimizer
 };
 
 /// The code as it is printed: snake_case for files, kebab-case for configurations.
@@ -429,6 +431,8 @@ inline std::string_view name(errc code) {
     case errc::tuple_type: return "tuple-type";
     case errc::instance_of: return "is-instance-of";
     case errc::unknown_release: return "unknown-release";
+    case errc::unsupported_optimizer: return "unsupported-optimizer";
+    case errc::untested_optimizer: return "untested-optimizer";
   }
   return "other";
 }

@@ -203,6 +203,34 @@ inline backend_kind launcher_of(std::string const& type, launch_arguments const&
   return type.starts_with("MULTI_") && type != "MULTI_CPU" ? backend_kind::multi_gpu : backend_kind::simple;
 }
 
+/// Words of the launcher that exclude each other, and too few GPUs for several processes. Source:
+/// accelerate@16cb6eb8:src/accelerate/commands/launch.py:1196-1256.
+inline void check_launcher(launch_arguments const& arguments, backend_kind launcher, findings& out) {
+  auto const refuse = [&](place where, std::string detail, std::string message) {
+    out.error(errc::value_error, std::move(where), at_read, std::move(detail),
+              {"ValueError", "accelerate", std::move(message)});
+  };
+  constexpr std::array<std::string_view, 5> launchers{"multi_gpu", "cpu", "tpu", "use_deepspeed", "use_fsdp"};
+  auto const given = [&](std::string_view name) { return arguments.flag(name); };
+  if (std::count_if(launchers.begin(), launchers.end(), given) > 1)
+    refuse({}, "more than one of --cpu, --multi_gpu, --tpu, --use_deepspeed, --use_fsdp is given; give one",
+           "You can only use one of `--cpu`, `--multi_gpu`, `--tpu`, `--use_deepspeed`, `--use_fsdp` at a time.");
+  auto const processes = arguments.find("num_processes");
+  if (given("multi_gpu") && arguments.in_words("num_processes") && processes.given.integer().value_or(2) < 2)
+    refuse({}, processes.said + ", --multi_gpu needs 2 or more",
+           "You need to use at least 2 processes to use `--multi_gpu`.");
+  if (given("use_parallelism_config") && !given("use_fsdp"))
+    refuse({}, "--use_parallelism_config is given without --use_fsdp; give both, or the section parallelism_config",
+           "You cannot use `--use_parallelism_config` without `--use_fsdp` and `--fsdp_version=2`. ");
+  auto const gpus = arguments.find("gpu_ids"), machines = arguments.find("num_machines");
+  bool const one = gpus.given.is(value_kind::string) && gpus.given.text() != "all" &&
+                   gpus.given.text().find(',') == std::string_view::npos;
+  if (one && launcher == backend_kind::multi_gpu && machines.given.number().value_or(1) <= 1)
+    refuse(gpus.where, gpus.said + ", which is one GPU on one machine; name two or more, or all",
+           "Less than two GPU ids were configured and tried to run on multiple GPUs. Please ensure at least two are "
+           "specified for `--gpu_ids`, or use `--gpu_ids='all'`.");
+}
+
 /// A section that the chosen launcher does not look at.
 inline void report_idle_section(node const& root, std::string_view key, std::string const& why, findings& out) {
   auto const at = root[key];
@@ -253,6 +281,7 @@ inline accelerate_start start_accelerate(document const& file, launch_arguments 
               {"AttributeError", "accelerate",
                "'" + std::string{python_name(gpus.given.kind())} + "' object has no attribute 'split'"});
   start.launcher = detail::launcher_of(type, arguments);
+  detail::check_launcher(arguments, start.launcher, out);
   auto const processes = detail::check_processes(arguments, type, out);
   detail::report_sections(root, start.launcher, type, out);
   if (start.launcher == backend_kind::none) return start;

@@ -15,6 +15,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 
 namespace flatshard {
 inline namespace v0 {
@@ -124,7 +125,21 @@ inline parallelism_sizes read_parallelism(worker_environment const& env, std::in
   read("PARALLELISM_CONFIG_TP_SIZE", "tp_size", s.tensor);
   read("PARALLELISM_CONFIG_CP_SIZE", "cp_size", s.context);
   read("PARALLELISM_CONFIG_SP_SIZE", "sp_size", s.sequence);
+  for (auto const& [variable, key, known] :
+       {std::tuple{"PARALLELISM_CONFIG_CP_BACKEND", "cp_backend", std::string{"torch"}},
+        std::tuple{"PARALLELISM_CONFIG_SP_BACKEND", "sp_backend", std::string{"deepspeed"}}})
+    if (auto const at = env.find(variable); at.given.present() && !at.given.is_text(known))
+      refuse(errc::unknown_name, at, at.said + ", allowed: \"" + known + '"',
+             {"ValueError", "accelerate",
+              std::string{key} + " must be one of ['" + known + "'], but got " + python_str(at.given)});
   if (failed) return s;
+  if ((s.tensor > 1 || s.context > 1) && s.replicate > 1 && s.shard == 1)
+    refuse(errc::mesh_mismatch, s.from,
+           "dp_replicate_size is " + std::to_string(s.replicate) +
+               " with dp_shard_size 1, which does not go with tp_size or cp_size above 1; set dp_shard_size above 1",
+           {"ValueError", "accelerate",
+            "Tensor/Context parallelism (tp/cp_size > 1) cannot be used with pure data parallelism (dp_replicate_size "
+            "> 1 and dp_shard_size == 1). "});
   if (s.context > 1 && s.sequence > 1)
     refuse(errc::mesh_mismatch, s.from, "context and sequence parallelism exclude each other; set one size to 1",
            {"ValueError", "accelerate",
@@ -149,7 +164,7 @@ inline parallelism_sizes read_parallelism(worker_environment const& env, std::in
     refuse(errc::parallelism_needs_fsdp2, s.from, "parallelism_config needs fsdp_version 2, which is 1 here",
            {"ValueError", "accelerate",
             "ParallelismConfig is only compatible DistributedType.FSDP (version 2) or DistributedType.Multi{Device}"});
-  if (s.active && fsdp_version == 2 && s.replicate > 1 && s.shard == 1 && s.context == 1)
+  if (s.active && fsdp_version == 2 && s.replicate > 1 && s.shard == 1 && s.context == 1 && s.tensor == 1)
     refuse(errc::mesh_mismatch, s.from,
            "dp_replicate_size is " + std::to_string(s.replicate) +
                " with dp_shard_size 1: FSDP2 has nothing to shard "

@@ -60,18 +60,20 @@ inline value accelerator_steps(prepare_arguments const& given, facts const& f, n
   return given.gradient_accumulation_steps;
 }
 
-inline void check_tensor_parallel(node const& root, findings& out) {
+/// The Trainer asks first, where it starts to train.
+inline void check_tensor_parallel(node const& root, profile p, findings& out) {
   auto const section = root["tensor_parallel"];
+  std::string_view const raised_by = is_transformers(p) ? "transformers" : "accelerate";
   if (!section.present()) return;
   if (!section->is(value_kind::object))
     return out.error(errc::section_not_object, section.where(), at_train,
                      "found " + std::string{name(section->kind())} + ", allowed: an object",
-                     {"AttributeError", "accelerate",
+                     {"AttributeError", raised_by,
                       "'" + std::string{python_name(section->kind())} + "' object has no attribute 'get'"});
   auto const size = section["autotp_size"];
   if (size.present() && !size->number())
     out.error(errc::wrong_type, size.where(), at_train, "found " + to_json(*size) + ", a number is needed",
-              {"TypeError", "accelerate",
+              {"TypeError", raised_by,
                "'>' not supported between instances of '" + std::string{python_name(size->kind())} + "' and 'int'"});
 }
 
@@ -191,7 +193,7 @@ inline void check_offload_for_client(node const& root, findings& out) {
 inline bool prepare_deepspeed(value& config, node const& root, prepare_arguments const& given, profile p,
                               facts const& f, bucket_fill& buckets, findings& out) {
   auto const steps = detail::accelerator_steps(given, f, root, out);
-  detail::check_tensor_parallel(root, out);
+  detail::check_tensor_parallel(root, p, out);
   detail::fill_micro_batch(config, root, given, out);
   if (config["gradient_accumulation_steps"].is_text("auto")) config.set("gradient_accumulation_steps", steps);
   if (given.steps_are_compared)

@@ -58,6 +58,15 @@ struct batch_result {
 inline bool divides_ranks(std::optional<std::size_t> communicator, node const& size, std::string_view when,
                           findings& out);
 
+/// Whether deepspeed.initialize makes a mesh of the file's data_parallel_size and sequence_parallel_size, whose first
+/// dimension is then the world of the batch. Source: DeepSpeed@edaa7221:deepspeed/__init__.py:203-206.
+[[nodiscard]] inline bool makes_mesh(node const& root, std::string_view when) {
+  return when != at_load && root["data_parallel_size"].present() && root["sequence_parallel_size"].present();
+}
+/// The ranks of that mesh's first dimension; none, with an error, where the mesh does not fit `ranks`.
+inline std::optional<std::int64_t> ranks_of_mesh(node const& root, std::size_t ranks, std::string_view when,
+                                                 findings& out);
+
 /// The ranks that DeepSpeed counts while the model is built: none under LLaMA-Factory, whose communicator is down then.
 [[nodiscard]] inline std::optional<std::size_t> ranks_at_load(profile p, facts const& f) {
   return f.world_at_load || is_llamafactory(p) ? f.world_at_load : f.world;
@@ -123,6 +132,29 @@ inline bool divides_ranks(std::optional<std::size_t> communicator, node const& s
             "found " + to_json(*size) + ", allowed: a number other than 0, by which the ranks are divided",
             {parts ? "ZeroDivisionError" : "TypeError", "deepspeed", said});
   return false;
+}
+
+inline std::optional<std::int64_t> ranks_of_mesh(node const& root, std::size_t ranks, std::string_view when,
+                                                 findings& out) {
+  auto const data = root["data_parallel_size"], sequence = root["sequence_parallel_size"];
+  for (auto const& at : {data, sequence})
+    if (!at->integer() || *at->integer() < 1 || *at->integer() > std::int64_t{1} << 31) {
+      out.error(errc::wrong_type, at.where(), when, "found " + to_json(*at) + ", a number of ranks is needed",
+                {"TypeError", "torch", ""});
+      return std::nullopt;
+    }
+  auto const size = *data->integer() * *sequence->integer(), world = static_cast<std::int64_t>(ranks);
+  auto const said = "data_parallel_size * sequence_parallel_size is " + std::to_string(size) + ", but there are " +
+                    std::to_string(world) + " ranks";
+  if (size > world) {
+    out.error(errc::mesh_mismatch, data.where(), when, said,
+              {"RuntimeError", "torch",
+               "Mesh should not be bigger than default world size " + std::to_string(world) + ", but found " +
+                   std::to_string(size) + " ranks!"});
+    return std::nullopt;
+  }
+  if (size < world) out.warn(errc::mesh_mismatch, data.where(), when, said + ": some are in no mesh");
+  return *data->integer();
 }
 
 inline batch_result complete_batch(batch_sizes given) {
@@ -295,9 +327,10 @@ inline void decide_batch_world(node const& root, std::optional<batch_result> con
   auto const at = root["sequence_parallel_size"];
   auto& d =
       out.decide("batch.world_size", batch ? python_text(batch->sizes.world) : std::to_string(f.world.value_or(1)),
-                 at.present() ? "the ranks of the launcher divided by sequence_parallel_size"
-                 : f.world    ? "the ranks of the launcher"
-                              : "no launcher: one process",
+                 makes_mesh(root, at_train) ? "data_parallel_size, the first dimension of DeepSpeed's mesh"
+                 : at.present()             ? "the ranks of the launcher divided by sequence_parallel_size"
+                 : f.world                  ? "the ranks of the launcher"
+                                            : "no launcher: one process",
                  rule_of(p, "batch.world_size"), at.where());
   if (!partitioned) return;
   auto load_world = python_text(batch_world(ranks_at_load(p, f), *at));

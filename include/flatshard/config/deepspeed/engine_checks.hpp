@@ -28,8 +28,9 @@ static_assert(needs_host_optimizer({.stage = 2, .bf16_master = true, .bf16_state
 static_assert(needs_host_optimizer({.stage = 3, .fp16_master = true}, true));
 
 /// Reports what the engine refuses, in its order but for the mix of accumulation dtypes, which decide_roles reports.
-inline void check_engine(node const& root, engine_setting const& setting, native_reading const& read, facts const& f,
-                         findings& out);
+/// `partitioned`: the model was built so.
+inline void check_engine(node const& root, engine_setting const& setting, native_reading const& read, bool partitioned,
+                         facts const& f, findings& out);
 
 // ---- definitions
 
@@ -100,14 +101,99 @@ inline void check_master_weights(node const& root, engine_setting const& s, nati
              "fp32_optimizer_states=False");
 }
 
+/// How gradients are averaged: a reduce-scatter divides by the ranks alone, and buckets of stages 1 and 2 keep to
+/// 4 bytes. Source: DeepSpeed@edaa7221:deepspeed/runtime/zero/stage_1_and_2.py:305-312, 347-351, stage3.py:383-389.
+inline void check_reduction(node const& root, engine_setting const& s, native_reading const& read, findings& out) {
+  auto const factor = root["gradient_predivide_factor"], prescale = root["prescale_gradients"];
+  bool const scatters =
+      read.zero.reduce_scatter && (s.stage == 3 || (s.stage == 2 && read.reduction == reduce_operation::mean));
+  auto const stage = "ZeRO-" + std::to_string(s.stage);
+  bool const divides = factor.present() && !equals(*factor, 1);
+  auto const refuse = [&](node const& at, std::string_view asked, std::string_view message) {
+    out.error(errc::assertion_error, at.where(), at_engine,
+              "found " + shown(*at) + ", allowed on stage " + std::to_string(s.stage) +
+                  " with reduce_scatter: " + std::string{asked} + "; or set zero_optimization.reduce_scatter to false",
+              {"AssertionError", "deepspeed",
+               std::string{message} + " is not yet supported with " + stage + " with reduce scatter enabled"});
+  };
+  if (scatters && divides) refuse(factor, "1", "gradient_predivide_factor != 1.0");
+  if (scatters && truthy(*prescale)) refuse(prescale, "false", "pre-scale gradients");
+  if (!scatters && divides && (!factor->number() || *factor->number() == 0) && !truthy(*prescale))
+    out.warn(errc::trap, factor.where(), at_first_step,
+             "found " + shown(*factor) + ", gradients are divided by it; write a number that is not 0");
+  auto const size = root["zero_optimization"]["allgather_bucket_size"];
+  if ((s.stage == 1 || s.stage == 2) && read.zero.allgather_bucket_size % 2 != 0)
+    out.error(
+        errc::assertion_error, size.where(), at_engine,
+        "found " + shown(*size) + ", an even number is needed on stages 1 and 2",
+        {"AssertionError", "deepspeed", "allgather_bucket_size must be a multiple of nccl_start_alignment_factor, 2 "});
+}
+
+/// Offloading to a disk without its folder passes the configuration. Stage 3 then joins paths with it; zero.Init looks
+/// before, where a model is built partitioned. Source: DeepSpeed@edaa7221:deepspeed/runtime/zero/stage3.py:791,
+/// partition_parameters.py:1200-1216, swap_tensor/partitioned_param_swapper.py:86.
+inline void check_disk(node const& root, engine_setting const& s, native_reading const& read, bool partitioned,
+                       findings& out) {
+  auto const refuse = [&](std::string const& key, std::string_view when, upstream_error const& upstream) {
+    out.error(errc::key_missing, root["zero_optimization"][key].where(), when,
+              key + " goes to nvme and has no nvme_path; write the folder", upstream);
+  };
+  upstream_error const joined{"TypeError", "deepspeed", "expected str, bytes or os.PathLike object, not NoneType"};
+  auto const lacks = [](auto const& section) {
+    return section && section->device == offload_device::nvme && !section->nvme_path;
+  };
+  if (lacks(read.zero.offload_param) && partitioned)
+    refuse(
+        "offload_param", at_load,
+        {"AssertionError", "deepspeed", "\"nvme_path\" in DeepSpeed Config cannot be None if remote device is nvme"});
+  else if (lacks(read.zero.offload_param) && s.stage == 3)
+    refuse("offload_param", at_engine, joined);
+  if (lacks(read.zero.offload_optimizer) && s.stage == 3) refuse("offload_optimizer", at_engine, joined);
+}
+
+/// Values that upstream keeps as they are and calculates with in the first step.
+inline void check_first_step(node const& root, native_reading const& read, findings& out) {
+  auto const at = root["steps_per_print"];
+  auto const& every = read.attributes["steps_per_print"];
+  if (!at.present() || every.is(value_kind::null)) return;
+  auto const number = every.number();
+  if (number && *number != 0) return;
+  out.error(number ? errc::division_by_zero : errc::wrong_type, at.where(), at_first_step,
+            "found " + shown(*at) + ", allowed: a number that is not 0, or null",
+            number ? upstream_error{"ZeroDivisionError", "deepspeed", "integer modulo by zero"}
+                   : upstream_error{"TypeError", "deepspeed",
+                                    "unsupported operand type(s) for %: 'int' and '" +
+                                        std::string{python_name(every.kind())} + "'"});
+}
+
+/// Keys that upstream takes the truth value of, whatever they hold.
+inline void report_odd_truths(node const& root, findings& out) {
+  for (std::string_view const key :
+       {"prescale_gradients", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "memory_breakdown",
+        "dump_state", "disable_allgather", "sparse_gradients", "managed_gradient_accumulation", "graph_harvesting",
+        "dataloader_drop_last"})
+    if (auto const at = root[key]; at->is(value_kind::string))
+      out.warn(at->is_text("auto") ? errc::odd_truth_value : errc::string_as_bool, at.where(), at_train,
+               "found " + shown(*at) +
+                   " for a boolean; DeepSpeed takes any text that is not empty for true; write "
+                   "true or false");
+}
+
 }  // namespace detail
 
-inline void check_engine(node const& root, engine_setting const& setting, native_reading const& read, facts const& f,
-                         findings& out) {
+inline void check_engine(node const& root, engine_setting const& setting, native_reading const& read, bool partitioned,
+                         facts const& f, findings& out) {
   detail::check_parameter_dtype(root, setting.mode, out);
   static_cast<void>(read_data_type(root, "buffer_dtype", out));
   if (read.amp) detail::check_apex(root, setting, out);
   detail::check_master_weights(root, setting, read, f, out);
+  detail::check_reduction(root, setting, read, out);
+  detail::check_disk(root, setting, read, partitioned, out);
+  if (setting.stage == 3 && read.zero.allgather_sequential)
+    out.note(errc::trap, root["zero_optimization"].where(), at_engine,
+             "stage3_allgather_sequential is on: the engine sets stage3_prefetch_bucket_size to 1, whatever it says");
+  detail::check_first_step(root, read, out);
+  detail::report_odd_truths(root, out);
   if (setting.stage > 0 && read.zero.legacy_stage1)
     out.error(errc::unsupported, root["zero_optimization"]["legacy_stage1"].where(), at_engine,
               "legacy_stage1 is gone; remove it",

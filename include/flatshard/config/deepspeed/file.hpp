@@ -5,6 +5,7 @@
 #include <flatshard/config/deepspeed/autofill.hpp>
 #include <flatshard/config/deepspeed/batch.hpp>
 #include <flatshard/config/deepspeed/engine_checks.hpp>
+#include <flatshard/config/deepspeed/engine_optimizer.hpp>
 #include <flatshard/config/deepspeed/keys.hpp>
 #include <flatshard/config/deepspeed/native_reading.hpp>
 #include <flatshard/config/deepspeed/optimizer_settings.hpp>
@@ -31,6 +32,7 @@ struct handed_config {
 /// Warns about keys that DeepSpeed or the front end takes no notice of. `root` is the file as written.
 inline void report_ignored_keys(node const& root, profile p, facts const& f, findings& out) {
   report_top_keys(root, f, out);
+  report_unread_sections(root, f.upstream.deepspeed, out);
   report_idle_sections(root, p, out);
 }
 
@@ -67,7 +69,8 @@ inline void decide_engine(handed_config const& handed, node const& root, profile
   policies.sharding = sharding_of_stage(zero.stage);
   if (handed.mode) {
     auto const setting = detail::engine_setting_of(root, *handed.mode, read, p, f, policies.load, out);
-    check_engine(root, setting, read, f, out);
+    check_engine(root, setting, read, policies.load.partitioned, f, out);
+    check_engine_optimizer(root, read, p, f, out);
     bool const widened = setting.stage == 3 && policies.load.partitioned && casts_model(p, f) &&
                          *handed.mode != precision_mode::fp32 && zero.offload_param == offload_device::cpu;
     auto const engine = decide_roles(root, setting, widened, p, out);

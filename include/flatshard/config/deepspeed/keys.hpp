@@ -2,6 +2,7 @@
 /// The top-level keys of a DeepSpeed configuration: which are known, and what is said about the others.
 #pragma once
 
+#include <flatshard/config/deepspeed/removed_keys.hpp>
 #include <flatshard/config/deepspeed/sixteen_bit_sections.hpp>
 #include <flatshard/config/deepspeed/zero_section.hpp>
 #include <flatshard/config/findings.hpp>
@@ -10,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -18,7 +20,7 @@ inline namespace v0 {
 
 /// The keys that DeepSpeed knows at top level; every other one is ignored upstream in silence.
 // clang-format off
-inline constexpr std::array<std::string_view, 62> deepspeed_top_keys{
+inline constexpr std::array<std::string_view, 63> deepspeed_top_keys{
     "allgather_size", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
     "zero_optimization", "bf16", "bfloat16", "fp16", "gradient_clipping", "communication_data_type",
     "seq_parallel_communication_data_type", "gradient_allreduce_op", "prescale_gradients",
@@ -30,7 +32,8 @@ inline constexpr std::array<std::string_view, 62> deepspeed_top_keys{
     "curriculum_learning", "data_efficiency", "compression_training", "nebula", "sparse_attention",
     "sparse_gradients", "eigenvalue", "quantize_training", "progressive_layer_drop", "graph_harvesting",
     "disable_allgather", "disable_python_gc", "expert_parallel", "data_parallel_size", "dataloader_drop_last",
-    "timers", "vocabulary_size", "use_data_before_expert_parallelism", "use_node_local_storage"};
+    "timers", "vocabulary_size", "use_data_before_expert_parallelism", "datastates_ckpt",
+    "managed_gradient_accumulation"};
 // clang-format on
 
 [[nodiscard]] constexpr bool is_deepspeed_top_key(std::string_view key) {
@@ -50,6 +53,8 @@ void for_each_home(Visit&& visit) {
   visit("into zero_optimization.offload_param", keys_of<offload_param_section>());
   visit("into zero_optimization.zenflow", keys_of<zenflow_section>());
   visit("into optimizer.params", std::array<std::string_view, 4>{"lr", "betas", "eps", "weight_decay"});
+  visit("into checkpoint", std::array<std::string_view, 5>{"tag_validation", "load_universal", "use_node_local_storage",
+                                                           "parallel_write", "checkpoint_serialization"});
   visit("into data_types",
         std::array<std::string_view, 4>{"grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"});
 }
@@ -96,6 +101,18 @@ inline void report_top_keys(node const& root, facts const& f, findings& out) {
                "the key \"" + m.key + "\" is not known to " + deepspeed_named(f.upstream.deepspeed) +
                    " and ignored in silence" + out.suggest(m.key, deepspeed_top_keys, near_key_elsewhere));
   }
+}
+
+/// Sections that DeepSpeed knows and does not read where they stand. Source:
+/// DeepSpeed@edaa7221:deepspeed/runtime/config.py, get_eigenvalue_config.
+inline void report_unread_sections(node const& root, std::optional<version_number> const& deepspeed, findings& out) {
+  auto const unread = [&](std::string_view key) { return root[key].present() && !is_removed(key, deepspeed); };
+  if (auto const section = root["eigenvalue"]; unread("eigenvalue"))
+    out.warn(errc::ignored_key, section.where(), at_train,
+             "DeepSpeed does not read eigenvalue at the top level, whatever it holds; remove it");
+  if (auto const section = root["quantize_training"]; unread("quantize_training"))
+    out.warn(errc::ignored_key, section.where(), at_train,
+             "DeepSpeed no longer reads quantize_training, whatever it holds; use compression_training");
 }
 
 /// Sections that a front end takes the effect from: all but the native one end with a section `bf16` of their own.

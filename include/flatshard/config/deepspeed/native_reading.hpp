@@ -4,6 +4,8 @@
 
 #include <flatshard/config/deepspeed/batch.hpp>
 #include <flatshard/config/deepspeed/communication_keys.hpp>
+#include <flatshard/config/deepspeed/compression_training.hpp>
+#include <flatshard/config/deepspeed/data_efficiency.hpp>
 #include <flatshard/config/deepspeed/keys.hpp>
 #include <flatshard/config/deepspeed/removed_keys.hpp>
 #include <flatshard/config/deepspeed/sixteen_bit_sections.hpp>
@@ -161,7 +163,8 @@ inline void read_sections(value const& config, node const& root, native_reading&
   if (known("amp")) top.amp();
   read.amp = truthy(read.attributes["amp_enabled"]);
   top.torch_autocast();
-  if (known("compression_training")) top.is_object("compression_training", "keys");
+  if (known("compression_training") && top.is_object("compression_training", "keys"))
+    read_compression_training(placed["compression_training"], r.when, r.out);
   top.optimizer();
   top.scheduler();
   top.profilers();
@@ -173,12 +176,13 @@ inline void read_sections(value const& config, node const& root, native_reading&
   top.is_object("pipeline", "items");
   if (known("progressive_layer_drop")) top.switched_section("progressive_layer_drop");
   if (known("curriculum_learning")) top.switched_section("curriculum_learning");
-  top.is_object("data_efficiency", "get");
+  if (top.is_object("data_efficiency", "get")) read_data_efficiency(placed["data_efficiency"], r.when, r.out);
   top.checkpoint();
   top.data_types();
   top.parallel_write();
   if (!placed["aio"]->is(value_kind::null)) top.is_object("aio", "get");
   if (known("nebula")) top.is_object("nebula", "get");
+  top.checkpoint_writer();
   weight_quantization_section quantized;
   read_mapping("weight_quantization", "deepspeed.inference.config", "WeightQuantConfig", quantized, top, r);
   read_mapping("compile", "deepspeed.compile.config", "CompileConfig", read.compile, top, r);
@@ -244,6 +248,27 @@ inline void check_sections(node const& root, native_reading const& read, std::st
         {"AssertionError", "deepspeed", "bf16_optimizer_states requires bf16_master_weights_and_grads to be enabled."});
 }
 
+/// What upstream touches when all is read: its warnings need numbers and an object. Source:
+/// DeepSpeed@edaa7221:deepspeed/runtime/config.py, _do_warning_check.
+inline void check_warned_keys(node const& root, std::string_view when, findings& out) {
+  auto const refuse = [&](node const& at, std::string_view allowed, std::string_view kind, std::string message) {
+    out.error(errc::wrong_type, at.where(), when, "found " + shown(*at) + ", allowed: " + std::string{allowed},
+              {kind, "deepspeed", std::move(message)});
+  };
+  auto const type_of = [](node const& at) { return "'" + std::string{python_name(at->kind())} + "'"; };
+  if (auto const size = root["vocabulary_size"]; truthy(*size) && !size->number())
+    refuse(size, "a number", "TypeError",
+           size->is(value_kind::string) ? "not all arguments converted during string formatting"
+                                        : "unsupported operand type(s) for %: " + type_of(size) + " and 'int'");
+  auto const section = root["optimizer"], parameters = section["params"], norm = parameters["max_grad_norm"];
+  if (!section["type"].present() || section["type"]->is(value_kind::null)) return;
+  if (parameters.present() && !parameters->is(value_kind::object) && !parameters->is(value_kind::null))
+    refuse(parameters, "an object", "AttributeError", type_of(parameters) + " object has no attribute 'keys'");
+  if (norm.present() && !norm->number())
+    refuse(norm, "no such key: use gradient_clipping", "TypeError",
+           "'>' not supported between instances of " + type_of(norm) + " and 'int'");
+}
+
 /// Adds what was found at `when`; a problem of the start of training that was found at load gets both moments.
 inline void merge_moments(findings&& found, std::string_view when, findings& out) {
   auto const key_of = [](problem const& p) {
@@ -281,17 +306,27 @@ inline native_reading read_natively(value const& config, node const& root, std::
                               .elsewhere = near_key_elsewhere};
   bool const elastic = detail::takes_batch_over(placed_root, f.upstream.deepspeed, when, found);
   detail::read_sections(config, root, read, {placed_root, when, f.upstream.deepspeed, found, read.attributes}, reader);
+  if (f.device != device_kind::cuda && truthy(*placed_root["aio"]["use_gds"]))
+    found.error(errc::assertion_error, placed_root["aio"]["use_gds"].where(), when,
+                "direct storage needs CUDA; switch it off",
+                {"AssertionError", "deepspeed", "GDS currently only supported for CUDA accelerator"});
   detail::merge_moments(std::move(found), when, out);
   // the division of the ranks comes first, and ends the reading
-  bool const divided = elastic || divides_ranks(communicator, placed_root["sequence_parallel_size"], when, last);
-  auto result = elastic || !divided
-                    ? batch_result{}
-                    : complete_batch({config["train_batch_size"], config["train_micro_batch_size_per_gpu"],
-                                      config["gradient_accumulation_steps"],
-                                      batch_world(communicator, config["sequence_parallel_size"])});
+  bool const mesh = !elastic && communicator && makes_mesh(placed_root, when);
+  auto const of_mesh = mesh ? ranks_of_mesh(placed_root, *communicator, when, last) : std::nullopt;
+  bool const divided =
+      elastic ||
+      (mesh ? of_mesh.has_value() : divides_ranks(communicator, placed_root["sequence_parallel_size"], when, last));
+  auto result =
+      elastic || !divided
+          ? batch_result{}
+          : complete_batch({config["train_batch_size"], config["train_micro_batch_size_per_gpu"],
+                            config["gradient_accumulation_steps"],
+                            of_mesh ? value{*of_mesh} : batch_world(communicator, config["sequence_parallel_size"])});
   report_batch_fault(result, root, f, when, last);
   if (!result.fault && !elastic && divided) read.batch = std::move(result);
   detail::check_sections(placed_root, read, when, last);
+  detail::check_warned_keys(placed_root, when, last);
   detail::merge_moments(std::move(last), when, out);
   return read;
 }

@@ -79,9 +79,13 @@ inline std::optional<optimizer_policy> decide_optimizer(node const& root, profil
   auto const section = root["optimizer"], type = section["type"], params = section["params"];
   if (!section->is(value_kind::object)) return std::nullopt;
   optimizer_policy o;
-  o.type = python_text(*type);
-  out.decide("optimizer.type", o.type, "optimizer.type is " + to_json(*type), rule_of(p, "optimizer.type"),
-             type.where());
+  bool const named = type.present() && !type->is(value_kind::null);
+  o.type = named ? python_text(*type) : "none";
+  out.decide("optimizer.type", o.type,
+             named ? "optimizer.type is " + to_json(*type)
+                   : std::string{"optimizer.type is "} + (type.present() ? "null" : "absent") +
+                         ": DeepSpeed builds no optimizer from the section, its params count for nothing",
+             rule_of(p, "optimizer.type"), type.where());
   o.learning_rate = detail::decide_optimizer_number(params, "lr", p, out);
   o.eps = detail::decide_optimizer_number(params, "eps", p, out);
   o.weight_decay = detail::decide_optimizer_number(params, "weight_decay", p, out);

@@ -100,7 +100,7 @@ inline node read_bf16_section(node const& root, bf16_section& into, section_read
 // ---- definitions
 
 inline std::optional<misfit> coerce(value const& v, loss_scale_value& to) {
-  constexpr auto allowed = "a number of at least 0 (0: dynamic)";
+  constexpr auto allowed = "a finite number of at least 0 (0: dynamic)";
   auto const refused = [&](std::string_view words) {
     return misfit{errc::value_error, allowed, "Value error, fp16.loss_scale must be " + std::string{words}};
   };

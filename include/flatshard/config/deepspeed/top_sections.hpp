@@ -15,6 +15,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace flatshard {
 inline namespace v0 {
@@ -46,6 +47,7 @@ struct top_sections {
   void checkpoint() const;
   void data_types() const;
   void parallel_write() const;
+  void checkpoint_writer() const;
   void expert_parallel() const;
 
  private:
@@ -190,6 +192,9 @@ inline void top_sections::profilers() const {
     if (auto const folder = root["autotuning"][key]; folder.present() && !truthy(*folder))
       refuse(errc::assertion_error, folder, "the name of a folder",
              {"AssertionError", "deepspeed", key + " cannot be empty"});
+  if (auto const model = root["autotuning"]["model_info"];
+      model.present() && !model->is(value_kind::null) && !model->is(value_kind::object))
+    refuse_attribute(errc::section_not_object, model, "an object or null", "get");
 }
 
 /// A section whose key `enabled` upstream takes out, so that it must be there.
@@ -244,6 +249,35 @@ inline void top_sections::parallel_write() const {
            {"DeepSpeedConfigError", "deepspeed",
             "checkpoint::parallel_write::pipeline_stage value of '" + python_str(*stage) +
                 "' is invalid, expecting: true or false"});
+}
+
+inline void top_sections::checkpoint_writer() const {
+  auto const section = root["checkpoint"]["writer"];
+  if (!section.present() || section->is(value_kind::null)) return;
+  if (!section->is(value_kind::object)) return refuse_attribute(errc::section_not_object, section, "an object", "get");
+  using words = std::array<std::string_view, 3>;
+  for (auto const& [key, allowed] :
+       {std::pair{std::string_view{"type"}, words{"MOCK", "PYTHON", "FAST"}},
+        std::pair{std::string_view{"data_parallel"}, words{"REPLICA", "SOCKET", "MACHINE"}}}) {
+    auto const at = section[key];
+    std::string names, quoted_names;
+    for (auto const word : allowed) {
+      names += (names.empty() ? "" : ", ") + std::string{word};
+      quoted_names += (quoted_names.empty() ? "'" : ", '") + std::string{word} + "'";
+    }
+    names += ", in any case, or null";
+    if (!at.present() || at->is(value_kind::null)) continue;
+    if (!at->is(value_kind::string)) {
+      refuse_attribute(errc::wrong_type, at, names, "upper");
+      continue;
+    }
+    auto const word = upper(at->text());
+    if (std::find(allowed.begin(), allowed.end(), word) == allowed.end())
+      refuse(errc::assertion_error, at, names,
+             {"AssertionError", "deepspeed",
+              "writer contains invalid value " + word + " for " + std::string{key} + ", expecting one of [" +
+                  quoted_names + ']'});
+  }
 }
 
 inline void top_sections::expert_parallel() const {

@@ -86,6 +86,13 @@ inline bool check_backend(node const& root, node const& dist, backend_kind backe
               {"ValueError", "llamafactory", "DistributedPlugin must be constructed with a name."});
     return false;
   }
+  if (name_at->is_text("fsdpturbo") && !reads_older_llamafactory(f.upstream)) {
+    out.error(errc::unsupported, at["name"].where(), at_train,
+              "the backend fsdpturbo (expert parallelism over FSDP2) is LLaMA-Factory's, but what it does is not known "
+              "here; fsdp2 is",
+              {});
+    return false;
+  }
   if (backend == backend_kind::none) {
     constexpr std::array<std::string_view, 2> names{"fsdp2", "deepspeed"};
     out.error(errc::unknown_backend, at["name"].where(), at_train,

@@ -131,9 +131,11 @@ inline front_end_batch decide_front_end_batch(node const& root, mesh_sizes const
   if (dp) {
     refusals = detail::complete_front_end_batch(b, *dp, mesh.dp_size, micro_at, global_at);
     auto const at_micro = [&](auto const& r) { return r.at.pointer() == micro_at.pointer(); };
-    if (refusals.empty()) {
+    auto const& strategy = *root["batching_strategy"];  // the dynamic ones load samples one by one
+    bool const one_by_one = strategy.is_text("dynamic_batching") || strategy.is_text("dynamic_padding_free");
+    if (refusals.empty() && !one_by_one) {
       if (auto refusal = detail::check_loader_batch(b, micro_at, out)) refusals.push_back(std::move(*refusal));
-    } else if (std::none_of(refusals.begin(), refusals.end(), at_micro)) {
+    } else if (!one_by_one && std::none_of(refusals.begin(), refusals.end(), at_micro)) {
       if (auto refusal = detail::check_micro_batch(b.micro_batch_size, micro_at))
         refusals.push_back(std::move(*refusal));
     }

@@ -10,9 +10,12 @@
 #include <flatshard/config/llamafactory/mesh.hpp>
 #include <flatshard/config/llamafactory/sections.hpp>
 #include <flatshard/config/process_group.hpp>
+#include <flatshard/config/python_text.hpp>
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/config/torch/fully_shard.hpp>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <optional>
@@ -98,6 +101,41 @@ inline void check_attention(node const& root, findings& out) {
   out.error(errc::bad_attention, at.where(), at_read,
             "found " + to_json(*at) + ", allowed: \"eager\", \"sdpa\" or \"flash_attention_2\"",
             {"ValueError", "llamafactory", python_text(*at) + " is not a valid attention function"});
+}
+
+/// How samples become batches: two strategies need something of another key. Source:
+/// LLaMA-Factory@ff6d4d12e:src/llamafactory/v1/config/training_args.py, core/base_trainer.py,
+/// plugins/trainer_plugins/batching.py.
+inline void check_batching(node const& root, facts const& f, findings& out) {
+  constexpr std::array<std::string_view, 4> strategies{"normal", "padding_free", "dynamic_batching",
+                                                       "dynamic_padding_free"};
+  auto const at = root["batching_strategy"], steps = root["max_steps"];
+  if (!at.present() || reads_first_llamafactory(f.upstream)) return;
+  auto const word = python_text(*at);
+  if (word == "dynamic_batching") {
+    auto const number = steps->number();
+    if (!number || steps->is(value_kind::string) || *number <= 0)
+      out.error(errc::value_error, at.where(), at_read,
+                "batching_strategy is \"dynamic_batching\", which needs max_steps, a number above 0",
+                {"ValueError", "llamafactory", "`dynamic_batching` requires `max_steps` because it is step-driven."});
+    if (auto const epochs = root["save_epochs"]; epochs.present() && !epochs->is(value_kind::null))
+      out.error(errc::value_error, epochs.where(), at_read,
+                "save_epochs does not work with batching_strategy \"dynamic_batching\"; use save_steps",
+                {"ValueError", "llamafactory",
+                 "`save_epochs` is not supported with `dynamic_batching`; use `save_steps` instead."});
+  }
+  if (word == "padding_free" && !root["flash_attn"]->is_text("flash_attention_2"))
+    out.error(errc::needs_flash_attention, at.where(), at_train,
+              "batching_strategy is \"padding_free\", which needs flash_attn: flash_attention_2",
+              {"ValueError", "llamafactory", "`padding_free` requires `flash_attn: flash_attention_2`."});
+  if (std::find(strategies.begin(), strategies.end(), word) == strategies.end())
+    out.error(
+        errc::unknown_name, at.where(), at_train,
+        "found " + to_json(*at) +
+            ", allowed: \"normal\", \"padding_free\", \"dynamic_batching\" or "
+            "\"dynamic_padding_free\"" +
+            out.suggest(word, strategies),
+        {"ValueError", "llamafactory", "Plugin " + python_repr(*at) + " is not registered under BatchingPlugin."});
 }
 
 /// Training on the backend that was decided. `deepspeed` is the file that was loaded, with what is left of loading.
@@ -234,6 +272,7 @@ inline void resolve_llamafactory(document const& file, profile front_end, facts 
 
   detail::check_attention(root, out);
   auto const sections = check_sections(root, out);
+  detail::check_batching(root, f, out);
   check_llamafactory_keys(root, f, out);
   bool const older = reads_older_llamafactory(f.upstream);
   auto const mesh_at = older ? sections["dist_config"] : root;
