@@ -269,6 +269,60 @@ TEST_CASE("the order of keys is that of a stable sort") {
     CHECK(order == expected);
   }
 }
+// Where a key is looked for: the first greater key stands in [first, second) or at second, whatever the keys' spread.
+constexpr bool finds(list keys) {
+  std::vector<std::uint32_t> order(keys.size(), 0);
+  auto const buckets = flatshard::detail::stable_order(
+      order, [&](std::size_t i) { return keys[i]; }, [](std::size_t) { return 0; });
+  std::sort(keys.begin(), keys.end());
+  bool right = true;
+  for (std::size_t at = 0; at < keys.size() + 3; ++at)
+    for (std::size_t const position : {at, at < keys.size() ? keys[at] : ~std::size_t{0}}) {
+      auto const [first, end] = buckets.above(position);
+      auto const greater =
+          static_cast<std::size_t>(std::upper_bound(keys.begin(), keys.end(), position) - keys.begin());
+      right &= first <= greater && greater <= end && end <= keys.size();
+    }
+  return right;
+}
+static_assert(finds({}) && finds({7}) && finds({5, 5, 5}) && finds({3, 1, 3, 0}) && finds({1000, 2, 900, 3, 901}));
+static_assert(finds({~std::size_t{0}, 0, 1, 1}) && finds({9, 8, 7, 6, 5, 4}));
+TEST_CASE("a position is looked for among about one of a million starts that spread evenly, out of order") {
+  std::size_t const n = 1000000;
+  std::vector<std::uint32_t> order(n);
+  auto const start = [](std::size_t i) { return i * 700001 % 1000000 * 3000; };
+  auto const buckets = flatshard::detail::stable_order(order, start, [](std::size_t) { return 0; });
+  std::size_t most = 0;
+  for (std::size_t at = 0; at < 3000 * n; at += 999983) {
+    auto const [first, end] = buckets.above(at);
+    most = std::max(most, end - first);
+  }
+  CHECK(most <= 2);
+}
+TEST_CASE(
+    "what lies where: the index of a listed layout and the search of a constant one agree, also on empty tensors") {
+  std::array<parameter, 40> unit{};
+  for (std::size_t t = 0; t < unit.size(); ++t)
+    unit[t] = {"t", {t % 5 == 3 ? std::size_t{0} : t % 7 == 0 ? std::size_t{300} : 1 + t * t % 11, 6}};
+  auto const agree = [&](auto const& policy) {
+    layout const constant{policy, unit, world{5}};
+    layout const listed{policy, std::vector<parameter>(unit.begin(), unit.end()), world{5}};
+    bool same = true;
+    for (auto const r : flatshard::ranks(world{5}))
+      for (std::size_t j = 0; j < listed.segment(r).value; ++j) {
+        auto const here = listed.at(r, {j});
+        same &= here == constant.at(r, {j});
+        if (!here.padding)
+          same &= listed.owner(here.tensor, here.index) == r && listed.local(here.tensor, here.index) == elements{j};
+      }
+    return same;
+  };
+  CHECK(agree(native{}));
+  CHECK(agree(zero3{}));
+  CHECK(agree(with(zero12{}, &zero12::round_robin, true)));
+  CHECK(agree(megatron{}));
+  CHECK(agree(owned{}));
+}
 TEST_CASE("owned: runs of one size and single sizes give what the rule says, tensor by tensor") {
   for (std::size_t const w : {1u, 7u, 64u, 500u}) {
     std::vector<parameter> unit;

@@ -84,6 +84,7 @@ enum class piece_order : std::uint8_t {
 namespace detail {
 
 struct no_order {};
+struct no_index {};
 
 template <class P>
 constexpr piece_order order_of() {
@@ -123,6 +124,10 @@ concept has_segments = requires(P const& p, elements placed, std::size_t w, std:
   { p.segment(placed, w, r) } -> std::same_as<elements>;
 };
 template <class P>
+concept tells_position = requires(P const& p, elements segment, std::size_t w, std::size_t r, elements j) {
+  { p.position(segment, w, r, j) } -> std::same_as<elements>;
+};
+template <class P>
 concept sees_unit = requires(P const& p, std::span<parameter const> unit, std::size_t w) {
   { p.for_unit(unit, w) } -> std::same_as<P>;
 };
@@ -137,12 +142,17 @@ concept sees_unit = requires(P const& p, std::span<parameter const> unit, std::s
 ///
 /// The gathered buffer is the segments of all ranks in rank order: W * S elements. One template for constant and
 /// run-time shapes (`std::array` or list of parameters) and for static and dynamic worlds. Memory: O(T), nothing of
-/// size T * W; a listed layout takes 44 bytes a tensor (48 if its pieces lie out of tensor order) and each different
-/// kind (shape, type and traits) once. Beyond the three functions of `ShardingPolicy` a policy may say
+/// size T * W; a listed layout takes 44 bytes a tensor, 4 more if its pieces lie out of tensor order, 2 to 4 for an
+/// index of the starts, and each different kind (shape, type and traits) once. Beyond the three functions of
+/// `ShardingPolicy` a policy may say
 ///   `name`               what it is called in hashes and messages
 ///   `order`              a `piece_order`
 ///   `contiguous_gather`  true if the gathered buffer holds each tensor in one piece
 ///   `owner(t, w, i)`     the rank of element i, O(1); without it a search over the ranks
+///   `position(S, w, r, j)`
+///                        where element j of rank r's segment (S: the longest one) lies, counted as
+///                        `placement::start`: it belongs to the last tensor that starts there or before, or to none;
+///                        with it a listed layout keeps an index of the starts
 ///   `even_pieces`        true if all ranks between the first and the last that hold a part of a tensor hold equally
 ///                        much
 ///   `segment(placed, w, r)`, `before(placed, w, r)`
@@ -272,19 +282,13 @@ class layout {
     auto const mine = cut(t, r);
     return segment_start(r) + mine.local + (i - mine.begin);
   }
-  /// What lies at position `j` of rank `r`'s segment. Complexity: O(log T), O(T) for policies in any order.
+  /// What lies at position `j` of rank `r`'s segment. Complexity: O(log T), about one tensor looked at where starts
+  /// spread evenly and are indexed; O(T) for policies in any order.
   [[nodiscard]] constexpr element_place at(rank_id r, elements j) const {
     auto const i = checked(r);
     require(j < segment_of(i), "the segment has no element of that number");
     if constexpr (order != piece_order::any) {
-      // Sizes are mostly alike, so the share of the positions before this one says about where to begin to look.
-      auto const share_before =
-          contiguous_gather
-              ? (static_cast<double>(i) + static_cast<double>(j.value) / static_cast<double>(segment_.value)) /
-                    static_cast<double>(world_.value())
-              : static_cast<double>(j.value) / static_cast<double>(segment_.value);
-      auto const after = first_with([&](std::size_t t) { return local_of(t, i) > j; },
-                                    static_cast<std::size_t>(share_before * static_cast<double>(size())));
+      auto const after = first_behind(i, j);
       if (after == 0) return {0, {}, true};
       return within(cut(tensor_at(after - 1), i), j);
     } else {
@@ -422,6 +426,9 @@ class layout {
  private:
   static constexpr piece_order order = detail::order_of<P>();
   using order_type = std::conditional_t<order == piece_order::by_start, typename Table::order_type, detail::no_order>;
+  static constexpr bool tells_position = order != piece_order::any && detail::tells_position<P>;
+  static constexpr bool indexed = tells_position && Table::indexed;
+  using index_type = std::conditional_t<indexed, detail::key_buckets, detail::no_index>;
 
   constexpr void build(std::span<parameter const> of_unit) {
     if constexpr (detail::sees_unit<P>) policy_ = policy_.for_unit(of_unit, world_.value());
@@ -445,6 +452,8 @@ class layout {
                 static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()),
             "the gathered buffer must stay below 2^63 bytes");
     if constexpr (order == piece_order::by_start) sort_by_start();
+    if constexpr (indexed)
+      if (sorted_) index_ = {size(), size(), [&](std::size_t t) { return table_.places[t].start; }};
     check_end(0);
     if (world_.value() > 1) check_end(world_.value() - 1);
   }
@@ -460,10 +469,11 @@ class layout {
     if constexpr (order == piece_order::any) {
       for (std::size_t t = 0; t < size() && right; ++t) right = inside(t);
     } else {
-      auto behind = first_with([&](std::size_t t) { return local_of(t, r) >= segment; }, size());
+      auto behind = first_with(0, size(), [&](std::size_t t) { return local_of(t, r) >= segment; });
       if (behind < size()) right = inside(tensor_at(behind));
-      while (behind > 0 && begin(tensor_at(behind - 1), r) >= begin(tensor_at(behind - 1), r + 1)) --behind;
-      if (behind > 0) right &= inside(tensor_at(behind - 1));
+      auto const first = first_piece(r);
+      while (behind > first && begin(tensor_at(behind - 1), r) >= begin(tensor_at(behind - 1), r + 1)) --behind;
+      if (behind > first) right &= inside(tensor_at(behind - 1));
     }
     require(right, "a policy must place every piece inside its rank's segment");
   }
@@ -477,8 +487,9 @@ class layout {
     for (std::size_t t = 1; t < size() && sorted_; ++t) sorted_ = !before(t, t - 1);
     if (sorted_) return;
     if constexpr (requires { order_.resize(size()); }) order_.resize(size(), 0);
-    detail::stable_order(
+    auto buckets = detail::stable_order(
         order_, [&](std::size_t t) { return places[t].start; }, [&](std::size_t t) { return places[t].numel; });
+    if constexpr (indexed) index_ = std::move(buckets);
   }
   [[nodiscard]] constexpr std::size_t tensor_at(std::size_t position) const {
     if constexpr (order == piece_order::by_start) {
@@ -514,17 +525,9 @@ class layout {
   constexpr elements local_of(std::size_t t, std::size_t r) const {
     return policy_.local(table_.places[t], world_.value(), r);
   }
-  // The first position where `holds`, which is false, then true, over the tensors in order; from a guess outwards.
+  // The first position of [low, high) where `holds`, which is false, then true, over the tensors in order; else high.
   template <class Predicate>
-  constexpr std::size_t first_with(Predicate holds, std::size_t guess) const {
-    std::size_t low = 0, high = size();
-    if (guess < high && !holds(tensor_at(guess))) {
-      low = guess + 1;
-      for (std::size_t step = 1; high - low > step && !holds(tensor_at(low + step)); step *= 2) low += step + 1;
-    } else if (guess < high) {
-      high = guess;
-      for (std::size_t step = 1; high > step && holds(tensor_at(high - step)); step *= 2) high -= step;
-    }
+  constexpr std::size_t first_with(std::size_t low, std::size_t high, Predicate holds) const {
     while (low < high) {
       auto const middle = low + (high - low) / 2;
       if (holds(tensor_at(middle))) {
@@ -534,6 +537,18 @@ class layout {
       }
     }
     return low;
+  }
+  // The first place in the order whose tensor lies behind element j of rank r's segment. Complexity: O(log T), O(1)
+  // where starts spread evenly and are indexed.
+  constexpr std::size_t first_behind(std::size_t r, elements j) const {
+    if constexpr (tells_position) {
+      auto const position = policy_.position(segment_, world_.value(), r, j).value;
+      std::pair<std::size_t, std::size_t> among{0, size()};
+      if constexpr (indexed) among = index_.above(position);
+      return first_with(among.first, among.second, [&](std::size_t t) { return table_.places[t].start > position; });
+    } else {
+      return first_with(0, size(), [&](std::size_t t) { return local_of(t, r) > j; });
+    }
   }
   // Of the tensors behind position k, the last one that lies at or before `local`, for the others there hold nothing;
   // k + 1 if there is none. Complexity: O(log of the distance).
@@ -550,8 +565,7 @@ class layout {
   constexpr std::size_t first_piece(std::size_t r) const {
     if constexpr (order != piece_order::any) {
       // pieces that lie at 0 are empty but for the last of them
-      auto const after = first_with([&](std::size_t t) { return local_of(t, r) > elements{0}; },
-                                    contiguous_gather ? size() * r / world_.value() : 0);
+      auto const after = first_behind(r, elements{});
       return after == 0 ? 0 : after - 1;
     } else {
       return 0;
@@ -569,6 +583,7 @@ class layout {
   bool sorted_ = true;
   Table table_;
   [[no_unique_address]] order_type order_{};
+  [[no_unique_address]] index_type index_{};
 };
 template <class P, std::size_t T, std::size_t W>
 layout(P, std::array<parameter, T> const&, world<W>) -> layout<P, W, detail::fixed_table<T>>;

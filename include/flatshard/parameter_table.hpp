@@ -94,6 +94,7 @@ class kind_pool {
 template <std::size_t T>
 struct fixed_table {
   using order_type = std::array<std::uint32_t, T>;
+  static constexpr bool indexed = false;  ///< few tensors: a search over all of them is short
   std::array<parameter, T> parameters;
   std::array<placement, T> places{};
   constexpr explicit fixed_table(std::array<parameter, T> const& of_unit) : parameters{of_unit} {}
@@ -105,6 +106,7 @@ struct fixed_table {
 };
 struct listed_table {
   using order_type = std::vector<std::uint32_t>;
+  static constexpr bool indexed = true;
   std::vector<std::string_view> names;
   std::vector<std::uint32_t> kinds;
   kind_pool pool;

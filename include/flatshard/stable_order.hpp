@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The numbers of a list in the order of their keys: what a layout and its policies sort tensors with.
+/// The numbers of a list in the order of their keys: what a layout and its policies sort tensors with, and where in
+/// that order to look for a key.
 #pragma once
 
 #include <flatshard/require.hpp>
@@ -9,54 +10,94 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace flatshard {
 inline namespace v0 {
 namespace detail {
 
-/// Fills `order` with 0, 1, ..., the least `key(i)` first, of equal keys the least `tie(i)`, of equal ties the least i.
-/// The keys are dealt to an eighth as many buckets by their leading bits, and each bucket is sorted on its own.
-/// Complexity: O(n) for keys that spread evenly or are few, O(n log n) for any. Memory: half a byte a number.
-template <class Key, class Tie>
-constexpr void stable_order(std::span<std::uint32_t> order, Key key, Tie tie) {
-  require(order.size() < std::numeric_limits<std::uint32_t>::max(), "a layout holds fewer than 2^32 - 1 tensors");
-  if (order.empty()) return;
-  std::size_t least = key(0), largest = least;
-  for (std::size_t i = 1; i < order.size(); ++i) {
-    least = std::min<std::size_t>(least, key(i));
-    largest = std::max<std::size_t>(largest, key(i));
+/// Keys in buckets of equal width, a power of two: where in the ascending order of all keys those of a bucket stand.
+/// A key is looked for among the few of its bucket. Memory: 4 bytes a bucket.
+class key_buckets {
+ public:
+  constexpr key_buckets() = default;
+  /// Of key(0), ..., key(n - 1), in any order; `most` buckets or more than half as many, fewer for few different keys.
+  /// Complexity: O(n).
+  template <class Key>
+  constexpr key_buckets(std::size_t n, std::size_t most, Key key) {
+    require(n < std::numeric_limits<std::uint32_t>::max(), "a layout holds fewer than 2^32 - 1 tensors");
+    if (n == 0) return;
+    least_ = key(0);
+    std::size_t largest = least_;
+    for (std::size_t i = 1; i < n; ++i) {
+      least_ = std::min<std::size_t>(least_, key(i));
+      largest = std::max<std::size_t>(largest, key(i));
+    }
+    while ((largest - least_) >> shift_ >= most) ++shift_;
+    bounds_.assign(((largest - least_) >> shift_) + 2, 0);
+    for (std::size_t i = 0; i < n; ++i) ++bounds_[bucket(key(i)) + 1];
+    std::uint32_t end = 0;
+    for (auto& bound : bounds_) bound = end += bound;
   }
-  auto const most = order.size() / 8 + 1;
-  unsigned shift = 0;
-  while ((largest - least) >> shift >= most) ++shift;
-  auto const bucket = [&](std::size_t i) { return (key(i) - least) >> shift; };
-
-  std::vector<std::uint32_t> ends(((largest - least) >> shift) + 1, 0);  // of each bucket in `order`; at first its size
-  for (std::size_t i = 0; i < order.size(); ++i) ++ends[bucket(i)];
-  std::uint32_t begin = 0;
-  for (auto& end : ends) {
-    auto const size = end;
-    end = begin;
-    begin += size;
+  /// Fills `order` with 0, 1, ..., those of one bucket behind those of the buckets before it. Complexity: O(n).
+  template <class Key>
+  constexpr void deal(std::span<std::uint32_t> order, Key key) {
+    if (order.empty()) return;
+    for (auto i = order.size(); i-- > 0;) order[--bounds_[bucket(key(i)) + 1]] = static_cast<std::uint32_t>(i);
+    bounds_.erase(bounds_.begin());  // each bound is that of the bucket before it now
+    bounds_.push_back(static_cast<std::uint32_t>(order.size()));
   }
-  for (std::size_t i = 0; i < order.size(); ++i) order[ends[bucket(i)]++] = static_cast<std::uint32_t>(i);
+  /// True if the keys of one bucket are equal.
+  [[nodiscard]] constexpr bool exact() const { return shift_ == 0; }
+  /// Where each bucket begins in the order, and where the last one ends.
+  [[nodiscard]] constexpr std::span<std::uint32_t const> bounds() const { return bounds_; }
+  /// The first and the end of the places in the order that the first key above `position` may have. Complexity: O(1).
+  [[nodiscard]] constexpr std::pair<std::size_t, std::size_t> above(std::size_t position) const {
+    if (bounds_.empty() || position < least_) return {0, 0};
+    auto const b = std::min(bucket(position), bounds_.size() - 2);  // of all behind the largest key, its bucket
+    return {bounds_[b], bounds_[b + 1]};
+  }
 
-  auto const before = [&](std::size_t a, std::size_t b) {
-    if (key(a) != key(b)) return key(a) < key(b);
-    if (tie(a) != tie(b)) return tie(a) < tie(b);
-    return a < b;
-  };
-  auto first = order.begin();
-  for (auto const end : ends) {
-    auto const last = order.begin() + static_cast<std::ptrdiff_t>(end);
+ private:
+  [[nodiscard]] constexpr std::size_t bucket(std::size_t key) const { return (key - least_) >> shift_; }
+  std::size_t least_ = 0;
+  unsigned shift_ = 0;
+  std::vector<std::uint32_t> bounds_;
+};
+
+/// Sorts what lies in each bucket. Complexity: O(n) for keys that spread evenly, O(n log n) for any.
+template <class Before>
+constexpr void sort_within(key_buckets const& buckets, std::span<std::uint32_t> order, Before before) {
+  auto const bounds = buckets.bounds();
+  for (std::size_t b = 1; b < bounds.size(); ++b) {
+    if (bounds[b] - bounds[b - 1] < 2) continue;
+    auto const first = order.begin() + static_cast<std::ptrdiff_t>(bounds[b - 1]);
+    auto const last = order.begin() + static_cast<std::ptrdiff_t>(bounds[b]);
     if (!std::is_sorted(first, last, before)) std::sort(first, last, before);
-    first = last;
   }
 }
+
+/// Fills `order` with 0, 1, ..., the least `key(i)` first, of equal keys the least i.
+/// Complexity: O(n) for keys that spread evenly or are few, O(n log n) for any. Memory: half a byte a number.
 template <class Key>
 constexpr void stable_order(std::span<std::uint32_t> order, Key key) {
-  stable_order(order, key, [](std::size_t) { return 0; });
+  key_buckets buckets{order.size(), order.size() / 8 + 1, key};
+  buckets.deal(order, key);
+  if (buckets.exact()) return;
+  sort_within(buckets, order, [&](std::size_t a, std::size_t b) { return key(a) != key(b) ? key(a) < key(b) : a < b; });
+}
+/// The same, of equal keys the least `tie(i)` first, of equal ties the least i; returns the buckets of the keys, about
+/// as many as numbers. Complexity: as above. Memory: 2 to 4 bytes a number.
+template <class Key, class Tie>
+constexpr key_buckets stable_order(std::span<std::uint32_t> order, Key key, Tie tie) {
+  key_buckets buckets{order.size(), order.size(), key};
+  buckets.deal(order, key);
+  sort_within(buckets, order, [&](std::size_t a, std::size_t b) {
+    if (key(a) != key(b)) return key(a) < key(b);
+    return tie(a) != tie(b) ? tie(a) < tie(b) : a < b;
+  });
+  return buckets;
 }
 
 }  // namespace detail

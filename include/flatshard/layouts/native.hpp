@@ -28,6 +28,9 @@ struct flat_cuts {
   static constexpr std::size_t owner(placement const& t, std::size_t, elements i) {
     return (t.start + i.value) / t.step;
   }
+  static constexpr elements position(elements segment, std::size_t, std::size_t r, elements j) {
+    return {r * segment.value + j.value};
+  }
   friend constexpr bool operator==(flat_cuts, flat_cuts) = default;
 };
 

@@ -75,6 +75,14 @@ class planned {
     auto const cut = cuts_[t.step * (w + 1) + r], next = cuts_[t.step * (w + 1) + r + 1];
     return {offsets_[t.step * w + r] + (t.start <= cut ? 0 : std::min(t.start, next) - cut)};
   }
+  /// Complexity: O(lines).
+  constexpr elements position(elements, std::size_t w, std::size_t r, elements j) const {
+    auto const lines = offsets_.size() / w;
+    if (lines == 0) return j;  // of a unit without parameters
+    std::size_t l = 0;  // the last line whose part begins at or before j
+    while (l + 1 < lines && offsets_[(l + 1) * w + r] <= j.value) ++l;
+    return {cuts_[l * (w + 1) + r] + (j.value - offsets_[l * w + r])};
+  }
   /// Complexity: O(log W).
   constexpr std::size_t owner(placement const& t, std::size_t w, elements i) const {
     auto const first = cuts_.begin() + static_cast<std::ptrdiff_t>(t.step * (w + 1));

@@ -67,6 +67,9 @@ class ragged {
     auto const after = std::upper_bound(cuts_.begin(), cuts_.end(), i.value / t.step);
     return static_cast<std::size_t>(after - cuts_.begin()) - 1;
   }
+  constexpr elements position(elements, std::size_t, std::size_t r, elements j) const {
+    return {units(r) == 0 ? 0 : j.value / units(r)};
+  }
   constexpr elements segment(elements placed, std::size_t, std::size_t r) const { return {placed.value * units(r)}; }
   constexpr elements before(elements placed, std::size_t, std::size_t r) const { return {placed.value * cuts_[r]}; }
   constexpr std::uint64_t hash(std::uint64_t h) const {

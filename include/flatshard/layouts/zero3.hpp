@@ -23,6 +23,7 @@ struct slot_cuts {
   }
   static constexpr elements local(placement const& t, std::size_t, std::size_t) { return {t.start}; }
   static constexpr std::size_t owner(placement const& t, std::size_t, elements i) { return i.value / t.step; }
+  static constexpr elements position(elements, std::size_t, std::size_t, elements j) { return j; }
   friend constexpr bool operator==(slot_cuts, slot_cuts) = default;
 };
 
