@@ -308,7 +308,7 @@ TEST_CASE(
     layout const constant{policy, unit, world{5}};
     layout const listed{policy, std::vector<parameter>(unit.begin(), unit.end()), world{5}};
     bool same = true;
-    for (auto const r : flatshard::ranks(world{5}))
+    for (auto const r : {rank_id{0}, rank_id{1}, rank_id{2}, rank_id{3}, rank_id{4}})
       for (std::size_t j = 0; j < listed.segment(r).value; ++j) {
         auto const here = listed.at(r, {j});
         same &= here == constant.at(r, {j});

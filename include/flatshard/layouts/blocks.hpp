@@ -166,8 +166,38 @@ class block_lines {
   std::vector<std::size_t> first_, starts_;
 };
 
-/// True if a dual feasible function proves that the blocks do not fit in `w` segments of `s` elements: one that maps
-/// what fits in a segment to at most 1 in all, and the blocks to more than w.
+/// True if `w` segments of `s` elements cannot hold n blocks of `a` elements and m of `b`, b < a, whole, because of
+/// their numbers: a segment holds i and j of them, i a + j b <= s, so that the mean over the segments, (n / w, m / w),
+/// lies in the convex hull of all such points with whole i and j; outside it there is no way to deal them.
+/// Complexity: O(s / a). Source: own derivation.
+constexpr bool outside_hull(std::size_t a, std::size_t n, std::size_t b, std::size_t m, std::size_t w, std::size_t s) {
+  std::size_t const limit = std::size_t{1} << 30;  // products of two numbers below it, and differences of these, fit
+  std::size_t const most = 1 << 12;                // points; with more of them in a segment, volume says the same
+  if (s / a > most || s / b >= limit / w || n >= limit || m >= limit) return false;
+  auto const x = static_cast<std::int64_t>(n), y = static_cast<std::int64_t>(m), ranks = static_cast<std::int64_t>(w);
+  if (x > static_cast<std::int64_t>(s / a) * ranks) return true;
+  struct point {
+    std::int64_t i, j;
+  };
+  auto const above = [](point from, point to, point p) {  // p lies above the line, in whichever scale all are
+    return (p.j - from.j) * (to.i - from.i) > (to.j - from.j) * (p.i - from.i);
+  };
+  std::vector<point> edge;  // the upper edge of the hull, from left to right
+  for (std::size_t i = 0; i <= s / a; ++i) {
+    point const next{static_cast<std::int64_t>(i), static_cast<std::int64_t>((s - i * a) / b)};
+    while (edge.size() > 1 && !above(edge[edge.size() - 2], next, edge.back())) edge.pop_back();
+    edge.push_back(next);
+  }
+  for (std::size_t k = 1; k < edge.size(); ++k) {
+    auto const from = edge[k - 1], to = edge[k];
+    if (x <= to.i * ranks) return (y - from.j * ranks) * (to.i - from.i) > (to.j - from.j) * (x - from.i * ranks);
+  }
+  return y > edge.back().j * ranks;
+}
+
+/// True if it is proved that the blocks do not fit in `w` segments of `s` elements: by the hull of what a segment can
+/// hold of two lengths (longer blocks count as these), or by a dual feasible function, one that maps what fits in a
+/// segment to at most 1 in all, and the blocks to more than w.
 constexpr bool cannot_fit(std::span<std::pair<std::size_t, std::size_t> const> blocks, std::size_t w, std::size_t s) {
   auto const most = static_cast<double>(w) * (1 + 1e-9);
   double volume = 0;
@@ -188,6 +218,15 @@ constexpr bool cannot_fit(std::span<std::pair<std::size_t, std::size_t> const> b
   };
   for (std::size_t k = 1; k <= 64; ++k)
     if (refutes(k)) return true;
+  std::size_t longer = 0;
+  for (std::size_t k = 0; k < blocks.size() && k < 8; ++k) {
+    longer += blocks[k].second;
+    std::size_t shorter = 0;
+    for (std::size_t l = k + 1; l < blocks.size() && l < 8; ++l) {
+      shorter += blocks[l].second;
+      if (outside_hull(blocks[k].first, longer, blocks[l].first, shorter, w, s)) return true;
+    }
+  }
   for (std::size_t i = 0; i < blocks.size() && i < 24; ++i)  // as many as fit of one length
     if (refutes(s / blocks[i].first)) return true;
   for (auto const& [least, ignored] : blocks) {  // more than 1 - l counts as 1, less than l as nothing, l <= 1/2
