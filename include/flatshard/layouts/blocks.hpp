@@ -166,33 +166,44 @@ class block_lines {
   std::vector<std::size_t> first_, starts_;
 };
 
-/// True if `w` segments of `s` elements cannot hold n blocks of `a` elements and m of `b`, b < a, whole, because of
-/// their numbers: a segment holds i and j of them, i a + j b <= s, so that the mean over the segments, (n / w, m / w),
-/// lies in the convex hull of all such points with whole i and j; outside it there is no way to deal them.
-/// Complexity: O(s / a). Source: own derivation.
-constexpr bool outside_hull(std::size_t a, std::size_t n, std::size_t b, std::size_t m, std::size_t w, std::size_t s) {
-  std::size_t const limit = std::size_t{1} << 30;  // products of two numbers below it, and differences of these, fit
-  std::size_t const most = 1 << 12;                // points; with more of them in a segment, volume says the same
-  if (s / a > most || s / b >= limit / w || n >= limit || m >= limit) return false;
-  auto const x = static_cast<std::int64_t>(n), y = static_cast<std::int64_t>(m), ranks = static_cast<std::int64_t>(w);
-  if (x > static_cast<std::int64_t>(s / a) * ranks) return true;
-  struct point {
-    std::int64_t i, j;
+/// How many blocks of two lengths one segment can hold.
+struct block_numbers {
+  std::int64_t longer, shorter;
+};
+/// The corners of the upper edge of the convex hull of all numbers (i, j) with i a + j b <= s, b < a, i ascending;
+/// nothing where there are more than 4096 i or 2^30 j: there volume says the same. Complexity: O(s / a).
+constexpr std::vector<block_numbers> hull_of(std::size_t a, std::size_t b, std::size_t s) {
+  std::vector<block_numbers> edge;
+  if (s / a >= 4096 || s / b >= std::size_t{1} << 30) return edge;
+  auto const above = [](block_numbers from, block_numbers to, block_numbers p) {
+    return (p.shorter - from.shorter) * (to.longer - from.longer) >
+           (to.shorter - from.shorter) * (p.longer - from.longer);
   };
-  auto const above = [](point from, point to, point p) {  // p lies above the line, in whichever scale all are
-    return (p.j - from.j) * (to.i - from.i) > (to.j - from.j) * (p.i - from.i);
-  };
-  std::vector<point> edge;  // the upper edge of the hull, from left to right
   for (std::size_t i = 0; i <= s / a; ++i) {
-    point const next{static_cast<std::int64_t>(i), static_cast<std::int64_t>((s - i * a) / b)};
+    block_numbers const next{static_cast<std::int64_t>(i), static_cast<std::int64_t>((s - i * a) / b)};
     while (edge.size() > 1 && !above(edge[edge.size() - 2], next, edge.back())) edge.pop_back();
     edge.push_back(next);
   }
+  return edge;
+}
+/// True if `w` segments of `s` elements cannot hold n blocks of `a` elements and m of `b`, b < a, whole, because of
+/// their numbers: a segment holds i and j of them, i a + j b <= s, so that the mean over the segments, (n / w, m / w),
+/// lies in the convex hull of all such (i, j); outside it there is no way to deal them.
+/// Complexity: O(s / a). Source: own derivation.
+constexpr bool outside_hull(std::size_t a, std::size_t n, std::size_t b, std::size_t m, std::size_t w, std::size_t s) {
+  std::size_t const limit = std::size_t{1} << 30;  // products of two numbers below it, and differences of these, fit
+  if (s / b >= limit / w || n >= limit || m >= limit) return false;
+  auto const edge = hull_of(a, b, s);
+  if (edge.empty()) return false;
+  auto const x = static_cast<std::int64_t>(n), y = static_cast<std::int64_t>(m), ranks = static_cast<std::int64_t>(w);
+  if (x > edge.back().longer * ranks) return true;
   for (std::size_t k = 1; k < edge.size(); ++k) {
     auto const from = edge[k - 1], to = edge[k];
-    if (x <= to.i * ranks) return (y - from.j * ranks) * (to.i - from.i) > (to.j - from.j) * (x - from.i * ranks);
+    if (x <= to.longer * ranks)
+      return (y - from.shorter * ranks) * (to.longer - from.longer) >
+             (to.shorter - from.shorter) * (x - from.longer * ranks);
   }
-  return y > edge.back().j * ranks;
+  return y > edge.back().shorter * ranks;
 }
 
 /// True if it is proved that the blocks do not fit in `w` segments of `s` elements: by the hull of what a segment can

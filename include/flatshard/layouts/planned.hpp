@@ -79,7 +79,7 @@ class planned {
   constexpr elements position(elements, std::size_t w, std::size_t r, elements j) const {
     auto const lines = offsets_.size() / w;
     if (lines == 0) return j;  // of a unit without parameters
-    std::size_t l = 0;  // the last line whose part begins at or before j
+    std::size_t l = 0;         // the last line whose part begins at or before j
     while (l + 1 < lines && offsets_[(l + 1) * w + r] <= j.value) ++l;
     return {cuts_[l * (w + 1) + r] + (j.value - offsets_[l * w + r])};
   }
@@ -96,7 +96,7 @@ class planned {
   }
 
  private:
-  enum class filling : std::uint8_t { longest_first, even_shares, least_rest };
+  enum class filling : std::uint8_t { longest_first, even_shares, least_rest, even_numbers };
 
   [[nodiscard]] constexpr detail::block_lines lines_of(std::span<parameter const> unit) const {
     return {unit, [this](parameter const& p) { return block_of(p); }, tensor_align_};
@@ -104,7 +104,7 @@ class planned {
   constexpr bool fill(detail::block_lines const& lines, std::size_t w, std::size_t segment, filling how);
   constexpr bool fill(detail::block_lines const& lines, std::size_t w, std::size_t segment) {
     return fill(lines, w, segment, filling::longest_first) || fill(lines, w, segment, filling::even_shares) ||
-           fill(lines, w, segment, filling::least_rest);
+           fill(lines, w, segment, filling::least_rest) || fill(lines, w, segment, filling::even_numbers);
   }
 
   std::vector<block_rule> rules_;
@@ -153,6 +153,39 @@ class least_rest {
   int tries_ = 48;
 };
 
+/// How many blocks of one line each rank takes so that a second line fits beside it: the numbers at a corner of the
+/// hull
+/// (`hull_of`) on either side of the mean of the ranks that are left. Of all pairs, the two lines that hold most.
+class even_numbers {
+ public:
+  constexpr even_numbers(block_lines const& lines, std::size_t segment) {
+    auto const held = [&](std::size_t l) { return lines.end(l) - lines.begin(l); };
+    std::size_t other = lines.size();
+    for (std::size_t l = 1; l < lines.size(); ++l)
+      if (held(l) > held(line_)) line_ = l;
+    for (std::size_t l = 0; l < lines.size(); ++l)
+      if (l != line_ && (other == lines.size() || held(l) > held(other))) other = l;
+    if (other == lines.size()) return;
+    if (other < line_) std::swap(line_, other);  // the longer blocks are counted
+    edge_ = hull_of(lines.length(line_), lines.length(other), segment);
+  }
+  [[nodiscard]] constexpr bool helps() const { return edge_.size() > 1; }
+  [[nodiscard]] constexpr std::size_t line() const { return line_; }
+  /// For one of `ranks` ranks, with `left` blocks for all of them.
+  [[nodiscard]] constexpr std::size_t number(std::size_t left, std::size_t ranks) const {
+    std::size_t k = 1;
+    while (k + 1 < edge_.size() && at(k) * ranks < left) ++k;
+    return at(k - 1) * (ranks - 1) + at(k) <= left ? at(k)
+           : left > at(k - 1) * (ranks - 1)        ? left - at(k - 1) * (ranks - 1)
+                                                   : at(k - 1);
+  }
+
+ private:
+  [[nodiscard]] constexpr std::size_t at(std::size_t k) const { return static_cast<std::size_t>(edge_[k].longer); }
+  std::size_t line_ = 0;
+  std::vector<block_numbers> edge_;
+};
+
 }  // namespace detail
 
 // Fills the tables for one segment length; false if something is left over.
@@ -165,6 +198,8 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
     left += lines.end(l) - lines.begin(l);
     cuts_[l * (w + 1)] = at[l];
   }
+  detail::even_numbers const numbers{lines, segment};
+  if (how == filling::even_numbers && !numbers.helps()) return false;
   for (std::size_t r = 0; r < w; ++r) {
     if (left / (w - r) > segment) return false;
     auto const from = at;
@@ -184,7 +219,15 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
       at = detail::least_rest{lines, from, segment}.result();
       for (std::size_t l = 0; l < count; ++l) space -= at[l] - from[l];
     }
-    for (std::size_t l = 0; l < count; ++l) take(l, at[l] + space);
+    if (how == filling::even_numbers) {
+      auto const l = numbers.line();
+      auto const length = lines.length(l);
+      take(l, at[l] + numbers.number(ceil_div(lines.end(l) - at[l], length), w - r) * length);
+      for (std::size_t other = 0; other < count; ++other)
+        if (other != l) take(other, at[other] + space);
+    } else {
+      for (std::size_t l = 0; l < count; ++l) take(l, at[l] + space);
+    }
     left -= segment - space;
     std::size_t end = 0;
     for (std::size_t l = 0; l < count; ++l) {
