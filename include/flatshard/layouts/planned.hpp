@@ -219,12 +219,18 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
       at = detail::least_rest{lines, from, segment}.result();
       for (std::size_t l = 0; l < count; ++l) space -= at[l] - from[l];
     }
-    if (how == filling::even_numbers) {
-      auto const l = numbers.line();
-      auto const length = lines.length(l);
-      take(l, at[l] + numbers.number(ceil_div(lines.end(l) - at[l], length), w - r) * length);
-      for (std::size_t other = 0; other < count; ++other)
-        if (other != l) take(other, at[other] + space);
+    if (how == filling::even_numbers) {  // longer blocks take the place of the counted ones
+      auto const counted = numbers.line();
+      std::size_t waiting = 0;
+      for (std::size_t l = 0; l <= counted; ++l) waiting += lines.end(l) - at[l];
+      auto place = numbers.number(ceil_div(waiting, lines.length(counted)), w - r) * lines.length(counted);
+      for (std::size_t l = 0; l <= counted; ++l) {
+        auto const before = at[l];
+        take(l, before + place);
+        place -= std::min(place, at[l] - before);
+      }
+      for (std::size_t l = 0; l < count; ++l)
+        if (l > counted) take(l, at[l] + space);
     } else {
       for (std::size_t l = 0; l < count; ++l) take(l, at[l] + space);
     }
