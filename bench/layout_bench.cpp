@@ -170,6 +170,27 @@ void plan(benchmark::State& state, bench_models::model const& model, block keep)
   }
 }
 
+// Every world from 8 to 1024: how many plans are more than 1 % over their bound, the worst, the slowest to be found.
+void plan_every_world(benchmark::State& state, bench_models::model const& model, block keep) {
+  double over = 0, worst = 0, slowest = 0;
+  for (auto _ : state) {
+    over = worst = slowest = 0;
+    for (std::size_t w = 8; w <= 1024; ++w) {
+      auto const start = std::chrono::steady_clock::now();
+      layout const l{planned{keep}, model.unit, world{w}};
+      std::chrono::duration<double, std::milli> const taken = std::chrono::steady_clock::now() - start;
+      auto const bound = static_cast<double>(l.policy().lower_bound().value);
+      auto const percent = 100 * (static_cast<double>(l.segment().value) / bound - 1);
+      over += percent > 1 ? 1 : 0;
+      worst = std::max(worst, percent);
+      slowest = std::max(slowest, taken.count());
+    }
+  }
+  state.counters["over_1_percent"] = over;
+  state.counters["worst_percent"] = worst;
+  state.counters["slowest_ms"] = slowest;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -222,6 +243,12 @@ int main(int argc, char** argv) {
                         [&model, kept = keep](auto& s) { plan(s, model, kept); })
           ->RangeMultiplier(2)
           ->Range(8, 1024)
+          ->Unit(kMillisecond);
+  for (auto const& model : models)
+    for (auto const& [name, keep] : {std::pair{"tiles of 128", block::tiles(128)}, std::pair{"rows", block::rows()}})
+      RegisterBenchmark((std::string{"planned of every world/"} + name + '/' + model.name).c_str(),
+                        [&model, kept = keep](auto& s) { plan_every_world(s, model, kept); })
+          ->Iterations(1)
           ->Unit(kMillisecond);
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();

@@ -6,7 +6,9 @@
 #include <flatshard/layouts/planned.hpp>
 
 #include <algorithm>
+#include <initializer_list>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -49,6 +51,46 @@ TEST_CASE("tiles of 128 x 128 and whole rows: at most 1 % over the lower bound, 
       }
 }
 
+TEST_CASE("worlds in which volume is no bound, or one line after the other no plan: at most 1 % over the lower bound") {
+  auto const models = test_models::five();
+  auto const within = [&](block const& keep, std::size_t model, std::initializer_list<std::size_t> worlds) {
+    for (auto const w : worlds) {
+      layout const l{planned{keep}, models[model].unit, world{w}};
+      CAPTURE(keep.count);
+      CAPTURE(models[model].name);
+      CAPTURE(w);
+      CHECK(static_cast<double>(l.segment().value) <= 1.01 * static_cast<double>(l.policy().lower_bound().value));
+      auto const broken = first_broken_law(l);
+      CHECK_MESSAGE(!broken, (broken ? broken->counterexample : std::string{}));
+    }
+  };
+  within(block::tiles(128), 0, {17, 71});
+  within(block::tiles(128), 2, {19});
+  within(block::tiles(128), 3, {194, 312, 501, 595, 976});
+  within(block::tiles(128), 4, {260, 595, 1009});
+  within(block::rows(), 0, {699, 1018, 1021});
+  within(block::rows(), 2, {459, 686, 815});
+}
+
+TEST_CASE("what two lengths of blocks refute: the mean of the ranks outside the hull") {
+  using flatshard::detail::outside_hull;
+  // 32 holds (4, 0), (3, 2), (2, 5), (1, 8), (0, 10) of 8 and 3: on (4, 0) to (1, 8) lies (2, 5 1/3)
+  CHECK_FALSE(outside_hull(8, 20, 3, 53, 10, 32));
+  CHECK(outside_hull(8, 20, 3, 54, 10, 32));
+  CHECK_FALSE(outside_hull(8, 40, 3, 0, 10, 32));
+  CHECK(outside_hull(8, 41, 3, 0, 10, 32));
+  CHECK(outside_hull(8, 0, 3, 101, 10, 32));
+  CHECK_FALSE(outside_hull(8, 0, 3, 100, 10, 32));
+  // no overflow, and no answer, from numbers of any size
+  CHECK_FALSE(outside_hull(2, std::size_t{1} << 40, 1, std::size_t{1} << 40, std::size_t{1} << 40, 3));
+  CHECK_FALSE(outside_hull(8, 1, 1, 1, 2, std::size_t{1} << 50));
+  // the longest alone are multiples of 16: 47 hold no more of them than 32
+  CHECK(
+      flatshard::detail::cannot_fit(std::vector<std::pair<std::size_t, std::size_t>>{{32, 2}, {16, 1}, {1, 5}}, 2, 47));
+  CHECK_FALSE(
+      flatshard::detail::cannot_fit(std::vector<std::pair<std::size_t, std::size_t>>{{32, 2}, {16, 1}, {1, 5}}, 2, 48));
+}
+
 TEST_CASE("small and scalar tensors under every alignment: padding between tensors is no place for a cut") {
   std::vector<parameter> const unit{{"a", {}}, {"b", {}}, {"c", {48, 18}}, {"d", {}}, {"e", {4, 15}}};
   for (auto const& keep : {block::rows(), block::rows(3), block::run(5), block::matrix(), block::tensor()})
@@ -84,14 +126,17 @@ bool deal(std::vector<std::size_t> const& blocks, std::size_t k, std::vector<std
 
 TEST_CASE("the bound is never above the least segment, the plan never below, against every possible deal") {
   std::size_t optimal = 0, cases = 0;
-  for (std::size_t w = 1; w <= 4; ++w)
+  std::pair<std::size_t, std::size_t> const lengths[]{{40, 24}, {48, 32}, {64, 24}};
+  for (std::size_t k = 0; k < 3 * 4; ++k)
     for (std::size_t a = 1; a <= 5; ++a)
       for (std::size_t b = 1; b <= 4; ++b)
         for (std::size_t c = 1; c <= 3; ++c) {
-          std::vector<parameter> const unit{{"a", {a, 24}}, {"b", {b, 40}}, {"c", {c, 8}}};
+          auto const [longer, shorter] = lengths[k / 4];
+          auto const w = k % 4 + 1;
+          std::vector<parameter> const unit{{"a", {a, shorter}}, {"b", {b, longer}}, {"c", {c, 8}}};
           std::vector<std::size_t> blocks;
-          blocks.insert(blocks.end(), b, 40);
-          blocks.insert(blocks.end(), a, 24);
+          blocks.insert(blocks.end(), b, longer);
+          blocks.insert(blocks.end(), a, shorter);
           blocks.insert(blocks.end(), c, 8);
           std::size_t least = 8;
           for (;; least += 8) {

@@ -206,10 +206,10 @@ constexpr bool outside_hull(std::size_t a, std::size_t n, std::size_t b, std::si
   return y > edge.back().shorter * ranks;
 }
 
-/// True if it is proved that the blocks do not fit in `w` segments of `s` elements: by the hull of what a segment can
-/// hold of two lengths (longer blocks count as these), or by a dual feasible function, one that maps what fits in a
-/// segment to at most 1 in all, and the blocks to more than w.
-constexpr bool cannot_fit(std::span<std::pair<std::size_t, std::size_t> const> blocks, std::size_t w, std::size_t s) {
+/// True if it is proved that the blocks do not fill at most `w` segments of `s` elements: by volume, by the hull of
+/// what a segment can hold of two lengths (longer blocks count as these), or by a dual feasible function, one that maps
+/// what fits in a segment to at most 1 in all, and the blocks to more than w.
+constexpr bool cannot_fill(std::span<std::pair<std::size_t, std::size_t> const> blocks, std::size_t w, std::size_t s) {
   auto const most = static_cast<double>(w) * (1 + 1e-9);
   double volume = 0;
   for (auto const& [length, count] : blocks) {
@@ -250,6 +250,19 @@ constexpr bool cannot_fit(std::span<std::pair<std::size_t, std::size_t> const> b
              (length > s - least ? 1.0 : static_cast<double>(length) / static_cast<double>(s));
     }
     if (sum > most) return true;
+  }
+  return false;
+}
+
+/// True if it is proved that the blocks, longest first, do not fit in `w` segments of `s` elements: not all of them, or
+/// not the longest ones alone, which fill no more of a segment than a multiple of what divides all their lengths.
+constexpr bool cannot_fit(std::span<std::pair<std::size_t, std::size_t> const> blocks, std::size_t w, std::size_t s) {
+  if (cannot_fill(blocks, w, s)) return true;
+  std::size_t common = 0;
+  for (std::size_t k = 0; k < blocks.size() && k < 8; ++k) {
+    common = std::gcd(common, blocks[k].first);
+    bool const ends = k + 1 == blocks.size() || blocks[k + 1].first % common != 0;
+    if (ends && s % common != 0 && cannot_fill(blocks.first(k + 1), w, s / common * common)) return true;
   }
   return false;
 }
