@@ -21,9 +21,10 @@ inline namespace v0 {
 
 /// The parameters stand in lines, one a block length; every rank holds an interval of each line. S is the shortest
 /// segment that a search finds: for a given S the ranks are filled one after the other, the longest blocks first, by
-/// even shares, or with the least rest. `lower_bound` is what no layout without cut blocks can go below: volume, the
-/// longest block, and dual feasible functions of the block lengths. Printed as
-/// `218112000/256 -> 1835008 + 251650048 pad, at least 1835008`.
+/// even shares, with the least rest, or by even numbers of blocks. `lower_bound` is what no layout without cut blocks
+/// can go below: volume, the longest block, dual feasible functions of the block lengths, the hull of what a segment
+/// can hold of two of them, and what divides the longest (blocks.hpp). It does not know that a rank's part of a tensor
+/// is one interval. Printed as `218112000/256 -> 1835008 + 251650048 pad, at least 1835008`.
 ///
 /// Pieces begin at multiples of `tensor_align`; a block that is no multiple of it grows until it is. The layout fills
 /// in the tables (`for_unit`): W + 1 cuts and W positions a line, at most 16 lines. Padding is zero.
