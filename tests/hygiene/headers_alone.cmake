@@ -32,7 +32,7 @@ macro(compile_alone header)
 endmacro()
 foreach(base IN LISTS BASES)
   string(MAKE_C_IDENTIFIER ${base} name)
-  compile_alone(${base} -x c++-header ${base} -o ${folder}/${name}.pch)
+  compile_alone(${base} -fpch-instantiate-templates -x c++-header ${base} -o ${folder}/${name}.pch)
 endforeach()
 
 # Where each header starts from, and what stands alone in the run of another one.
