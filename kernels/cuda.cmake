@@ -15,7 +15,7 @@ if(FLATSHARD_CUDA AND CMAKE_CUDA_COMPILER AND CUDAToolkit_FOUND)
   enable_language(CUDA)
   add_library(flatshard_cuda STATIC cuda.cu cuda_peers.cu)
   add_library(flatshard::cuda ALIAS flatshard_cuda)
-  target_sources(flatshard_cuda PUBLIC FILE_SET HEADERS BASE_DIRS include FILES include/flatshard/kernels/cuda.hpp
+  target_sources(flatshard_cuda PUBLIC FILE_SET HEADERS BASE_DIRS include FILES include/flatshard/kernels/cuda.hpp include/flatshard/kernels/cuda_types.hpp
     include/flatshard/kernels/device.cuh include/flatshard/kernels/element.hpp include/flatshard/kernels/stochastic_rounding.hpp
     include/flatshard/kernels/tiles.hpp)
   target_compile_options(flatshard_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-Xcompiler=-Wall,-Wextra>")

@@ -2,6 +2,8 @@
 // A client's .cu: the layout on the host, its numbers as scalars in a kernel; and an optimizer step that skips padding
 // and writes the bf16 copy with the library's bits.
 #include <flatshard/flatshard.hpp>
+#include <flatshard/kernels/cuda.hpp>
+#include <flatshard/kernels/cuda_types.hpp>
 #include <flatshard/kernels/device.cuh>
 
 using namespace flatshard;
@@ -33,3 +35,9 @@ void update(float* master, unsigned short* weights, float const* grad, kernels::
             cudaStream_t stream) {
   step<<<static_cast<unsigned>((n + 255) / 256), 256, 0, stream>>>(master, weights, grad, map, n, 1e-3f, {.seed = 1});
 }
+// A framework's own 16-bit tensors, cast without a copy.
+void copy_weights(__nv_bfloat16* weights, __half const* old, float* master, std::size_t n, cudaStream_t stream) {
+  kernels::cast(std::span<float>{master, n}, kernels::as_f16(old, n), stream);
+  kernels::cast(kernels::as_bf16(weights, n), std::span<float const>{master, n}, stream);
+}
+static_assert(sizeof(*kernels::as_bf16(static_cast<__nv_bfloat16*>(nullptr))) == 2);
