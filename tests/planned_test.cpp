@@ -68,6 +68,8 @@ TEST_CASE("worlds in which volume is no bound, or one line after the other no pl
   within(block::tiles(128), 2, {19});
   within(block::tiles(128), 3, {194, 312, 501, 595, 976});
   within(block::tiles(128), 4, {260, 595, 1009});
+  // one interval of a tensor holds one of the half strips that its matrices end in
+  within(block::tiles(128), 5, {106, 124, 223, 372, 447, 559, 741, 745});
   within(block::rows(), 0, {699, 1018, 1021});
   within(block::rows(), 2, {459, 686, 815});
 }
@@ -151,6 +153,91 @@ TEST_CASE("the bound is never above the least segment, the plan never below, aga
         }
   MESSAGE(optimal << " of " << cases << " plans are the shortest possible");
   CHECK(optimal * 10 >= cases * 9);
+}
+
+// The least segment by trying every interval of every tensor in every rank, a multiple of 8 from `least` on; a tensor
+// is the list of its blocks.
+namespace {
+std::size_t least_with_intervals(std::vector<std::vector<std::size_t>> const& tensors, std::size_t w,
+                                 std::size_t least) {
+  std::vector<std::vector<std::size_t>> taken{std::vector<std::size_t>(tensors.size(), 0)};  // by so many blocks
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    auto const before = taken;
+    for (std::size_t n = 1; n <= tensors[t].size(); ++n)
+      for (auto state : before) {
+        state[t] = n;
+        taken.push_back(state);
+      }
+  }
+  std::sort(taken.begin(), taken.end());
+  auto const between = [&](std::vector<std::size_t> const& from, std::vector<std::size_t> const& to) {
+    std::size_t sum = 0;
+    for (std::size_t t = 0; t < tensors.size(); ++t) {
+      if (from[t] > to[t]) return ~std::size_t{0};
+      for (auto k = from[t]; k < to[t]; ++k) sum += tensors[t][k];
+    }
+    return sum;
+  };
+  for (;; least += 8) {
+    std::vector<std::size_t> ranks(taken.size(), w + 1);  // the fewest that take so much
+    ranks[0] = 0;
+    for (std::size_t to = 1; to < taken.size(); ++to)
+      for (std::size_t from = 0; from < to; ++from)
+        if (ranks[from] + 1 < ranks[to] && between(taken[from], taken[to]) <= least) ranks[to] = ranks[from] + 1;
+    if (ranks.back() <= w) return least;
+  }
+}
+}  // namespace
+
+TEST_CASE("the bound knows intervals, and is never above the least segment, against every interval of every rank") {
+  std::size_t only_by_tails = 0, cases = 0;
+  for (std::size_t const rows : {3, 5})  // of strips of two: each matrix ends in half of one
+    for (std::size_t matrices = 1; matrices <= 6; ++matrices)
+      for (std::size_t const width : {8, 16, 24})
+        for (std::size_t b = 1; b <= 3; ++b)
+          for (std::size_t w = 1; w <= 7; ++w) {
+            std::vector<parameter> const unit{{"a", {matrices, rows, 16}}, {"b", {b, width}}, {"c", {2, 3, 8}}};
+            std::vector<std::vector<std::size_t>> tensors(3);
+            for (std::size_t m = 0; m < matrices; ++m) {
+              tensors[0].insert(tensors[0].end(), rows / 2, 32);
+              tensors[0].push_back(16);
+            }
+            tensors[1].assign(b / 2, 2 * width);
+            if (b % 2 == 1) tensors[1].push_back(width);
+            tensors[2] = {16, 8, 16, 8};
+            layout const l{planned{block::rows(2), 8, 8}, unit, world{w}};
+            auto const bound = l.policy().lower_bound().value;
+            auto const least = least_with_intervals(tensors, w, 8);
+            CAPTURE(rows);
+            CAPTURE(matrices);
+            CAPTURE(width);
+            CAPTURE(b);
+            CAPTURE(w);
+            CHECK(bound <= least);
+            CHECK(l.segment().value >= least);
+            flatshard::detail::block_lines const lines{unit, [](parameter const&) { return block::rows(2); }, 8};
+            for (std::size_t s = 8; s < 200; s += 8)
+              if (flatshard::detail::tails_cannot_fit(lines.blocks(), lines.tails(), w, s)) {
+                CHECK(s < least);
+                only_by_tails += !flatshard::detail::cannot_fit(lines.blocks(), w, s);
+              }
+            ++cases;
+          }
+  MESSAGE(only_by_tails << " lengths in " << cases << " cases refuted only by what matrices end in");
+  CHECK(only_by_tails > 0);
+}
+
+TEST_CASE("what the ends of matrices refute: one interval holds one of them") {
+  using flatshard::detail::tails_cannot_fit;
+  std::vector<std::pair<std::size_t, std::size_t>> const blocks{{16, 6}, {8, 3}};  // three matrices of 16, 16, 8
+  std::vector<flatshard::detail::block_tails> const tails{{8, 3, 40}};
+  CHECK(tails_cannot_fit(blocks, tails, 4, 32));  // (8 + 16) or 32 in a rank: two blocks of nine
+  CHECK_FALSE(tails_cannot_fit(blocks, tails, 4, 40));
+  CHECK_FALSE(tails_cannot_fit(blocks, tails, 5, 32));
+  CHECK_FALSE(tails_cannot_fit(blocks, {}, 4, 32));
+  auto const many = std::size_t{1} << 60;  // no overflow from numbers of any size
+  CHECK_FALSE(tails_cannot_fit(std::vector<std::pair<std::size_t, std::size_t>>{{many, 1}, {3, many}},
+                               std::vector<flatshard::detail::block_tails>{{3, 1, many}}, many, 2 * many));
 }
 
 // Rules go by whole names, also at compile time; of two that fit the first decides.

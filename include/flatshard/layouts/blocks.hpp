@@ -76,6 +76,11 @@ struct block_grid {
 
 namespace detail {
 
+/// The shorter blocks that the matrices of one tensor end in, one every `period` elements.
+struct block_tails {
+  std::size_t length, count, period;
+};
+
 /// The tensors of a unit in lines, one a block length, longest first; more than 16 lengths share the last line. A
 /// position counts through all lines; tensors begin at multiples of the alignment.
 class block_lines {
@@ -158,6 +163,15 @@ class block_lines {
       }
     }
     all.resize(kept);
+    return all;
+  }
+  /// The shorter last blocks, one entry a tensor that has any, most first. Complexity: O(T log T).
+  [[nodiscard]] constexpr std::vector<block_tails> tails() const {
+    std::vector<block_tails> all;
+    for (auto const& i : items_)
+      if (auto const tail = i.grid.period % i.grid.length; i.numel > 0 && tail > 0)
+        all.push_back({tail, i.numel / i.grid.period, i.grid.period});
+    std::sort(all.begin(), all.end(), [](auto const& a, auto const& b) { return a.count > b.count; });
     return all;
   }
 
@@ -263,6 +277,31 @@ constexpr bool cannot_fit(std::span<std::pair<std::size_t, std::size_t> const> b
     common = std::gcd(common, blocks[k].first);
     bool const ends = k + 1 == blocks.size() || blocks[k + 1].first % common != 0;
     if (ends && s % common != 0 && cannot_fill(blocks.first(k + 1), w, s / common * common)) return true;
+  }
+  return false;
+}
+
+/// True if it is proved that the blocks do not fit in `w` segments of `s` elements, each with one interval of a tensor.
+/// Of the tails of a tensor an interval holds at most m = (s - t) / period + 1, as m of them have m - 1 whole matrices
+/// between the first's begin and the last's. Let tails grow to a multiple of some block length a: what a segment holds
+/// grows by at most d, m times the growth summed over the tensors, so that its blocks fit in s + d and hold, each
+/// counted as so many whole a, at most (s + d) / a of them. Tensors are let grow while that is no more than s / a.
+/// Complexity: O(lengths * (lengths + T)) for at most 8 lengths a. Source: own derivation.
+constexpr bool tails_cannot_fit(std::span<std::pair<std::size_t, std::size_t> const> blocks,
+                                std::span<block_tails const> tails, std::size_t w, std::size_t s) {
+  for (std::size_t k = 0; k < blocks.size() && k < 8; ++k) {
+    auto const a = blocks[k].first, most = s / a;
+    auto needed = static_cast<double>(most) * static_cast<double>(w) * (1 + 1e-9);
+    for (auto const& [length, count] : blocks) needed -= static_cast<double>(length / a) * static_cast<double>(count);
+    auto room = a - 1 - s % a;  // what may be added to s without one more a
+    for (auto const& tail : tails) {
+      if (tail.length % a == 0 || tail.length > s) continue;
+      auto const grows = a - tail.length % a, held = std::min((s - tail.length) / tail.period + 1, tail.count);
+      if (held > room / grows) continue;
+      room -= held * grows;
+      needed -= static_cast<double>(tail.count);
+    }
+    if (needed < 0) return true;
   }
   return false;
 }

@@ -21,10 +21,11 @@ inline namespace v0 {
 
 /// The parameters stand in lines, one a block length; every rank holds an interval of each line. S is the shortest
 /// segment that a search finds: for a given S the ranks are filled one after the other, the longest blocks first, by
-/// even shares, with the least rest, or by even numbers of blocks. `lower_bound` is what no layout without cut blocks
-/// can go below: volume, the longest block, dual feasible functions of the block lengths, the hull of what a segment
-/// can hold of two of them, and what divides the longest (blocks.hpp). It does not know that a rank's part of a tensor
-/// is one interval. Printed as `218112000/256 -> 1835008 + 251650048 pad, at least 1835008`.
+/// even shares, with the least rest, or by even numbers of blocks. `lower_bound` is what no layout without cut blocks,
+/// one interval of a tensor a rank, can go below: volume, the longest block, dual feasible functions of the block
+/// lengths, the hull of what a segment can hold of two of them, what divides the longest, and the shorter blocks that
+/// matrices end in, few of which lie in one interval (blocks.hpp).
+/// Printed as `218112000/256 -> 1835008 + 251650048 pad, at least 1835008`.
 ///
 /// Pieces begin at multiples of `tensor_align`; a block that is no multiple of it grows until it is. The layout fills
 /// in the tables (`for_unit`): W + 1 cuts and W positions a line, at most 16 lines. Padding is zero.
@@ -270,7 +271,11 @@ constexpr planned planned::for_unit(std::span<parameter const> unit, std::size_t
   for (std::size_t step = std::max<std::size_t>(least / 512, 1); !p.fill(lines, w, high * segment_align_); step *= 2)
     high += step;
   auto bound = least;
-  auto const refuted = [&](std::size_t n) { return detail::cannot_fit(blocks, w, n * segment_align_); };
+  auto const tails = lines.tails();
+  auto const refuted = [&](std::size_t n) {
+    return detail::cannot_fit(blocks, w, n * segment_align_) ||
+           detail::tails_cannot_fit(blocks, tails, w, n * segment_align_);
+  };
   for (auto top = high; bound < top;) {
     auto const middle = bound + (top - bound) / 2;
     if (refuted(middle)) {
