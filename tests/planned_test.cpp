@@ -70,6 +70,8 @@ TEST_CASE("worlds in which volume is no bound, or one line after the other no pl
   within(block::tiles(128), 4, {260, 595, 1009});
   // one interval of a tensor holds one of the half strips that its matrices end in
   within(block::tiles(128), 5, {106, 124, 223, 372, 447, 559, 741, 745});
+  // what is longer than two half strips goes beside the halves
+  within(block::tiles(128), 5, {102, 160, 187, 249, 320, 373, 448, 746});
   within(block::rows(), 0, {699, 1018, 1021});
   within(block::rows(), 2, {459, 686, 815});
 }
@@ -230,14 +232,14 @@ TEST_CASE("the bound knows intervals, and is never above the least segment, agai
 TEST_CASE("what the ends of matrices refute: one interval holds one of them") {
   using flatshard::detail::tails_cannot_fit;
   std::vector<std::pair<std::size_t, std::size_t>> const blocks{{16, 6}, {8, 3}};  // three matrices of 16, 16, 8
-  std::vector<flatshard::detail::block_tails> const tails{{8, 3, 40}};
+  std::vector<flatshard::detail::block_tails> const tails{{8, 3, 40, 16}};
   CHECK(tails_cannot_fit(blocks, tails, 4, 32));  // (8 + 16) or 32 in a rank: two blocks of nine
   CHECK_FALSE(tails_cannot_fit(blocks, tails, 4, 40));
   CHECK_FALSE(tails_cannot_fit(blocks, tails, 5, 32));
   CHECK_FALSE(tails_cannot_fit(blocks, {}, 4, 32));
   auto const many = std::size_t{1} << 60;  // no overflow from numbers of any size
   CHECK_FALSE(tails_cannot_fit(std::vector<std::pair<std::size_t, std::size_t>>{{many, 1}, {3, many}},
-                               std::vector<flatshard::detail::block_tails>{{3, 1, many}}, many, 2 * many));
+                               std::vector<flatshard::detail::block_tails>{{3, 1, many, 4}}, many, 2 * many));
 }
 
 // Rules go by whole names, also at compile time; of two that fit the first decides.

@@ -78,7 +78,7 @@ namespace detail {
 
 /// The shorter blocks that the matrices of one tensor end in, one every `period` elements.
 struct block_tails {
-  std::size_t length, count, period;
+  std::size_t length, count, period, whole;  ///< `whole`: the length of the other blocks
 };
 
 /// The tensors of a unit in lines, one a block length, longest first; more than 16 lengths share the last line. A
@@ -170,8 +170,9 @@ class block_lines {
     std::vector<block_tails> all;
     for (auto const& i : items_)
       if (auto const tail = i.grid.period % i.grid.length; i.numel > 0 && tail > 0)
-        all.push_back({tail, i.numel / i.grid.period, i.grid.period});
-    std::sort(all.begin(), all.end(), [](auto const& a, auto const& b) { return a.count > b.count; });
+        all.push_back({tail, i.numel / i.grid.period, i.grid.period, i.grid.length});
+    std::sort(all.begin(), all.end(),
+              [](auto const& a, auto const& b) { return a.count != b.count ? a.count > b.count : a.whole < b.whole; });
     return all;
   }
 

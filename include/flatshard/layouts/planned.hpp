@@ -21,10 +21,10 @@ inline namespace v0 {
 
 /// The parameters stand in lines, one a block length; every rank holds an interval of each line. S is the shortest
 /// segment that a search finds: for a given S the ranks are filled one after the other, the longest blocks first, by
-/// even shares, with the least rest, or by even numbers of blocks. `lower_bound` is what no layout without cut blocks,
-/// one interval of a tensor a rank, can go below: volume, the longest block, dual feasible functions of the block
-/// lengths, the hull of what a segment can hold of two of them, what divides the longest, and the shorter blocks that
-/// matrices end in, few of which lie in one interval (blocks.hpp).
+/// even shares, with the least rest, by even numbers of blocks, or with most whole units. `lower_bound` is what no
+/// layout without cut blocks, one interval of a tensor a rank, can go below: volume, the longest block, dual feasible
+/// functions of the block lengths, the hull of what a segment can hold of two of them, what divides the longest, and
+/// the shorter blocks that matrices end in, few of which lie in one interval (blocks.hpp).
 /// Printed as `218112000/256 -> 1835008 + 251650048 pad, at least 1835008`.
 ///
 /// Pieces begin at multiples of `tensor_align`; a block that is no multiple of it grows until it is. The layout fills
@@ -60,7 +60,7 @@ class planned {
   }
 
   /// This policy with its tables for one unit and world. Complexity: O(T log T) and about 20 fillings of W segments,
-  /// O(lines * W * log T) each.
+  /// each in at most five ways, O(lines * W * log T) each.
   [[nodiscard]] constexpr planned for_unit(std::span<parameter const> unit, std::size_t w) const;
 
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
@@ -98,7 +98,7 @@ class planned {
   }
 
  private:
-  enum class filling : std::uint8_t { longest_first, even_shares, least_rest, even_numbers };
+  enum class filling : std::uint8_t { longest_first, even_shares, least_rest, even_numbers, most_whole };
 
   [[nodiscard]] constexpr detail::block_lines lines_of(std::span<parameter const> unit) const {
     return {unit, [this](parameter const& p) { return block_of(p); }, tensor_align_};
@@ -106,7 +106,8 @@ class planned {
   constexpr bool fill(detail::block_lines const& lines, std::size_t w, std::size_t segment, filling how);
   constexpr bool fill(detail::block_lines const& lines, std::size_t w, std::size_t segment) {
     return fill(lines, w, segment, filling::longest_first) || fill(lines, w, segment, filling::even_shares) ||
-           fill(lines, w, segment, filling::least_rest) || fill(lines, w, segment, filling::even_numbers);
+           fill(lines, w, segment, filling::least_rest) || fill(lines, w, segment, filling::even_numbers) ||
+           fill(lines, w, segment, filling::most_whole);
   }
 
   std::vector<block_rule> rules_;
@@ -153,6 +154,47 @@ class least_rest {
   std::vector<std::size_t> best_, now_;
   std::size_t rest_ = ~std::size_t{0};
   int tries_ = 48;
+};
+
+/// As `least_rest`, but keeps what holds most when each block counts as so many whole `unit`, the ones that matrices
+/// end in as one more: what is longer than a multiple of the unit goes beside an end, that would leave room otherwise.
+class most_whole {
+ public:
+  constexpr most_whole(block_lines const& lines, std::vector<std::size_t> const& from, std::size_t segment,
+                       std::size_t unit)
+      : lines_{&lines}, from_{&from}, unit_{unit}, best_{from}, now_{from} {
+    try_line(0, segment, 0, 0);
+  }
+  [[nodiscard]] constexpr std::vector<std::size_t> const& result() const { return best_; }
+
+ private:
+  constexpr void try_line(std::size_t line, std::size_t space, std::size_t units, std::size_t held) {
+    if (tries_ == 0) return;
+    if (line == lines_->size() || lines_->length(line) < unit_) {
+      --tries_;
+      if (units < units_ || (units == units_ && held <= held_)) return;
+      units_ = units;
+      held_ = held;
+      best_ = now_;
+      return;
+    }
+    auto const from = (*from_)[line], length = lines_->length(line);
+    auto cut = std::max(from, lines_->cut_before(line, from + space));
+    for (int option = 0; option < 16; ++option) {
+      auto const n = cut - from;
+      auto const whole = length == unit_ ? ceil_div(n, unit_) : n / length * (length / unit_) + n % length / unit_;
+      now_[line] = cut;
+      try_line(line + 1, space - n, units + whole, held + (length == unit_ ? whole * unit_ : n));
+      if (cut == from || length == unit_) break;  // of the last line, most
+      cut = std::max(from, lines_->cut_before(line, cut - 1));
+    }
+    now_[line] = from;
+  }
+  block_lines const* lines_;
+  std::vector<std::size_t> const* from_;
+  std::size_t unit_, units_ = 0, held_ = 0;
+  std::vector<std::size_t> best_, now_;
+  int tries_ = 256;
 };
 
 /// How many blocks of one line each rank takes so that a second line fits beside it: the numbers at a corner of the
@@ -202,6 +244,8 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
   }
   detail::even_numbers const numbers{lines, segment};
   if (how == filling::even_numbers && !numbers.helps()) return false;
+  auto const tails = how == filling::most_whole ? lines.tails() : std::vector<detail::block_tails>{};
+  if (how == filling::most_whole && tails.empty()) return false;
   for (std::size_t r = 0; r < w; ++r) {
     if (left / (w - r) > segment) return false;
     auto const from = at;
@@ -219,6 +263,10 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
       }
     } else if (how == filling::least_rest) {
       at = detail::least_rest{lines, from, segment}.result();
+      for (std::size_t l = 0; l < count; ++l) space -= at[l] - from[l];
+    }
+    if (how == filling::most_whole) {
+      at = detail::most_whole{lines, from, segment, tails.front().whole}.result();
       for (std::size_t l = 0; l < count; ++l) space -= at[l] - from[l];
     }
     if (how == filling::even_numbers) {  // longer blocks take the place of the counted ones
