@@ -193,9 +193,9 @@ std::size_t least_with_intervals(std::vector<std::vector<std::size_t>> const& te
 
 TEST_CASE("the bound knows intervals, and is never above the least segment, against every interval of every rank") {
   std::size_t only_by_tails = 0, cases = 0;
-  for (std::size_t const rows : {3, 5})  // of strips of two: each matrix ends in half of one
+  for (std::size_t const rows : {3u, 5u})  // of strips of two: each matrix ends in half of one
     for (std::size_t matrices = 1; matrices <= 6; ++matrices)
-      for (std::size_t const width : {8, 16, 24})
+      for (std::size_t const width : {8u, 16u, 24u})
         for (std::size_t b = 1; b <= 3; ++b)
           for (std::size_t w = 1; w <= 7; ++w) {
             std::vector<parameter> const unit{{"a", {matrices, rows, 16}}, {"b", {b, width}}, {"c", {2, 3, 8}}};
