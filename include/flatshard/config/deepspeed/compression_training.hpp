@@ -22,7 +22,7 @@ struct compression_word {
 };
 /// One technique, with what each of its `different_groups` must have in `params`.
 struct compression_technique {
-  std::string_view key, group;  ///< the key, and what upstream calls one of its groups
+  std::string_view key, group, enabled;  ///< the key, what upstream calls one of its groups, and itself when enabled
   std::span<compression_word const> words;
   std::array<std::string_view, 2> group_keys;
 };
@@ -43,12 +43,24 @@ inline constexpr std::array<compression_word, 1> channel_words{{{"method", "chan
 
 /// In upstream's order. Source: DeepSpeed@edaa7221:deepspeed/compression/config.py, constants.py.
 inline constexpr std::array<compression_technique, 6> compression_techniques{
-    {{"weight_quantization", "weight quantization", detail::weight_words, {"start_bits", "target_bits"}},
-     {"activation_quantization", "activation quantization", detail::activation_words, {"bits"}},
-     {"sparse_pruning", "sparse pruning", detail::sparse_words, {"dense_ratio"}},
-     {"row_pruning", "row pruning", detail::row_words, {"dense_ratio"}},
-     {"head_pruning", "head pruning", detail::head_words, {"dense_ratio"}},
-     {"channel_pruning", "channel pruning", detail::channel_words, {"dense_ratio"}}}};
+    {{"weight_quantization",
+      "weight quantization",
+      "Weigh Quantization is enabled",
+      detail::weight_words,
+      {"start_bits", "target_bits"}},
+     {"activation_quantization",
+      "activation quantization",
+      "Activation Quantization is enabled",
+      detail::activation_words,
+      {"bits"}},
+     {"sparse_pruning",
+      "sparse pruning",
+      "Sparse Pruning is enabled and not snip_momentum method",
+      detail::sparse_words,
+      {"dense_ratio"}},
+     {"row_pruning", "row pruning", "Row Pruning is enabled", detail::row_words, {"dense_ratio"}},
+     {"head_pruning", "head pruning", "Head Pruning is enabled", detail::head_words, {"dense_ratio"}},
+     {"channel_pruning", "channel pruning", "Sparse Pruning is enabled", detail::channel_words, {"dense_ratio"}}}};
 
 /// Reads the section, which must be an object, and refuses what upstream refuses in it; other keys and the kinds of
 /// other values are not looked at there.
@@ -154,7 +166,7 @@ struct compression_reading {
     if (separate.present()) return groups(separate, technique);
     bool const enabled = truthy(*common["enabled"]) && !common["method"]->is_text("snip_momentum");
     missing(at, "different_groups", enabled ? "AssertionError" : "KeyError",
-            enabled ? std::string{technique.group} + " is enabled, different_groups must be specified"
+            enabled ? std::string{technique.enabled} + ", different_groups must be specified"
                     : std::string{"'different_groups'"});
   }
 };
