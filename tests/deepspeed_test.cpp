@@ -565,7 +565,7 @@ TEST_CASE("what the engine refuses about reductions, disks and printing") {
         row{"zero_optimization: {stage: 1, allgather_bucket_size: 3}", at_engine,
             "AssertionError (deepspeed): allgather_bucket_size must be a multiple"},
         row{"zero_optimization: {stage: 3, offload_param: {device: \"nvme\"}}", at_engine,
-            "TypeError (deepspeed): expected str, bytes or os.PathLike object, not NoneType"},
+            "AssertionError (deepspeed): \"nvme_path\" in DeepSpeed Config cannot be None"},
         row{"zero_optimization: {stage: 3, offload_optimizer: {device: \"nvme\"}}", at_engine,
             "TypeError (deepspeed): expected str, bytes or os.PathLike object, not NoneType"},
         row{"steps_per_print: \"auto\"", at_first_step,
@@ -593,6 +593,8 @@ TEST_CASE("what the engine refuses about reductions, disks and printing") {
   CHECK(has(find(built, errc::key_missing)->upstream, "AssertionError (deepspeed): \"nvme_path\" in DeepSpeed Config"));
   auto const sequential = resolved("zero_optimization: {stage: 3, stage3_allgather_sequential: true}");
   CHECK(has(find(sequential, errc::trap)->detail, "sets stage3_prefetch_bucket_size to 1"));
+  auto const mics = resolved("zero_optimization: {stage: 3, stage3_allgather_sequential: true, mics_shard_size: 1}");
+  CHECK_FALSE(find(mics, errc::trap));
   CHECK(find(resolved("dump_state: \"false\""), errc::string_as_bool)->where.pointer == "/dump_state");
   document const infinite{value::object(
       {{"train_micro_batch_size_per_gpu", 1}, {"fp16", value::object({{"loss_scale", value::number("Infinity")}})}})};

@@ -129,9 +129,10 @@ inline void check_reduction(node const& root, engine_setting const& s, native_re
         {"AssertionError", "deepspeed", "allgather_bucket_size must be a multiple of nccl_start_alignment_factor, 2 "});
 }
 
-/// Offloading to a disk without its folder passes the configuration. Stage 3 then joins paths with it; zero.Init looks
-/// before, where a model is built partitioned. Source: DeepSpeed@edaa7221:deepspeed/runtime/zero/stage3.py:791,
-/// partition_parameters.py:1200-1216, swap_tensor/partitioned_param_swapper.py:86.
+/// Offloading to a disk without its folder passes the configuration. zero.Init asks for the folder of parameters: where
+/// the model is built partitioned, else where stage 3's engine partitions it. Stage 3 joins paths with that of the
+/// optimizer. Source: DeepSpeed@edaa7221:deepspeed/runtime/zero/partition_parameters.py:1203-1216,
+/// parameter_offload.py:252-273, stage3.py:791.
 inline void check_disk(node const& root, engine_setting const& s, native_reading const& read, bool partitioned,
                        findings& out) {
   auto const refuse = [&](std::string const& key, std::string_view when, upstream_error const& upstream) {
@@ -142,12 +143,10 @@ inline void check_disk(node const& root, engine_setting const& s, native_reading
   auto const lacks = [](auto const& section) {
     return section && section->device == offload_device::nvme && !section->nvme_path;
   };
-  if (lacks(read.zero.offload_param) && partitioned)
+  if (lacks(read.zero.offload_param) && (partitioned || s.stage == 3))
     refuse(
-        "offload_param", at_load,
+        "offload_param", partitioned ? at_load : at_engine,
         {"AssertionError", "deepspeed", "\"nvme_path\" in DeepSpeed Config cannot be None if remote device is nvme"});
-  else if (lacks(read.zero.offload_param) && s.stage == 3)
-    refuse("offload_param", at_engine, joined);
   if (lacks(read.zero.offload_optimizer) && s.stage == 3) refuse("offload_optimizer", at_engine, joined);
 }
 
@@ -189,7 +188,7 @@ inline void check_engine(node const& root, engine_setting const& setting, native
   detail::check_master_weights(root, setting, read, f, out);
   detail::check_reduction(root, setting, read, out);
   detail::check_disk(root, setting, read, partitioned, out);
-  if (setting.stage == 3 && read.zero.allgather_sequential)
+  if (setting.stage == 3 && read.zero.allgather_sequential && read.zero.mics_shard_size <= 0)  // MiCS does not ask
     out.note(errc::trap, root["zero_optimization"].where(), at_engine,
              "stage3_allgather_sequential is on: the engine sets stage3_prefetch_bucket_size to 1, whatever it says");
   detail::check_first_step(root, read, out);
