@@ -602,6 +602,13 @@ TEST_CASE("what the engine refuses about reductions, disks and printing") {
 }
 
 TEST_CASE("what the engine refuses about optimizers") {
+  auto const lamb = resolved("optimizer: {type: \"Lamb\"}, fp16: {enabled: true, loss_scale: 128}");
+  REQUIRE(first_error(lamb));
+  CHECK(first_error(lamb)->upstream ==
+        "AssertionError (deepspeed): DeepSpeed lamb optimizer requires dynamic loss scaling");
+  CHECK(first_error(lamb)->where.pointer == "/fp16/loss_scale");
+  CHECK(first_error(lamb)->when == at_engine);
+  CHECK_FALSE(first_error(resolved("optimizer: {type: \"Lamb\"}, fp16: {enabled: true}")));
   facts built;
   built.client_optimizer = false;
   auto const typo = resolved("optimizer: {type: \"AdmW\"}", built);

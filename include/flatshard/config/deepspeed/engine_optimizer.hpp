@@ -57,6 +57,15 @@ inline void check_engine_optimizer(node const& root, native_reading const& read,
       out.warn(errc::trap, type.where(), at_engine, detail,
                "AssertionError (deepspeed): " + message + ", if the optimizer is built from this section");
   }
+  // asked of the name alone, whoever brings the optimizer. Source: DeepSpeed@edaa7221:deepspeed/runtime/engine.py:1697
+  if ((named.is_text("lamb") || named.is_text("onebitlamb")) && read.fp16.loss_scale.scale != 0) {
+    auto const scale = root["fp16"]["loss_scale"];
+    out.error(errc::assertion_error, scale.where(), at_engine,
+              "found " + detail::shown(*scale) + ", allowed beside the optimizer " + std::string{named.text()} +
+                  ": 0, a dynamic loss scale",
+              {"AssertionError", "deepspeed",
+               "DeepSpeed " + std::string{named.text()} + " optimizer requires dynamic loss scaling"});
+  }
   bool const client = p == profile::deepspeed && f.client_optimizer;
   if (!client || f.optimizer_class.empty()) return;
   auto const& used = f.optimizer_class;
