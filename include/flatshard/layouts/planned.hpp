@@ -60,7 +60,7 @@ class planned {
   }
 
   /// This policy with its tables for one unit and world. Complexity: O(T log T) and about 20 fillings of W segments,
-  /// each in at most five ways, O(lines * W * log T) each.
+  /// each in at most five ways, O(lines * W * log T) each; two of the ways try up to 48 and 256 parts a rank.
   [[nodiscard]] constexpr planned for_unit(std::span<parameter const> unit, std::size_t w) const;
 
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
@@ -198,10 +198,10 @@ class most_whole {
 };
 
 /// How many blocks of one line each rank takes so that a second line fits beside it: the numbers at a corner of the
-/// hull
-/// (`hull_of`) on either side of the mean of the ranks that are left. Of all pairs, the two lines that hold most.
+/// hull (`hull_of`) on either side of the mean of the ranks that are left. Of all pairs, the two lines that hold most.
 class even_numbers {
  public:
+  constexpr even_numbers() = default;
   constexpr even_numbers(block_lines const& lines, std::size_t segment) {
     auto const held = [&](std::size_t l) { return lines.end(l) - lines.begin(l); };
     std::size_t other = lines.size();
@@ -242,7 +242,7 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
     left += lines.end(l) - lines.begin(l);
     cuts_[l * (w + 1)] = at[l];
   }
-  detail::even_numbers const numbers{lines, segment};
+  auto const numbers = how == filling::even_numbers ? detail::even_numbers{lines, segment} : detail::even_numbers{};
   if (how == filling::even_numbers && !numbers.helps()) return false;
   auto const tails = how == filling::most_whole ? lines.tails() : std::vector<detail::block_tails>{};
   if (how == filling::most_whole && tails.empty()) return false;
