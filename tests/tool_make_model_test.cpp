@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `flatshard make-model`: shapes, sizes, values that depend on seed, name and index alone, nothing left when it fails.
+#include "../tools/noted_signals.hpp"
 #include "tool_run.hpp"
 
 #include <flatshard/dtype.hpp>
@@ -17,6 +18,8 @@
 
 #include <doctest/doctest.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 namespace tool_make_model_test {
 
@@ -226,6 +229,36 @@ TEST_CASE("an interrupted run ends by the signal and leaves nothing") {
     CHECK(program.err().find("interrupted") != std::string::npos);
     CHECK(program.out().empty());
   }
+}
+
+// In a process of its own, `signals` raised one after the other: what it ended by, 0 if it lived.
+int ended_by(std::vector<int> const& signals, int ignored = 0) {
+  auto const child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    if (ignored != 0) std::signal(ignored, SIG_IGN);
+    tool::noted_signals const noted;
+    for (auto const signal : signals) {
+      ::raise(signal);
+      if (signal != ignored && tool::caught_signal != signal) ::_exit(1);
+    }
+    ::_exit(0);
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK((WIFSIGNALED(status) || WEXITSTATUS(status) == 0));
+  return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+}
+
+TEST_CASE("a signal is noted once, the second of its kind ends the process, one that is ignored stays so") {
+  for (auto const signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) {
+    CAPTURE(signal);
+    CHECK(ended_by({signal}) == 0);
+    CHECK(ended_by({signal, signal}) == signal);
+    CHECK(ended_by({signal, signal, signal}, signal) == 0);
+  }
+  CHECK(ended_by({SIGINT, SIGTERM, SIGHUP}) == 0);
+  CHECK(ended_by({SIGINT, SIGTERM, SIGINT}) == SIGINT);
 }
 
 TEST_CASE("a full device is an error that leaves nothing") {

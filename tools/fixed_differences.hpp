@@ -19,6 +19,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -187,10 +188,12 @@ using fixed_decider = std::function<flatshard::resolution(flatshard::value const
   std::vector<std::string> lines;
   std::size_t more = 0;
   auto const walk = [&](auto const& self, flatshard::node const& at, flatshard::value const& kept) -> void {
+    std::unordered_map<std::string_view, flatshard::value const*> kept_keys;
+    for (auto const& m : kept.members()) kept_keys.emplace(m.key, &m.held);
     for (auto const& m : at->members()) {
       auto const here = at[m];
-      if (kept.has(m.key)) {
-        if (m.held.is(flatshard::value_kind::object)) self(self, here, kept[m.key]);
+      if (auto const same = kept_keys.find(m.key); same != kept_keys.end()) {
+        if (m.held.is(flatshard::value_kind::object)) self(self, here, *same->second);
         continue;
       }
       if (lines.size() == 20) {

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # cmake -DCOMPILER=nvcc -DROOT=... -DSOURCE=... -DOUT=... -P: one .cu for sm_80, sm_90 and sm_100, without a warning, a
 # spilled register or a stack; prints registers and resident threads a multiprocessor of each kernel, and holds both to limits.
+# Beside OUT lies OUT.parts with what the compiler made on the way, PTX among it.
 cmake_minimum_required(VERSION 3.25)
 if(NOT COMPILER)
   message(STATUS "skipped: no CUDA compiler (nvcc) here")
   return()
 endif()
 # The code asks for nothing newer than compute_80, so the first pass is shared and only the assembler runs three times.
-execute_process(COMMAND ${COMPILER} -std=c++20 -c -I ${ROOT}/include -I ${ROOT}/kernels/include -I ${ROOT}/kernels
+file(MAKE_DIRECTORY ${OUT}.parts)
+execute_process(COMMAND ${COMPILER} -std=c++20 -c --keep --keep-dir ${OUT}.parts -I ${ROOT}/include -I ${ROOT}/kernels/include -I ${ROOT}/kernels
   -gencode arch=compute_80,code=[sm_80,sm_90,sm_100] --threads 2 --Werror all-warnings -Xcompiler=-Wall,-Wextra,-Werror
   -Xptxas=-v ${SOURCE} -o ${OUT} RESULT_VARIABLE status OUTPUT_VARIABLE text ERROR_VARIABLE text)
 if(NOT status EQUAL 0)

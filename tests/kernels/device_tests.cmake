@@ -9,9 +9,9 @@ foreach(name cuda cuda_peers)
     -P ${CMAKE_CURRENT_SOURCE_DIR}/cuda_compile_test.cmake PROPERTIES SKIP_REGULAR_EXPRESSION "skipped: " FIXTURES_SETUP ${name}_object)
   # The widths of loads and stores: in the machine code where a disassembler is found, else in PTX.
   flatshard_command_test(${name}_widths LABELS slow TIMEOUT 600 COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/load_widths.sh
-    ${PROJECT_SOURCE_DIR}/kernels/${name}.cu ${CMAKE_CURRENT_BINARY_DIR}/${name}.o "$<$<BOOL:${FLATSHARD_NVCC}>:${FLATSHARD_NVCC}>"
-    "$<$<BOOL:${FLATSHARD_CUOBJDUMP}>:${FLATSHARD_CUOBJDUMP}>" ${CMAKE_CURRENT_BINARY_DIR}/${name}.listing
-    -std=c++20 -I ${PROJECT_SOURCE_DIR}/include -I ${PROJECT_SOURCE_DIR}/kernels/include -I ${PROJECT_SOURCE_DIR}/kernels
+    ${CMAKE_CURRENT_BINARY_DIR}/${name}.o ${CMAKE_CURRENT_BINARY_DIR}/${name}.o.parts/${name}.ptx
+    "$<$<BOOL:${FLATSHARD_NVCC}>:${FLATSHARD_NVCC}>" "$<$<BOOL:${FLATSHARD_CUOBJDUMP}>:${FLATSHARD_CUOBJDUMP}>"
+    ${CMAKE_CURRENT_BINARY_DIR}/${name}.listing
     PROPERTIES SKIP_REGULAR_EXPRESSION "skipped: " FIXTURES_REQUIRED ${name}_object)
 endforeach()
 flatshard_command_test(load_widths_planted LABELS fast COMMAND sh -c

@@ -4,13 +4,12 @@
 # casts, packs and unpacks to the nearest issue the loads of two packs of eight elements before they store; every conversion to
 # bf16 or fp16 takes two values; sums, whose output may be one of the inputs, read by coherent loads.
 # usage: load_widths.sh LISTING
-#        load_widths.sh SOURCE OBJECT NVCC CUOBJDUMP OUT FLAGS...    (empty NVCC or CUOBJDUMP: not found; OUT: the listing)
+#        load_widths.sh OBJECT PTX NVCC CUOBJDUMP OUT    (empty NVCC or CUOBJDUMP: not found; OUT: the listing of the machine code)
 set -euo pipefail
 if (($# == 1)); then
   listing=$1
 else
-  source=$1 object=$2 nvcc=$3 cuobjdump=$4 listing=$5
-  shift 5
+  object=$1 ptx=$2 nvcc=$3 cuobjdump=$4 listing=$5
   if [[ -z $nvcc ]]; then
     echo "skipped: no CUDA compiler (nvcc) here"
     exit 0
@@ -20,7 +19,7 @@ else
     echo "machine code, by $cuobjdump"
   else
     echo "PTX, as no disassembler (cuobjdump with nvdisasm) was found"
-    "$nvcc" -ptx -arch=compute_80 "$@" "$source" -o "$listing"
+    listing=$ptx
   fi
 fi
 awk '

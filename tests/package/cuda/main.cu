@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // A client's .cu: the layout on the host, its numbers as scalars in a kernel; and an optimizer step that skips padding
-// and writes the bf16 copy with the library's bits.
+// and writes the bf16 copy with the library's bits. With FLATSHARD_ALL_HEADERS beside every header of the core.
+#ifdef FLATSHARD_ALL_HEADERS
 #include <flatshard/flatshard.hpp>
+#endif
 #include <flatshard/kernels/cuda.hpp>
 #include <flatshard/kernels/cuda_types.hpp>
 #include <flatshard/kernels/device.cuh>
+#include <flatshard/layouts/native.hpp>
 
 using namespace flatshard;
 constexpr auto layer = parameters({{"wq", {4096, 4096}}, {"norm", {4096}}});
