@@ -147,12 +147,15 @@ TEST_CASE("--set changes the configuration first") {
   for (auto const& [setting, says] :
        {std::pair{"bf16=true", "/json/pointer=value"}, std::pair{"/bf16", "/json/pointer=value"},
         std::pair{"/a~2=1", "'/a~2' is no JSON Pointer: write ~0 for ~ and ~1 for /"},
-        std::pair{"/a~=1", "is no JSON Pointer"}, std::pair{"/a/~/b=1", "is no JSON Pointer"},
-        std::pair{"/bf16/enabled/x=1", "a boolean is on the way"}}) {
+        std::pair{"/a~=1", "is no JSON Pointer"}, std::pair{"/a/~/b=1", "is no JSON Pointer"}}) {
     auto const r = explained({"--set", setting});
     CHECK(r.code == 2);
     CHECK_MESSAGE(r.says(says), r.err);
   }
+  // what the file holds is in the way: bad input, and where it stands
+  auto const blocked = run({"explain", "-", "--set", "/bf16/enabled/x=1"}, "{\n \"bf16\": {\"enabled\": false}}");
+  CHECK(blocked.code == 1);
+  CHECK_MESSAGE(blocked.says("<stdin>:2:22: --set /bf16/enabled/x: a boolean stands at /bf16/enabled"), blocked.err);
   // what is set stands in no line of the file, also in the objects that were made
   for (auto const& [key, setting] :
        {std::pair{"precision", "/bf16/enabled=true"},
@@ -191,10 +194,27 @@ TEST_CASE("arguments and releases that do not exist are refused, with the neares
   refused({"--argument", "learning_rate"}, "takes NAME=VALUE");
   refused({"--argument", "adam_betas=[0.9]"}, "must be two numbers");
   refused({"--argument", "fp16=1"}, "must be true or false");
+  refused({"--argument", "fp16=true", "--argument", "fp16=false"}, "--argument fp16 is given twice");
+  refused({"--release", "torch=2.14.0", "--release", "torch=2.15.0"}, "--release torch is given twice");
   refused({"--release", "deepsped=0.19.8"}, "did you mean \"deepspeed\"?");
   refused({"--release", "deepspeed=0.19"}, "takes three numbers");
   refused({"--release", "deepspeed=0.19.8.1"}, "takes three numbers");
   CHECK(run({"explain", "-", "--argument", "adam_betas=[0.9, 0.95]", "--release", "deepspeed=0.19.8"}, off).code == 0);
+  // an argument that a front end does not have is a warning
+  for (auto const& [profile, argument, read] :
+       {std::tuple{"llamafactory", "learning_rate=1e-4", false},
+        std::tuple{"transformers-v5", "learning_rate=1e-4", true},
+        std::tuple{"accelerate", "per_device_train_batch_size=4", false},
+        std::tuple{"accelerate", "gradient_accumulation_steps=4", true},
+        std::tuple{"transformers-v4", "dataloader_batch_sizes=[1]", false},
+        std::tuple{"deepspeed", "zero_init=true", true}, std::tuple{"deepspeed", "mixed_precision=no", false},
+        std::tuple{"llamafactory", "optimizer_class=AdamW", true},
+        std::tuple{"torch", "optimizer_class=AdamW", false}}) {
+    CAPTURE(profile);
+    CAPTURE(argument);
+    auto const r = run({"explain", "-", "--profile", profile, "--argument", argument}, off);
+    CHECK((r.out.find(std::string{"--argument "} + argument + " is ignored") == std::string::npos) == read);
+  }
   auto const newer = run({"explain", "-", "--release", "deepspeed=0.20.0"}, off);
   CHECK(newer.code == 0);
   CHECK_MESSAGE(
@@ -313,6 +333,19 @@ TEST_CASE("--fix says apart what no file can mend, and what it left out") {
                                 {"--profile", "transformers-v5"});
   has_line(optimizer, "accelerate", "[optimizer-conflict]; a file without optimizer could");
   has_line(optimizer, "transformers-v4", "the same");
+  // the front end's own row names whatever the file as it was written decided otherwise
+  auto const stage = report(R"({"zero_optimization": {"stage": "3"}})", {});
+  has_line(stage, "llamafactory", "zero3_loading is true instead of false");
+  has_line(stage, "llamafactory", "; only the file as it was written does: off: ");
+  has_line(report(R"({"fp16": {"enabled": "false"}, "zero_optimization": {"stage": 1},
+                      "train_micro_batch_size_per_gpu": 1})",
+                  {"--profile", "accelerate"}),
+           "accelerate", "precision.reported is no instead of fp16; a file with ");
+  // DeepSpeed's default for an absent key, which Transformers would hold against its argument
+  has_line(report(R"({"bf16": {"enabled": "auto"}, "zero_optimization": {"stage": 2},
+                      "train_micro_batch_size_per_gpu": "auto"})",
+                  {"--profile", "transformers-v4", "--bf16", "true", "--release", "deepspeed=0.19.1"}),
+           "transformers-v4", "the same");
 }
 
 TEST_CASE("--fix writes nothing where there is nothing to write or something in the way") {

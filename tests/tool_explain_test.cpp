@@ -276,6 +276,16 @@ TEST_CASE("the model's configuration fills bucket sizes") {
   r = run({"explain", dir / "z3.json", "--model", dir / "model"});
   CHECK(r.code == 1);
   CHECK_MESSAGE(!r.says("profile deepspeed"), r.err);  // no reader of configurations accepts a model's
+  // the dtype of the weights counts where nothing casts them, and is said
+  spill(dir / "z2.json", R"({"zero_optimization": {"stage": 2}})");
+  spill(dir / "model/config.json", R"({"hidden_size": 128, "torch_dtype": "bfloat16"})");
+  r = run({"explain", dir / "z2.json", "--profile", "deepspeed", "--model", dir / "model"});
+  CHECK_MESSAGE(
+      r.out.find("mode fp32 on stage 2 casts no parameter: the model's weights are bf16") != std::string::npos, r.out);
+  spill(dir / "model/config.json", R"({"hidden_size": 128, "dtype": "float99"})");
+  r = run({"explain", dir / "z2.json", "--model", dir / "model"});
+  CHECK(r.code == 1);
+  CHECK_MESSAGE(r.says("config.json:1:31: /dtype: found \"float99\", allowed: a dtype of torch"), r.err);
   r = run({"explain", dir / "z3.json", "--model", dir / "model/config.json"});
   CHECK(r.code == 1);
   CHECK_MESSAGE(r.says("model/config.json: this is a file; give the folder that holds it"), r.err);

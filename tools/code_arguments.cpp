@@ -8,6 +8,7 @@
 #include <flatshard/config/releases.hpp>
 #include <flatshard/json.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -37,9 +38,13 @@ fs::value value_of(std::string_view text) {
   return read ? read->value_of_root() : fs::value{text};
 }
 
+/// Whose code has an argument.
+enum class reader : std::uint8_t { transformers, accelerate, both, deepspeed, engine };
+
 struct argument {
   std::string_view name, wanted;
   bool (*take)(fs::value const&, fs::facts&);  ///< false: a value of another kind
+  reader read_by = reader::transformers;
 };
 
 template <auto Member>
@@ -106,7 +111,7 @@ constexpr std::array arguments{
     argument{"bf16", "true or false", take_flag<&training::bf16>},
     argument{"fp16", "true or false", take_flag<&training::fp16>},
     argument{"per_device_train_batch_size", "an integer", take_integer<&training::per_device_train_batch_size>},
-    argument{"gradient_accumulation_steps", "an integer", take_steps},
+    argument{"gradient_accumulation_steps", "an integer", take_steps, reader::both},
     argument{"max_grad_norm", "a number", take_number<&training::max_grad_norm>},
     argument{"learning_rate", "a number", take_number<&training::learning_rate>},
     argument{"weight_decay", "a number", take_number<&training::weight_decay>},
@@ -114,11 +119,11 @@ constexpr std::array arguments{
     argument{"adam_betas", "two numbers such as [0.9, 0.999]", take_betas},
     argument{"warmup_steps", "an integer", take_integer<&training::warmup_steps>},
     argument{"num_training_steps", "an integer", take_integer<&training::num_training_steps>},
-    argument{"mixed_precision", "no, bf16, fp16 or fp8", take_mixed_precision},
-    argument{"dataloader_batch_sizes", "integers such as [4, 2]", take_batch_sizes},
-    argument{"zero3_init_flag", "true, false or a word", take_init_flag},
-    argument{"zero_init", "true or false", take_zero_init},
-    argument{"optimizer_class", "the name of a class", take_optimizer_class},
+    argument{"mixed_precision", "no, bf16, fp16 or fp8", take_mixed_precision, reader::accelerate},
+    argument{"dataloader_batch_sizes", "integers such as [4, 2]", take_batch_sizes, reader::accelerate},
+    argument{"zero3_init_flag", "true, false or a word", take_init_flag, reader::accelerate},
+    argument{"zero_init", "true or false", take_zero_init, reader::deepspeed},
+    argument{"optimizer_class", "the name of a class", take_optimizer_class, reader::engine},
 };
 
 template <class Rows>
@@ -128,8 +133,7 @@ std::string nearest(std::string_view name, Rows const& rows) {
   return fmt::format("{}; known: {}", fs::did_you_mean(name, names), fmt::join(names, ", "));
 }
 
-}  // namespace
-
+/// Takes over one `NAME=VALUE`.
 void take_argument(std::string_view text, fs::facts& facts) {
   auto const [name, spelled] = split("--argument", text);
   for (auto const& one : arguments) {
@@ -140,6 +144,7 @@ void take_argument(std::string_view text, fs::facts& facts) {
   throw wrong_usage{fmt::format("--argument: no such argument: '{}'{}", one_line(name), nearest(name, arguments))};
 }
 
+/// Takes over one `PACKAGE=VERSION`.
 void take_release(std::string_view text, fs::facts& facts) {
   struct package {
     std::string_view name;
@@ -158,6 +163,43 @@ void take_release(std::string_view text, fs::facts& facts) {
         fmt::format("--release {} takes three numbers such as 0.19.8, found '{}'", name, one_line(spelled))};
   }
   throw wrong_usage{fmt::format("--release: no such package: '{}'{}", one_line(name), nearest(name, packages))};
+}
+
+/// Throws `wrong_usage` where two texts of one option have the same name.
+void refuse_twice(std::string_view option, std::vector<std::string> const& texts) {
+  std::vector<std::string_view> names;
+  for (auto const& text : texts) {
+    auto const name = split(option, text).first;
+    if (std::find(names.begin(), names.end(), name) != names.end())
+      throw wrong_usage{fmt::format("{} {} is given twice", option, one_line(name))};
+    names.push_back(name);
+  }
+}
+
+}  // namespace
+
+void take_arguments(std::vector<std::string> const& texts, fs::facts& facts) {
+  for (auto const& text : texts) take_argument(text, facts);
+  refuse_twice("--argument", texts);
+}
+
+bool reads_argument(fs::profile front_end, std::string_view name) {
+  auto const* const one =
+      std::find_if(arguments.begin(), arguments.end(), [&](auto const& a) { return a.name == name; });
+  bool const accelerate = front_end == fs::profile::accelerate, transformers = fs::is_transformers(front_end);
+  switch (one->read_by) {
+    case reader::transformers: return transformers;
+    case reader::accelerate: return accelerate;
+    case reader::both: return transformers || accelerate;
+    case reader::deepspeed: return front_end == fs::profile::deepspeed;
+    case reader::engine: return front_end != fs::profile::torch;
+  }
+  return false;
+}
+
+void take_releases(std::vector<std::string> const& texts, fs::facts& facts) {
+  for (auto const& text : texts) take_release(text, facts);
+  refuse_twice("--release", texts);
 }
 
 }  // namespace tool

@@ -5,15 +5,22 @@
 
 #include <flatshard/config/profiles.hpp>
 
+#include <string>
 #include <string_view>
+#include <vector>
 
 namespace tool {
 
-/// Takes over `NAME=VALUE`: an argument of accelerate's Accelerator or of Transformers' TrainingArguments under its own
-/// name; both where both have it. Throws `wrong_usage` for an unknown name or a value of another kind.
-void take_argument(std::string_view text, flatshard::facts& facts);
+/// Takes over texts `NAME=VALUE`: arguments of accelerate's Accelerator or of Transformers' TrainingArguments under
+/// their own names; both where both have it. Throws `wrong_usage` for an unknown name, one that is given twice or a
+/// value of another kind.
+void take_arguments(std::vector<std::string> const& texts, flatshard::facts& facts);
 
-/// Takes over `PACKAGE=VERSION`, for instance `deepspeed=0.19.8`. Throws `wrong_usage`.
-void take_release(std::string_view text, flatshard::facts& facts);
+/// Whether an argument that `take_arguments` knows has an effect under a front end.
+[[nodiscard]] bool reads_argument(flatshard::profile front_end, std::string_view name);
+
+/// Takes over texts `PACKAGE=VERSION`, for instance `deepspeed=0.19.8`. Throws `wrong_usage`, also for one package
+/// twice.
+void take_releases(std::vector<std::string> const& texts, flatshard::facts& facts);
 
 }  // namespace tool

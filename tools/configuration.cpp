@@ -50,12 +50,16 @@ std::vector<std::pair<std::string, std::string>> environment() {
   return all;
 }
 
-/// The type of the weights that a model's configuration names, if the library has it.
-std::optional<fs::dtype> weights_type(fs::value const& config) {
-  auto const& named = config.has("dtype") ? config["dtype"] : config["torch_dtype"];
+/// The type of the weights that a model's configuration names; none if it leaves that open.
+std::optional<fs::dtype> weights_type(fs::value const& config, std::string_view path) {
+  auto const* const key = config.has("dtype") ? "dtype" : "torch_dtype";
+  auto const& named = config[key];
+  if (!named.present() || named.is(fs::value_kind::null) || named.is_text("auto")) return {};
   for (auto const& row : fs::dtype_table)
-    if (!row.torch_name.empty() && row.torch_name.substr(6) == named.text()) return row.type;
-  return {};
+    if (named.is(fs::value_kind::string) && !row.torch_name.empty() && row.torch_name.substr(6) == named.text())
+      return row.type;
+  throw failure{fmt::format("{}:{}:{}: /{}: found {}, allowed: a dtype of torch such as \"bfloat16\"", one_line(path),
+                            named.at().line, named.at().column, key, one_line(fs::to_json(named)))};
 }
 
 /// The document as a front end's own reader gives it.
@@ -88,8 +92,8 @@ CLI::Validator pointer_and_value() {
           "", "setting"};
 }
 
-/// Says which of --bf16 and --fp16 does nothing under a front end: it has no such argument, or another option wins.
-/// What LLaMA-Factory does with bf16 is a rule of its own.
+/// Says which of --bf16, --fp16 and --argument does nothing under a front end: it has no such argument, or another
+/// option wins. What LLaMA-Factory does with bf16 is a rule of its own.
 void report_arguments(fs::profile front_end, configuration_request const& request, fs::facts const& known,
                       fs::resolution& resolved) {
   auto const ignored = [&](std::string_view name, std::string_view word, std::string const& why) {
@@ -100,6 +104,17 @@ void report_arguments(fs::profile front_end, configuration_request const& reques
                                  std::string{fs::at_train},
                                  {}});
   };
+  for (std::string_view const text : request.arguments) {
+    auto const argument = text.substr(0, text.find('='));
+    if (!reads_argument(front_end, argument))
+      resolved.problems.push_back({fs::errc::ignored_key,
+                                   {},
+                                   fmt::format("--argument {} is ignored: {} takes no such argument here",
+                                               one_line(text), product_of(front_end)),
+                                   fs::severity::warning,
+                                   std::string{fs::at_train},
+                                   {}});
+  }
   struct option {
     std::string_view name, word;
     bool counts;  // as the facts have it
@@ -132,12 +147,15 @@ void apply_setting(std::string_view setting, fs::document& config) {
     throw failure{fmt::format("{}: --set needs a configuration that is an object", one_line(config.file()))};
   auto const* here = &config.value_of_root();
   std::string made;  // the pointer of what this setting writes: the first key on the way that the file does not have
+  std::string on_the_way;
   for (auto const& key : keys) {
     if (here->present()) made += '/' + fs::pointer_token(key);
     if (here->present() && !here->is(fs::value_kind::object))
-      throw wrong_usage{
-          fmt::format("--set {}: {} is on the way; set it as a whole", one_line(pointer), name(here->kind()))};
+      throw failure{fmt::format("{}:{}:{}: --set {}: {} stands at {}, which has no keys; set it as a whole",
+                                one_line(config.file()), here->at().line, here->at().column, one_line(pointer),
+                                name(here->kind()), on_the_way)};
     here = &(*here)[key];
+    on_the_way += '/' + fs::pointer_token(key);
   }
   auto const read = fs::parse_json(setting.substr(equals + 1));
   std::vector<std::string_view> const path{keys.begin(), keys.end()};
@@ -208,8 +226,8 @@ configuration_text read_configuration_text(configuration_request const& request)
   }
   if (request.bf16 == "false" || request.fp16 == "false")
     if (!known.accelerator.mixed_precision) known.accelerator.mixed_precision = "no";
-  for (auto const& one : request.arguments) take_argument(one, known);
-  for (auto const& one : request.releases) take_release(one, known);
+  take_arguments(request.arguments, known);
+  take_releases(request.releases, known);
   if (!request.model.empty() || !request.model_text.empty()) {
     auto const path = request.model.empty() ? std::string{"config.json"}
                                             : (std::filesystem::path{request.model} / "config.json").string();
@@ -220,7 +238,7 @@ configuration_text read_configuration_text(configuration_request const& request)
     if (!config.value_of_root().is(fs::value_kind::object)) throw failure{one_line(path) + ": this is no object"};
     known.model_config = config.value_of_root();
     known.model_file = path;
-    known.checkpoint = weights_type(config.value_of_root());
+    known.checkpoint = weights_type(config.value_of_root(), path);
   }
   bool const from_stdin = request.file == "-";
   out.name = from_stdin ? "<stdin>" : request.file;

@@ -187,7 +187,7 @@ void add_explain(CLI::App& app, int& code) {
                           ->type_name("N");
   command
       ->add_option("--model", r->configuration.model,
-                   "Directory with the model's config.json, for bucket sizes from \"auto\"")
+                   "Directory with the model's config.json: hidden sizes for \"auto\", and the dtype of the weights")
       ->check(not_empty())
       ->type_name("DIR");
   auto* const as_json =

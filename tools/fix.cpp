@@ -88,6 +88,15 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
                     one_line(target))};
   auto const fixed =
       deepspeed ? fs::concrete_deepspeed(r, reading.known) : fs::concrete_llamafactory(*reading.document, r);
+  auto known = reading.known;
+  known.form = deepspeed ? fs::config_form::deepspeed : fs::config_form::llamafactory_file;
+  auto const decide_as = [&](fs::value const& config, fs::profile other) {
+    return decide(fs::document{config, deepspeed ? "fixed.json" : "fixed.yaml"}, other, known);
+  };
+  if (auto const found = differences(r, decide_as(fixed, r.front_end)); !found.empty() && found.front().key.empty())
+    throw failure{
+        fmt::format("{}: no concrete configuration that {} accepts was found: it would be {}; nothing was written",
+                    one_line(text.name), name(r.front_end), found.front().text)};
   std::string written;
   print(written, fixed, 0);
   write_text(target, written + '\n');
@@ -96,11 +105,6 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
   auto* const told = target == "-" ? stderr : stdout;
   auto const said = target == "-" ? std::string{"the configuration"} : one_line(target);
   fmt::print(told, "{} is concrete for {}; decided by it:\n", said, name(r.front_end));
-  auto known = reading.known;
-  known.form = deepspeed ? fs::config_form::deepspeed : fs::config_form::llamafactory_file;
-  auto const decide_as = [&](fs::value const& config, fs::profile other) {
-    return decide(fs::document{config, deepspeed ? "fixed.json" : "fixed.yaml"}, other, known);
-  };
   table lines{{{""}, {""}}};
   for (auto const other : fs::profiles) {
     bool const reads_it = deepspeed ? other != fs::profile::torch : fs::is_llamafactory(other);

@@ -79,9 +79,11 @@ struct fixed_difference {
   return d == nullptr ? std::string{"it decides no such thing"} : one_line(d->reason);
 }
 
-/// What differs between two resolutions: the first refusal of the second alone, else every decision; empty = nothing.
+/// What differs between two resolutions: the first refusal of the second alone, else every decision that a run feels,
+/// of one front end every decision at all; empty = nothing.
 [[nodiscard]] inline std::vector<fixed_difference> differences(flatshard::resolution const& mine,
-                                                               flatshard::resolution const& other) {
+                                                               flatshard::resolution const& other,
+                                                               bool of_all_decisions = false) {
   for (auto const& p : other.problems) {
     if (p.level != flatshard::severity::error) continue;
     using flatshard::errc;
@@ -97,7 +99,11 @@ struct fixed_difference {
              p.where.pointer}};
   }
   std::vector<fixed_difference> all;
-  for (auto const key : felt_decisions) {
+  std::vector<std::string_view> keys{felt_decisions.begin(), felt_decisions.end()};
+  if (of_all_decisions)
+    for (auto const& d : mine.decisions)
+      if (std::find(felt_decisions.begin(), felt_decisions.end(), d.key) == felt_decisions.end()) keys.push_back(d.key);
+  for (auto const key : keys) {
     auto const *const a = mine.find(key), *const b = other.find(key);
     auto const shown = [](flatshard::decision const* d) {
       return d == nullptr ? std::string{"not decided"} : one_line(d->value);
@@ -162,14 +168,18 @@ using fixed_decider = std::function<flatshard::resolution(flatshard::value const
 }
 
 /// The differences as lines of a report, one a cause: what differs, then `no file can: ...` or the file that could;
-/// without `searched` only what decides it.
+/// without `searched` only what decides it. What the front end of `mine` decides otherwise the file did as it was
+/// written.
 [[nodiscard]] inline std::vector<std::string> difference_lines(flatshard::resolution const& mine,
                                                                flatshard::value const& fixed, flatshard::profile other,
                                                                fixed_decider const& decide_as, bool searched) {
   std::vector<std::pair<std::string, std::string>> causes;  // verdict, and what differs by it
-  for (auto const& d : differences(mine, decide_as(fixed, other))) {
+  for (auto const& d : differences(mine, decide_as(fixed, other), other == mine.front_end)) {
     auto const mended = searched ? mending_file(mine, fixed, d, other, decide_as) : std::string{};
-    auto verdict = mended.empty() ? (searched ? "no file can: " : "decided by: ") + d.why : mended;
+    auto const* const as_written = other == mine.front_end ? mine.find(d.key) : nullptr;
+    auto verdict = !mended.empty()         ? mended
+                   : as_written != nullptr ? "only the file as it was written does: " + one_line(as_written->reason)
+                                           : (searched ? "no file can: " : "decided by: ") + d.why;
     auto at = std::find_if(causes.begin(), causes.end(), [&](auto const& c) { return c.first == verdict; });
     if (at == causes.end())
       causes.emplace_back(std::move(verdict), d.text);

@@ -143,7 +143,10 @@ inline value concrete_deepspeed(resolution const& r, facts const& f) {
   out.erase("train_batch_size");
   // accelerate writes infinity, which no strict reader takes, into its own copy
   if (auto const every = out["steps_per_print"].number(); every && !std::isfinite(*every)) out.erase("steps_per_print");
-  if (p.gradient_clipping.present()) out.set("gradient_clipping", p.gradient_clipping);
+  // Transformers holds a key that is there against its argument, and lets DeepSpeed's default be
+  if (p.gradient_clipping.present() && (out.has("gradient_clipping") || !is_transformers(r.front_end) ||
+                                        p.gradient_clipping.number() == f.training.max_grad_norm))
+    out.set("gradient_clipping", p.gradient_clipping);
   detail::drop_auto(out);
   return out;
 }

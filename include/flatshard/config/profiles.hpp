@@ -71,11 +71,11 @@ inline constexpr std::array<std::string_view, 7> profile_names{
   return std::string{name(p)} + '.' + std::string{key};
 }
 
-/// Versions that defaults come from, as decisions name them.
+/// Versions that defaults come from, as decisions name them: the cited commits.
 inline constexpr std::string_view llamafactory_version = "LLaMA-Factory v1 (28a6ea1cd to ff6d4d12e)";
 inline constexpr std::string_view llamafactory_first_version = "LLaMA-Factory v1 before 28a6ea1cd";
-inline constexpr std::string_view deepspeed_version = "DeepSpeed 0.19.6";
-inline constexpr std::string_view accelerate_version = "accelerate 1.15.0";
+inline constexpr std::string_view deepspeed_version = "DeepSpeed edaa7221 (before release 0.19.6)";
+inline constexpr std::string_view accelerate_version = "accelerate 16cb6eb8 (before release 1.15.0)";
 /// The release of DeepSpeed whose rules count, as decisions name it.
 [[nodiscard]] inline std::string deepspeed_named(std::optional<version_number> const& chosen) {
   return chosen ? "DeepSpeed " + to_string(*chosen) : std::string{deepspeed_version};

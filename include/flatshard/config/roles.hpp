@@ -168,6 +168,11 @@ inline role_source source_of_role(role r, node const& root, engine_setting const
     return {"no 16-bit mode on stage 0: nothing is cast, the optimizer updates the model " +
                 (is_llamafactory(p) ? "that " + product + " cast to fp32" : std::string{"as it was loaded"}),
             where};
+  if (s.mode == precision_mode::fp32 && s.loaded != dtype::f32 &&
+      (r == role::parameter_storage || r == role::compute || r == role::output))
+    return {"mode fp32 on stage " + std::to_string(s.stage) + " casts no parameter: the model's weights are " +
+                std::string{name(s.loaded)},
+            where};
   return {"mode " + mode + " on stage " + std::to_string(s.stage), where};
 }
 }  // namespace detail
