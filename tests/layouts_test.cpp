@@ -315,20 +315,25 @@ TEST_CASE(
     layout const constant{policy, unit, world{5}};
     layout const listed{policy, std::vector<parameter>(unit.begin(), unit.end()), world{5}};
     bool same = true;
+    std::size_t found = 0;
     for (auto const r : {rank_id{0}, rank_id{1}, rank_id{2}, rank_id{3}, rank_id{4}})
       for (std::size_t j = 0; j < listed.segment(r).value; ++j) {
         auto const here = listed.at(r, {j});
         same &= here == constant.at(r, {j});
-        if (!here.padding)
-          same &= listed.owner(here.tensor, here.index) == r && listed.local(here.tensor, here.index) == elements{j};
+        if (here.padding) continue;
+        ++found;
+        same &= listed.owner(here.tensor, here.index) == r && listed.local(here.tensor, here.index) == elements{j};
       }
-    return same;
+    return same && found == listed.real().value;
   };
   CHECK(agree(native{}));
   CHECK(agree(zero3{}));
   CHECK(agree(with(zero12{}, &zero12::round_robin, true)));
   CHECK(agree(megatron{}));
   CHECK(agree(owned{}));
+  CHECK(agree(planned{{{"t", block::rows()}}, block::tensor(), 2, 4}));
+  CHECK(agree(planned{block::matrix()}));
+  CHECK(agree(ragged<>{{1, 0, 2, 2, 1}, 2}));  // one rank without a part
 }
 TEST_CASE("owned: runs of one size and single sizes give what the rule says, tensor by tensor") {
   for (std::size_t const w : {1u, 7u, 64u, 500u}) {
