@@ -203,7 +203,9 @@ TEST_CASE("what each policy refuses, in its own words") {
 TEST_CASE("sizes past 64 bits are refused by every policy, never wrapped") {
   std::vector<parameter> const huge{{"a", {std::size_t{1} << 60}}, {"b", {std::size_t{1} << 60}}};
   std::vector<parameter> const past{{"a", {std::size_t{1} << 63}}, {"b", {std::size_t{1} << 63}}};
-  for (auto const* unit : {&huge, &past}) {
+  std::vector<parameter> const most{{"a", {~std::size_t{0} - 7}}};
+  std::vector<parameter> const most_beside_none{{"a", {~std::size_t{0} - 7}}, {"b", {0}}};
+  for (auto const* unit : {&huge, &past, &most, &most_beside_none}) {
     CHECK(refusal(zero12{}, *unit, 3) != "accepted");
     CHECK(refusal(fsdp1{}, *unit, 3) != "accepted");
     CHECK(refusal(of_eight, *unit, 8) != "accepted");
@@ -211,8 +213,12 @@ TEST_CASE("sizes past 64 bits are refused by every policy, never wrapped") {
     CHECK(refusal(megatron{}, *unit, 3) != "accepted");
     CHECK(refusal(ragged{1, 1}, *unit, 2) != "accepted");
     CHECK(refusal(owned{}, *unit, 3) != "accepted");
-    CHECK(refusal(planned{block::run(1 << 20)}, *unit, 3) != "accepted");
+    for (std::size_t const w : {1u, 2u, 3u}) {
+      CHECK(refusal(planned{block::run(1 << 20)}, *unit, w) != "accepted");
+      CHECK(refusal(planned{block::tensor()}, *unit, w) != "accepted");
+    }
   }
+  CHECK(refusal(megatron{}, {{"a", {1, ~std::size_t{0}}}, {"b", {1, 1}}}, 2) != "accepted");
 }
 
 TEST_CASE("hashes tell units, worlds, policies and uneven cuts apart; the unit's own does not see the world") {
@@ -252,6 +258,7 @@ constexpr list ordered(list const& keys) {
   return list(order.begin(), order.end());
 }
 static_assert(ordered({}) == list{} && ordered({7}) == list{0} && ordered({3, 1, 3, 0}) == list{3, 1, 0, 2});
+static_assert(ordered({~std::size_t{0}, 1, 0}) == list{2, 1, 0});  // few keys that take all 64 bits
 TEST_CASE("the order of keys is that of a stable sort") {
   std::mt19937_64 random{11};
   for (std::size_t const largest : {std::size_t{1}, std::size_t{3}, std::size_t{5000}, ~std::size_t{0} >> 1}) {
@@ -308,20 +315,25 @@ TEST_CASE(
     layout const constant{policy, unit, world{5}};
     layout const listed{policy, std::vector<parameter>(unit.begin(), unit.end()), world{5}};
     bool same = true;
+    std::size_t found = 0;
     for (auto const r : {rank_id{0}, rank_id{1}, rank_id{2}, rank_id{3}, rank_id{4}})
       for (std::size_t j = 0; j < listed.segment(r).value; ++j) {
         auto const here = listed.at(r, {j});
         same &= here == constant.at(r, {j});
-        if (!here.padding)
-          same &= listed.owner(here.tensor, here.index) == r && listed.local(here.tensor, here.index) == elements{j};
+        if (here.padding) continue;
+        ++found;
+        same &= listed.owner(here.tensor, here.index) == r && listed.local(here.tensor, here.index) == elements{j};
       }
-    return same;
+    return same && found == listed.real().value;
   };
   CHECK(agree(native{}));
   CHECK(agree(zero3{}));
   CHECK(agree(with(zero12{}, &zero12::round_robin, true)));
   CHECK(agree(megatron{}));
   CHECK(agree(owned{}));
+  CHECK(agree(planned{{{"t", block::rows()}}, block::tensor(), 2, 4}));
+  CHECK(agree(planned{block::matrix()}));
+  CHECK(agree(ragged<>{{1, 0, 2, 2, 1}, 2}));  // one rank without a part
 }
 TEST_CASE("owned: runs of one size and single sizes give what the rule says, tensor by tensor") {
   for (std::size_t const w : {1u, 7u, 64u, 500u}) {

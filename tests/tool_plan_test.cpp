@@ -177,6 +177,19 @@ TEST_CASE("plan: DeepSpeed's estimate and ours, line by line, add up and give re
   }
 }
 
+TEST_CASE("plan: where rows are cut unevenly, what a rank owns beyond an even share is among the reasons") {
+  folder dir;
+  for (auto const& [arch, uneven] : {std::pair{"gpt-oss-20b", true}, std::pair{"llama-3-8b", false}}) {
+    auto const d = plan_json({"--arch", arch, "--config", fsdp2(dir, "64"), "--world", "64"});
+    auto const lines = (*d["deepspeed"])["lines"].elements();
+    for (std::size_t i = 0; i < 3; ++i) {
+      auto const reason = lines[i]["reason"].text();
+      CAPTURE(reason);
+      CHECK((reason.find("more than an even share") != std::string_view::npos) == uneven);
+    }
+  }
+}
+
 TEST_CASE("plan: what is offloaded lies and moves where the configuration says") {
   folder dir;
   auto const zero = R"("stage": 3, "stage3_param_persistence_threshold": 0, "reduce_bucket_size": 5e8,

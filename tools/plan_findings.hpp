@@ -124,7 +124,10 @@ struct plan_findings {
   auto const elsewhere = [](fs::memory_line const& l) { return fmt::format("kept on {}", name(l.space)); };
   auto const padding = [](fs::memory_line const& l) {
     auto const pad = l.held.most.value - std::min(l.held.most.value, l.owned.most.value);
-    return pad == 0 ? std::string{} : fmt::format("; {} is padding", human(pad));
+    auto said = pad == 0 ? std::string{} : fmt::format("; {} is padding", human(pad));
+    auto const even = l.owned.mean().value, uneven = l.owned.most.value - std::min(l.owned.most.value, even);
+    if (uneven > even / 100) said += fmt::format("; {} more than an even share", human(uneven));
+    return said;
   };
   std::uint64_t frozen = 0;
   for (auto const& b : own.plan->buffers())

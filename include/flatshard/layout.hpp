@@ -152,7 +152,7 @@ concept sees_unit = requires(P const& p, std::span<parameter const> unit, std::s
 ///   `position(S, w, r, j)`
 ///                        where element j of rank r's segment (S: the longest one) lies, counted as
 ///                        `placement::start`: it belongs to the last tensor that starts there or before, or to none;
-///                        with it a listed layout keeps an index of the starts
+///                        with it a listed layout keeps an index of the starts; asked for j = 0 of empty segments, too
 ///   `even_pieces`        true if all ranks between the first and the last that hold a part of a tensor hold equally
 ///                        much
 ///   `segment(placed, w, r)`, `before(placed, w, r)`

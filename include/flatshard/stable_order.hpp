@@ -34,7 +34,7 @@ class key_buckets {
       least_ = std::min<std::size_t>(least_, key(i));
       largest = std::max<std::size_t>(largest, key(i));
     }
-    while ((largest - least_) >> shift_ >= most) ++shift_;
+    while (shift_ < 63 && (largest - least_) >> shift_ >= most) ++shift_;  // by 64 is no shift
     bounds_.assign(((largest - least_) >> shift_) + 2, 0);
     for (std::size_t i = 0; i < n; ++i) ++bounds_[bucket(key(i)) + 1];
     std::uint32_t end = 0;

@@ -11,6 +11,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -315,6 +316,9 @@ constexpr planned planned::for_unit(std::span<parameter const> unit, std::size_t
   // In units of the segment alignment: nothing below `bound` can work, `high` works.
   auto const unit_of = [&](std::size_t n) { return ceil_div(n, segment_align_); };
   auto const least = unit_of(std::max(ceil_div(volume, w), longest));
+  require(checked_mul(checked_mul(checked_mul(least, segment_align_), w), 8) <=
+              static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()),
+          "the gathered buffer must stay below 2^63 bytes");  // longer ones would wrap below and never fit
   auto high = least;
   for (std::size_t step = std::max<std::size_t>(least / 512, 1); !p.fill(lines, w, high * segment_align_); step *= 2)
     high += step;
