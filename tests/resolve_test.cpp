@@ -412,14 +412,14 @@ TEST_CASE("any document resolves without a crash") {
           f.files.push_back(
               {"f", document{value::object({{"zero_optimization", value::object({{"stage", 3}})}}), "f"}, {}});
           for (std::size_t i = 0; i < profile_names.size(); ++i) {
-            if (sanitized && ++skipped % 3 != 0) continue;  // each path under each profile still, with fewer values
+            if (sanitized && ++skipped % 5 != 0) continue;  // each path under each profile still, with fewer values
             auto const p = static_cast<profile>(i);
             auto const r = decide(document{root, "x.json"}, p, f);
             for (auto const& one : r.problems) REQUIRE(!one.detail.empty());
             ++resolved;
           }
         }
-  CHECK(resolved > (sanitized ? 2222u : 20000u));
+  CHECK(resolved > (sanitized ? 1333u : 20000u));
 }
 
 TEST_CASE("a hostile configuration costs no quadratic time") {
