@@ -260,6 +260,80 @@ TEST_CASE("for a person it is a table") {
   CHECK(r.out.find('\r') == std::string::npos);
 }
 
+TEST_CASE("a configuration whose mesh is not the ranks of --world is refused, as by plan") {
+  folder const dir;
+  auto const model = make(dir, "model", {"--arch", "llama", "--size", "300K"});
+  std::string const launcher = "distributed_type: FSDP\nmixed_precision: bf16\nnum_machines: 1\nnum_processes: 4\n",
+                    plugin =
+                        "fsdp_config:\n  fsdp_version: 2\n  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\n"
+                        "  fsdp_transformer_layer_cls_to_wrap: LlamaDecoderLayer\n";
+  spill(dir / "four.yaml", launcher + plugin);
+  spill(dir / "tensor.yaml", launcher + "parallelism_config:\n  parallelism_config_dp_shard_size: 2\n" +
+                                 "  parallelism_config_tp_size: 2\n" + plugin);
+  spill(dir / "two.json", R"({"mesh": [2]})");
+  struct mesh {
+    std::string file, profile, world, says;
+  };
+  for (auto const& [file, profile, world, says] : std::vector<mesh>{
+           {"four.yaml", "accelerate", "1", "the configuration makes 1 replica of 4 shards, --world says 1 rank\n"},
+           {"four.yaml", "accelerate", "2", "the configuration makes 1 replica of 4 shards, --world says 2 ranks\n"},
+           {"four.yaml", "accelerate", "8", "1 replica of 4 shards, --world says 8 ranks\n"},
+           {"four.yaml", "accelerate", "4", ""},
+           {"tensor.yaml", "accelerate", "4", "of 2 shards, --world says 4 ranks; tensor parallelism, which cuts"},
+           {"two.json", "torch", "4", "1 replica of 2 shards, --world says 4 ranks\n"},
+           {"two.json", "torch", "2", ""}}) {
+    auto const& shown = world;  // clang captures no binding
+    CAPTURE(shown);
+    std::vector<std::string> const rest{"--config", dir / file, "--profile", profile, "--world", world};
+    for (auto const& how : {std::vector<std::string>{"load", model},
+                            {"load", model, "--threads"},
+                            {"load", model, "--rank", "0"},
+                            {"plan", "--model", model}}) {
+      auto words = how;
+      words.insert(words.end(), rest.begin(), rest.end());
+      auto const r = run(words);
+      CHECK(r.code == (says.empty() ? 0 : 1));
+      CHECK(r.out.empty() == !says.empty());
+      CHECK_MESSAGE(r.says(says), r.err);
+    }
+  }
+  auto const d = load({model, "--world", "4", "--config", dir / "four.yaml", "--profile", "accelerate"});
+  CHECK(sum(d, "data_bytes") == number(*d.root(), "tensor_bytes"));
+}
+
+TEST_CASE("where accelerate shards nothing from the start, the reason and its place are told") {
+  folder const dir;
+  auto const model = make(dir, "model", {"--arch", "llama", "--size", "300K"});
+  struct launcher {
+    std::string text, reason, pointer;
+  };
+  std::string const four = "num_machines: 1\nnum_processes: 4\n";
+  for (auto const& [text, reason, pointer] : std::vector<launcher>{
+           {"distributed_type: FSDP\n" + four + "fsdp_config:\n  fsdp_version: 1\n",
+            "off: fsdp_config.fsdp_version is 1, which shards a model that every rank has loaded",
+            "/fsdp_config/fsdp_version"},
+           {"distributed_type: MULTI_GPU\n" + four,
+            "off: distributed_type is \"MULTI_GPU\", nothing shards the parameters", "/distributed_type"},
+           {"distributed_type: \"NO\"\nnum_machines: 1\nnum_processes: 1\n",
+            "off: distributed_type is \"NO\", nothing shards the parameters", "/distributed_type"}}) {
+    auto const& shown = reason;
+    CAPTURE(shown);
+    auto const file = dir / "accelerate.yaml";
+    spill(file, text);
+    std::vector<std::string> const words{
+        model, "--config", file, "--profile", "accelerate", "--world", text.find("4") == std::string::npos ? "1" : "4"};
+    auto const d = load(words);
+    CHECK(d["trigger"]->is_false());
+    CHECK(d["reason"]->text() == reason);
+    CHECK(d["source"]["file"]->text() == file);
+    CHECK(d["source"]["pointer"]->text() == pointer);
+    auto shell = words;
+    shell.insert(shell.begin(), "load");
+    auto const r = run(shell);
+    CHECK_MESSAGE(r.out.find("partitioned loading " + reason + " (" + file + ':') != std::string::npos, r.out);
+  }
+}
+
 TEST_CASE("wrong numbers of ranks are wrong usage") {
   struct wrong {
     std::vector<std::string> words;

@@ -8,6 +8,7 @@
 #include "parameter_rules.hpp"
 #include "process_ranks.hpp"
 #include "report.hpp"
+#include "shard_groups.hpp"
 
 #include <flatshard/checkpoint_files.hpp>
 #include <flatshard/cut_problems.hpp>
@@ -325,7 +326,8 @@ load_plan plan_of(load_request const& r) {
   plan.reason = std::move(loading.reason);
   plan.source = std::move(loading.where);
   plan.layout = plan.trigger ? std::string{name(policies.sharding)} : "whole";
-  if (policies.fsdp2 && policies.fsdp2->shard > 0) plan.shards = static_cast<std::uint64_t>(policies.fsdp2->shard);
+  if (policies.fsdp2 && policies.sharding == fs::sharding_kind::fsdp2)
+    plan.shards = shard_groups_of(policies, r.world).shards;
   return plan;
 }
 

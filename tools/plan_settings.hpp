@@ -5,6 +5,7 @@
 #include "parameter_rules.hpp"
 #include "plan_model.hpp"
 #include "report.hpp"
+#include "shard_groups.hpp"
 
 #include <flatshard/config/deepspeed/zero_section.hpp>
 #include <flatshard/config/resolution.hpp>
@@ -171,14 +172,11 @@ inline void choose_zero(fs::resolved_policies const& p, plan_model const& m, tra
         fmt::format("offload_param counts on stage 3 alone: parameters stay on the device on stage {}", zero.stage));
 }
 
-inline void choose_fsdp2(fs::fsdp2_policy const& f, plan_model const& m, training_choice& c, std::uint64_t world) {
-  auto const replicate = static_cast<std::uint64_t>(std::max<std::int64_t>(1, f.replicate));
-  auto const shard = static_cast<std::uint64_t>(std::max<std::int64_t>(1, f.shard));
-  if (replicate * shard != world)
-    throw failure{fmt::format("the configuration makes {} replicas of {} shards, --world says {} ranks", replicate,
-                              shard, world)};
-  c.replicas = replicate;
-  c.shards = shard;
+inline void choose_fsdp2(fs::resolved_policies const& p, plan_model const& m, training_choice& c, std::uint64_t world) {
+  auto const groups = shard_groups_of(p, world);
+  auto const& f = *p.fsdp2;
+  c.replicas = groups.replicas;
+  c.shards = groups.shards;
   c.settings.prefetch = 1;
   c.settings.replicas_each = true;
   if (f.offload_params) c.settings.parameters = c.settings.optimizer = fs::memory_space::host;
@@ -270,7 +268,7 @@ inline void apply_rules(parameter_rules const& rules, plan_model const& m, train
     c.settings.cut = fs::cut_states::nothing;
   }
   if (p.zero) training_choices::choose_zero(p, m, c, world);
-  if (p.fsdp2 && p.sharding == fs::sharding_kind::fsdp2) training_choices::choose_fsdp2(*p.fsdp2, m, c, world);
+  if (p.fsdp2 && p.sharding == fs::sharding_kind::fsdp2) training_choices::choose_fsdp2(p, m, c, world);
   if (p.sharding == fs::sharding_kind::native) c.settings.prefetch = 1;
   if (!m.known && m.parts.size() > 1)
     c.notes.emplace_back(

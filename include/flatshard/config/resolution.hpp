@@ -227,10 +227,19 @@ struct loading_choice {
 /// Partitioned where the configuration shards the parameters from the start: under ZeRO-3 when the front end's own
 /// trigger is on, under FSDP2 always (upstream's trigger is about ZeRO-3; loading takes the layout, whoever cuts).
 [[nodiscard]] inline loading_choice loading_of(resolution const& r) {
-  if (r.policies.sharding != sharding_kind::fsdp2)
-    return {r.policies.load.partitioned, r.policies.load.reason, r.policies.load.where};
-  auto const* const backend = r.find("backend");
-  return {true, "on: FSDP2 shards every parameter", backend ? backend->source : place{}};
+  auto const& p = r.policies;
+  if (p.sharding == sharding_kind::fsdp2) {
+    auto const* const backend = r.find("backend");
+    return {true, "on: FSDP2 shards every parameter", backend ? backend->source : place{}};
+  }
+  if (!p.load.reason.empty()) return {p.load.partitioned, p.load.reason, p.load.where};
+  // accelerate without DeepSpeed: no trigger of ZeRO-3 was asked
+  bool const fsdp1 = p.sharding == sharding_kind::fsdp1;
+  auto const* const decided = r.find(fsdp1 ? "fsdp_version" : r.find("launcher") ? "launcher" : "backend");
+  return {false,
+          "off: " + (decided ? decided->reason + ", " : std::string{}) +
+              (fsdp1 ? "which shards a model that every rank has loaded" : "nothing shards the parameters"),
+          decided ? decided->source : place{}};
 }
 
 /// Every warning becomes an error; notes stay.
