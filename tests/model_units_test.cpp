@@ -128,7 +128,7 @@ TEST_CASE("bad model configurations and shapes are problems") {
   REQUIRE(!units.has_value());
   CHECK(units.error().problems.front().code == errc::shape_mismatch);
   CHECK(units.error().problems.front().detail.find("\"a\"") != std::string::npos);
-  for (auto const* text : {"{", "", "{\"model_type\":}"}) {
+  for (auto const* text : {"{", "", "{\"model_type\":}", "[]", "null", "\"llama\"", R"([{"model_type": "llama"}])"}) {
     std::ofstream{here.path / "config.json"} << text;
     auto const type = model_type(checkpoint);
     REQUIRE(!type.has_value());

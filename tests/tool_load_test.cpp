@@ -442,6 +442,8 @@ TEST_CASE("a damaged checkpoint is an error with file and reason, once for all r
   spill(model + "/model.safetensors.index.json", index);
   spill(model + "/config.json", "{");
   fails(model, "[model_config]");
+  spill(model + "/config.json", "[]");
+  fails(model, "config.json holds no object");
   files::remove(model + "/config.json");
   REQUIRE(::mkfifo((model + "/config.json").c_str(), 0600) == 0);
   fails(model, "this is a FIFO");

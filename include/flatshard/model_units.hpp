@@ -32,7 +32,7 @@ struct model_unit {
 };
 
 /// `model_type` of the config.json beside the files; empty if there is no such file or key. `model_config` if it cannot
-/// be read.
+/// be read or holds no object.
 [[nodiscard]] result<std::string> model_type(checkpoint_files const& checkpoint);
 
 /// Whether registration order is known for the architecture: llama, qwen2, qwen3, qwen3_moe, gpt_oss.
@@ -135,12 +135,12 @@ inline constexpr std::array<std::string_view, 31> registered_names{"model",
                                                                    "weight",
                                                                    "bias"};
 
-/// Takes the string of one top-level key.
+/// Takes the string of one key of a text that is an object.
 struct top_level_string {
   std::string_view wanted;
   std::string value{};
   std::size_t depth = 0;
-  bool here = false, found = false;
+  bool here = false, found = false, object = false;
   bool open() {
     here = false;
     ++depth;
@@ -150,7 +150,10 @@ struct top_level_string {
     --depth;
     return true;
   }
-  bool object_begin(std::size_t) { return open(); }
+  bool object_begin(std::size_t) {
+    object |= depth == 0;
+    return open();
+  }
   bool object_end(std::size_t) { return close(); }
   bool array_begin(std::size_t) { return open(); }
   bool array_end(std::size_t) { return close(); }
@@ -219,6 +222,7 @@ inline result<std::string> model_type(checkpoint_files const& checkpoint) {
   detail::top_level_string reader{"model_type"};
   if (auto const end = walk_json(text, reader); end.how != json_end::kind::whole)
     return bad("byte " + std::to_string(end.at) + ": config.json is not strict JSON: " + end.message);
+  if (!reader.object) return bad("config.json holds no object");
   return std::move(reader.value);
 }
 
