@@ -304,6 +304,26 @@ TEST_CASE("standard output that cannot be written is told with the system's reas
   }
 }
 
+TEST_CASE("a configuration that --fix wrote stays where the report of it cannot be written, and that is told") {
+  folder const dir;
+  spill(dir / "z3.json", R"({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": "auto"})");
+  auto const fix = std::string{FLATSHARD_TOOL} + " explain " + dir / "z3.json" + " --fix " + dir / "new.json";
+  auto const status = std::system((fix + " >/dev/full 2>" + dir / "err").c_str());
+  CHECK(WEXITSTATUS(status) == 1);
+  CHECK(slurp(dir / "err") == "flatshard: " + dir / "new.json" +
+                                  " is complete and stays, but the report of it cannot be written to standard output: "
+                                  "No space left on device\n");
+  CHECK(run({"explain", dir / "new.json"}).code == 0);
+}
+
+TEST_CASE("standard input that cannot be read is told with the system's reason") {
+  folder const dir;
+  auto const status =
+      std::system((std::string{FLATSHARD_TOOL} + " explain - <" + dir.path().string() + " 2>" + dir / "err").c_str());
+  CHECK(WEXITSTATUS(status) == 1);
+  CHECK(slurp(dir / "err") == "flatshard: cannot read standard input: Is a directory\n");
+}
+
 TEST_CASE("what upstream refuses is exit code 1 after everything was printed") {
   folder const dir;
   spill(dir / "bad.json", "{\"zero_optimization\": {\"stage\": 3},\n \"fp16\": {\"enabled\": true}, \"bf16\": 7}");

@@ -283,9 +283,9 @@ TEST_CASE("where the report of a complete model cannot be written, the model sta
                        " --arch llama --size 200K >/dev/full 2>" + (dir / "err");
   auto const status = std::system(command.c_str());
   CHECK(WEXITSTATUS(status) == 1);
-  CHECK(slurp(dir / "err") ==
-        "flatshard: " + (dir / "model") +
-            " is complete and stays, but the report of it cannot be written to standard output\n");
+  CHECK(slurp(dir / "err") == "flatshard: " + (dir / "model") +
+                                  " is complete and stays, but the report of it cannot be written to standard output: "
+                                  "No space left on device\n");
   CHECK(dir.names() == std::vector<std::string>{"err", "model"});
   CHECK(run({"load", dir / "model", "--world", "2"}).code == 0);
 }

@@ -11,11 +11,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstddef>
 #include <cstdio>
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -35,7 +37,8 @@ std::string read_standard_input() {
     text.append(block.data(), n);
     if (text.size() > fs::max_text_bytes) break;  // the reader says so
   }
-  if (std::ferror(stdin) != 0) throw failure{"cannot read standard input"};
+  if (std::ferror(stdin) != 0)
+    throw failure{fmt::format("cannot read standard input: {}", std::generic_category().message(errno))};
   return text;
 }
 

@@ -101,10 +101,8 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
   print(written, fixed, 0);
   write_text(target, written + '\n');
 
-  // Told on stderr when the configuration itself goes to stdout.
-  auto* const told = target == "-" ? stderr : stdout;
   auto const said = target == "-" ? std::string{"the configuration"} : one_line(target);
-  fmt::print(told, "{} is concrete for {}; decided by it:\n", said, name(r.front_end));
+  auto report = fmt::format("{} is concrete for {}; decided by it:\n", said, name(r.front_end));
   table lines{{{""}, {""}}};
   for (auto const other : fs::profiles) {
     bool const reads_it = deepspeed ? other != fs::profile::torch : fs::is_llamafactory(other);
@@ -113,11 +111,15 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
     for (auto& line : difference_lines(r, fixed, other, decide_as, written.size() <= largest_searched))
       lines.row({std::exchange(first, {}), std::move(line)});
   }
-  fmt::print(told, "{}", lines.text());
+  report += lines.text();
   if (deepspeed)
-    for (auto const& line : left_out(deepspeed_root(reading), fixed)) fmt::print(told, "left out: {}\n", line);
+    for (auto const& line : left_out(deepspeed_root(reading), fixed)) report += fmt::format("left out: {}\n", line);
   if (deepspeed && !p.config_file.empty() && p.config_file != text.name)
-    fmt::print(told, "it takes the place of the DeepSpeed file that {} names\n", one_line(text.name));
+    report += fmt::format("it takes the place of the DeepSpeed file that {} names\n", one_line(text.name));
+  if (target == "-")  // where the configuration itself goes to stdout
+    std::fputs(report.c_str(), stderr);
+  else
+    print_report_of(said, report);
 }
 
 }  // namespace tool

@@ -264,9 +264,7 @@ void make(model_request const& r) {
       fmt::format("  hidden {}, intermediate {}, {} layers, {} heads, {} kv heads, head_dim {}, vocabulary {}{}\n",
                   shape.hidden, shape.intermediate, shape.layers, shape.heads, shape.kv_heads, shape.head_dim,
                   shape.vocabulary, shape.tied ? ", tied" : "");
-  if (std::fputs(report.c_str(), stdout) < 0 || std::fflush(stdout) != 0)
-    throw failure{fmt::format("{} is complete and stays, but the report of it cannot be written to standard output",
-                              one_line(target.string()))};
+  print_report_of(one_line(target.string()), report);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <concepts>
@@ -41,6 +42,19 @@ struct failure : std::runtime_error {
 struct wrong_usage : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+/// What a command line has beyond the options and arguments that there are, in its order; CLI11 tells them in reverse.
+[[nodiscard]] inline std::string not_expected(std::vector<std::string> const& words) {
+  return fmt::format("the following argument{} not expected: {}", words.size() == 1 ? " was" : "s were",
+                     fmt::join(words, " "));
+}
+
+/// Prints the report of a file or folder that is complete. Throws `failure` where it cannot be written.
+inline void print_report_of(std::string_view written, std::string const& report) {
+  if (std::fputs(report.c_str(), stdout) < 0 || std::fflush(stdout) != 0)
+    throw failure{fmt::format("{} is complete and stays, but the report of it cannot be written to standard output: {}",
+                              written, std::generic_category().message(errno))};
+}
 
 /// Whether writing `target` would replace one of `inputs`, or a file in one of them that is a folder.
 [[nodiscard]] inline bool replaces_input(std::filesystem::path const& target, std::vector<std::string> const& inputs) {
