@@ -21,7 +21,8 @@
 
 namespace tool {
 
-/// Bytes of `100`, `64K`, `1.5G`, `2GiB` (powers of 1024) or `2GB` (powers of 1000); nothing for any other text.
+/// Bytes of `100`, `64K`, `1.5G`, `2GiB` (powers of 1024) or `2GB` (powers of 1000), 1e18 for every larger size;
+/// nothing for any other text.
 [[nodiscard]] inline std::optional<std::uint64_t> parse_size(std::string_view text) {
   constexpr std::string_view units = "KMGT";
   double number{};
@@ -36,8 +37,7 @@ namespace tool {
     if (!rest.empty() && rest != "B" && rest != "iB") return {};
     unit = std::pow(rest == "B" ? 1000.0 : 1024.0, static_cast<double>(power + 1));
   }
-  if (number * unit > 1e18) return {};
-  return static_cast<std::uint64_t>(std::llround(number * unit));
+  return static_cast<std::uint64_t>(std::llround(std::min(number * unit, 1e18)));
 }
 
 /// A validator that reads a decimal integer of [least, most]. A leading zero is refused: CLI11 converts what follows
@@ -50,8 +50,6 @@ namespace tool {
             if (whole && text.size() > 1 && text.front() == '0')
               return fmt::format("must be written without leading zeros, found '{}'", text);
             if (whole && n >= least && n <= most) return {};
-            if (most == UINT64_MAX)
-              return fmt::format("must be a whole number of at least {}, found '{}'", least, text);
             return fmt::format("must be a whole number from {} to {}, found '{}'", least, most, text);
           },
           "", "whole number"};

@@ -49,10 +49,11 @@ int run(int count, char** arguments) {
     return tool::exit_fine;
   } catch (CLI::ParseError const& e) {
     auto const chosen = app.get_subcommands();
-    auto const words = app.remaining();
-    report_error(chosen.empty() && !words.empty()
-                     ? fmt::format("no such command or option: '{}'", tool::one_line(words.front()))
-                     : tool::one_line(e.what()));
+    auto const words = app.remaining(true);
+    report_error(
+        tool::one_line(chosen.empty() && !words.empty() ? fmt::format("no such command or option: '{}'", words.front())
+                       : e.get_exit_code() == static_cast<int>(CLI::ExitCodes::ExtrasError) ? tool::not_expected(words)
+                                                                                            : e.what()));
     std::fputs(fmt::format("Run `flatshard {}--help` for the options.\n",
                            chosen.empty() ? "" : chosen.front()->get_name() + ' ')
                    .c_str(),

@@ -285,7 +285,9 @@ int run(int count, char** arguments) {
     fmt::print("{}\n", e.what());
     return tool::exit_fine;
   } catch (CLI::ParseError const& e) {
-    report_error(tool::one_line(e.what()));
+    report_error(tool::one_line(e.get_exit_code() == static_cast<int>(CLI::ExitCodes::ExtrasError)
+                                    ? tool::not_expected(app.remaining())
+                                    : e.what()));
     std::fputs("Run `flatshard-perf --help` for the options.\n", stderr);
     return tool::exit_usage;
   }
