@@ -13,6 +13,8 @@
 #include <flatshard/safetensors_index.hpp>
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -134,8 +136,10 @@ inline checkpoint_files checkpoint_files::finished(content all, std::optional<do
     return a.hash != b.hash ? a.hash < b.hash : a.entry < b.entry;
   });
   if (total_size && *total_size != static_cast<double>(shared->data_bytes)) {
+    std::array<char, 32> said{};  // a double in its shortest form takes 24
+    auto* const end = std::to_chars(said.data(), said.data() + said.size(), *total_size).ptr;
     auto odd = detail::file_problem(errc::total_size, index,
-                                    "total_size is " + std::to_string(*total_size) + ", the tensors have " +
+                                    "total_size is " + std::string(said.data(), end) + ", the tensors have " +
                                         std::to_string(shared->data_bytes) + " bytes")
                    .problems.front();
     odd.level = severity::warning;
