@@ -100,6 +100,14 @@ std::vector<std::string> differences(tensor_file const& a, tensor_file const& b,
 }
 bool has(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
+/// The problems that a run's JSON lists.
+std::vector<std::string> problems_of(std::string const& out) {
+  std::vector<std::string> all;
+  auto const json = json_of(out);
+  for (auto const& p : json["problems"].elements()) all.emplace_back(p.text());
+  return all;
+}
+
 std::vector<std::string> const twenty{"--steps", "20", "--batch", "8", "--seq", "12", "--seed", "5"};
 std::vector<std::string> pairwise(std::vector<std::string> more) {
   more.insert(more.end(), {"--sum-order", "pairwise"});
@@ -693,7 +701,8 @@ TEST_CASE("what was saved stays, and is named, where standard output cannot be w
   std::ifstream in{folder / "err"};
   std::string err;
   std::getline(in, err);
-  CHECK(err == "train_llama: cannot write to standard output; " + folder / "saved" + " is complete and stays");
+  CHECK(err == "train_llama: cannot write to standard output: No space left on device; " + folder / "saved" +
+                   " is complete and stays");
   CHECK(fs::exists(folder / "saved/config.json"));
 }
 
@@ -866,11 +875,13 @@ TEST_CASE("what is passed over because the weights are the same is said, a line 
   auto const says = [&](std::string const& text, std::string const& line, std::vector<std::string> const& more = {}) {
     CAPTURE(text);
     folder.text("w.json", text);
-    auto options = std::vector<std::string>{"--steps", "0"};
+    auto options = std::vector<std::string>{"--steps", "0", "--json"};
     options.insert(options.end(), more.begin(), more.end());
     auto const done = run(folder.options("w.json", 2, options));
-    CHECK(done.exit_code == 0);
+    REQUIRE(done.exit_code == 0);
     CHECK_MESSAGE(has(done.err, line), done.err);
+    auto const problems = problems_of(done.out);
+    CHECK(std::count_if(problems.begin(), problems.end(), [&](auto const& p) { return has(p, line); }) == 1);
   };
   auto const zero = [](std::string const& more) {
     return R"({"bf16": {"enabled": true}, "zero_optimization": {"stage": 3,)" + ('\n' + more) +
@@ -891,9 +902,10 @@ TEST_CASE("what is passed over because the weights are the same is said, a line 
 "gradient_accumulation_steps": 4})",
        "w.json:2:32: /gradient_accumulation_steps: warning: micro batches are not done here: a step of 4 of them is");
   says(R"({"bf16": false, "global_batch_size": 16, "micro_batch_size": 2, "dist_config": {"name": "fsdp2"}})",
-       "warning: the configuration asks for 16 sequences a step; --batch says 8");
+       "warning: the configuration asks for 16 sequences a step; 8 run (--batch)");
   says(R"({"bf16": false, "global_batch_size": 16, "micro_batch_size": 2, "dist_config": {"name": "fsdp2"}})",
-       "warning: micro batches are not done here: a step of 4 of them is one batch", {"--batch", "16"});
+       "warning: micro batches are not done here: a step of 4 of them is one batch, of 16 sequences (--batch)",
+       {"--batch", "16"});
   folder.text("quiet.json", R"({"bf16": false, "dist_config": {"name": "fsdp2"}})");
   auto const quiet = run(folder.options("quiet.json", 2, {"--steps", "0"}));
   CHECK(!has(quiet.err, "not done here"));
@@ -921,10 +933,13 @@ TEST_CASE("a checkpoint that holds more than the model: a warning with both numb
   folder.text("biases/config.json", flatshard::to_json(config.set("tie_word_embeddings", false)));
   auto options = folder.options("fsdp2.json", 2, {"--steps", "0"});
   options[1] = folder / "biases";
+  options.emplace_back("--json");
   auto const biases = run(options);
-  CHECK(biases.exit_code == 0);
+  REQUIRE(biases.exit_code == 0);
   CHECK(has(biases.err, "biases/model.safetensors: warning: the model has no parameter model.layers."));
   CHECK(has(biases.err, ", nor 20 other tensors of the checkpoint"));  // seven a layer
+  auto const problems = problems_of(biases.out);
+  CHECK(std::count_if(problems.begin(), problems.end(), [](auto const& p) { return has(p, ", nor 20 other"); }) == 1);
 }
 
 TEST_CASE("mixes of dtypes that have no name: fp32 on the wire, fp32 gradient shards") {
@@ -1005,6 +1020,21 @@ TEST_CASE("bad input: a clear error with file and place, nothing printed or writ
     return o;
   };
   SUBCASE("no model") { refused(model("nowhere"), {"nowhere/config.json"}); }
+  SUBCASE("a file for the model") {
+    refused(model("model/config.json"), {"model/config.json: error: --model: this is a file; give the folder"});
+  }
+  SUBCASE("no dist_config: the backend is named, not another dead end") {
+    folder.text("empty.yaml", "{}");
+    for (std::size_t const world : {1u, 2u}) {
+      auto const done = run(folder.options("empty.yaml", world));
+      CHECK(done.exit_code == 1);
+      CHECK(has(done.err, "there is no dist_config, so that LLaMA-Factory shards nothing"));
+      CHECK(has(done.err, "write dist_config with name: fsdp2, or"));
+      CHECK(!has(done.err, "--world 1"));
+      CHECK(!has(done.err, "loss scaling"));
+      CHECK(done.out.empty());
+    }
+  }
   SUBCASE("no configuration") { refused(folder.options("nowhere.json", 2), {"nowhere.json"}); }
   SUBCASE("a configuration that is no JSON") {
     folder.text("broken.json", "{\n\"a\": tru}");
@@ -1097,27 +1127,29 @@ TEST_CASE("bad input: a clear error with file and place, nothing printed or writ
   }
 }
 
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST_CASE("threads that a limit of the system does not allow: the limit is named, and what to do") {
+  model_folder const folder;
+  // Stacks of 1 GiB each in 4 GiB of addresses.
+  auto const done = run(folder.options("plain.json", 8), "ulimit -s 1048576; ulimit -v 4194304;");
+  CHECK(done.exit_code == 1);
+  CHECK_MESSAGE(has(done.err,
+                    "train_llama: cannot start a thread for each of 8 ranks: a limit of processes and threads "
+                    "(ulimit -u, or one of the container) or of memory (ulimit -v) is reached; use a smaller "
+                    "--world\n"),
+                done.err);
+}
+#endif
+
 TEST_CASE("usage: exit 2, and --help") {
   model_folder const folder;
-  for (auto const& more : std::vector<std::vector<std::string>>{{"--batch", "0"},
-                                                                {"--world", "0"},
-                                                                {"--world", "-1"},
-                                                                {"--world", ""},
-                                                                {"--world", "1025"},
-                                                                {"--world", "1000000"},
-                                                                {"--world", "010"},
-                                                                {"--steps", "many"},
-                                                                {"--seq", "0"},
-                                                                {"--lr", "nan"},
-                                                                {"--lr", "-1"},
-                                                                {"--sum-order", "any"},
-                                                                {"--layout", "zero2"},
-                                                                {"--profile", "nobody"},
-                                                                {"--bf16", "perhaps"},
-                                                                {"--nothing"},
-                                                                {"--seed", "-1"},
-                                                                {"--save", ""},
-                                                                {"--tokens", "x"}}) {
+  for (auto const& more : std::vector<std::vector<std::string>>{
+           {"--batch", "0"},      {"--world", "0"},        {"--world", "-1"},     {"--world", ""},
+           {"--world", "1025"},   {"--world", "1000000"},  {"--world", "010"},    {"--steps", "many"},
+           {"--seq", "0"},        {"--lr", "nan"},         {"--lr", "-1"},        {"--sum-order", "any"},
+           {"--layout", "zero2"}, {"--profile", "nobody"}, {"--bf16", "perhaps"}, {"--nothing"},
+           {"--seed", "-1"},      {"--save", ""},          {"--data", ""},        {"--config", "-"},
+           {"--tokens", "x"}}) {
     CAPTURE(more.front());
     auto const done = run(folder.options("plain.json", 1, more));
     CHECK(done.exit_code == 2);
@@ -1133,6 +1165,28 @@ TEST_CASE("usage: exit 2, and --help") {
   }
   CHECK(run({}).exit_code == 2);
   CHECK(run({"--adamw", "x"}).exit_code == 2);
+  struct wrong {
+    std::vector<std::string> words;
+    std::string_view says;
+  };
+  for (auto const& [words, says] : std::vector<wrong>{
+           {{"--model", "m"}, "train_llama: --config is required\n"},
+           {{"--config", "c"}, "train_llama: --model is required\n"},
+           {{"--model", "m", "--config", "c", "--data", ""}, "--data: must not be empty"},
+           {{"--model", "m", "--config", "-"}, "--config: standard input is not read here"},
+           {{"--model", "m", "--config", "c", "--lr", "-1"},
+            "--lr: must be a finite number of at least 0, "
+            "found -1"},
+           {{"--model", "m", "--nothing", "7"}, "the following arguments were not expected: --nothing 7"},
+           {{"--adamw", "x", "--dump", "y", "--model", "m"}, "--model excludes --adamw"},
+           {{"--adamw", "x", "--dump", "y", "--world", "2"}, "--world excludes --adamw"}}) {
+    auto const done = run(words);
+    CHECK(done.exit_code == 2);
+    CHECK(done.out.empty());
+    auto const& shown = done.err;
+    CAPTURE(shown);
+    CHECK(has(done.err, says));
+  }
   auto const help = run({"--help"});
   CHECK(help.exit_code == 0);
   CHECK(has(help.out, "--sum-order"));
@@ -1141,6 +1195,10 @@ TEST_CASE("usage: exit 2, and --help") {
   auto const status = std::system((std::string{FLATSHARD_TRAINER} + " --help >/dev/full 2>" + folder / "err").c_str());
   REQUIRE(WIFEXITED(status));
   CHECK(WEXITSTATUS(status) == 1);
+  std::ifstream err{folder / "err"};
+  std::string line;
+  std::getline(err, line);
+  CHECK(line == "train_llama: cannot write to standard output: No space left on device");
 }
 
 }  // namespace train_llama_test

@@ -24,6 +24,7 @@
 #include <flatshard/problem.hpp>
 #include <flatshard/result.hpp>
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdio>
 #include <exception>
@@ -31,10 +32,11 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include <CLI/CLI.hpp>
-#include <fmt/core.h>
+#include <fmt/format.h>
 
 namespace {
 
@@ -42,6 +44,9 @@ namespace {
 void report_error(std::string_view text) {
   std::fputs(fmt::format("train_llama: {}\n", tool::every_line(text)).c_str(), stderr);
 }
+
+/// After a flush that failed.
+std::string unwritable_output() { return "cannot write to standard output: " + std::generic_category().message(errno); }
 
 }  // namespace
 
@@ -98,23 +103,33 @@ int main(int argc, char** argv) {
   app.add_option("--max-grad-norm", args.max_grad_norm, "of --adamw: clip to this norm (0 = off)")->needs(adamw);
   app.add_option("--grad-scale", args.grad_scale, "of --adamw: multiplies the gradients first (1)")->needs(adamw);
   CLI::Validator const named{[](std::string& text) { return text.empty() ? "must not be empty" : std::string{}; }, ""};
-  for (auto const* const option : {"--model", "--config", "--save", "--dump", "--tokens", "--adamw"})
+  for (auto const* const option : {"--model", "--config", "--data", "--save", "--dump", "--tokens", "--adamw"})
     app.get_option(option)->check(named);
+  for (auto const* const option :
+       {"--model", "--config", "--world", "--steps", "--batch", "--seq", "--seed", "--data", "--tokens", "--sum-order",
+        "--profile", "--bf16", "--layout", "--save", "--final-loss", "--json"})
+    adamw->excludes(option);  // which it does not read
   try {
     app.parse(argc, argv);
-    if (args.adamw.empty() && (!*model || !*config)) throw CLI::RequiredError("--model and --config");
+    for (auto const* const option : {model, config})
+      if (args.adamw.empty() && !*option) throw CLI::RequiredError(option->get_name());
+    if (args.setup.config == "-")
+      throw CLI::ValidationError("--config", "standard input is not read here; a file of that name is ./-");
     if (!args.adamw.empty() && args.dump.empty()) throw CLI::RequiredError("--dump");
     if (!args.tokens.empty() && !args.data.empty()) throw CLI::ExcludesError("--tokens", "--data");
     for (auto const& [name, number] :
          {std::pair{"--lr", args.lr}, {"--max-grad-norm", args.max_grad_norm}, {"--grad-scale", args.grad_scale}})
-      if (!trainer::not_negative(number)) throw CLI::ValidationError(name, "must be a finite number of at least 0");
+      if (!trainer::not_negative(number))
+        throw CLI::ValidationError(name, fmt::format("must be a finite number of at least 0, found {}", number));
   } catch (CLI::CallForHelp const&) {
     fmt::print("{}", app.help());
     if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return 0;
-    report_error("cannot write to standard output");
+    report_error(unwritable_output());
     return 1;
   } catch (CLI::ParseError const& e) {
-    report_error(tool::one_line(e.what()));
+    report_error(tool::one_line(e.get_exit_code() == static_cast<int>(CLI::ExitCodes::ExtrasError)
+                                    ? tool::not_expected(app.remaining())
+                                    : e.what()));
     std::fputs("Run `train_llama --help` for the options.\n", stderr);
     return 2;
   }
@@ -129,7 +144,7 @@ int main(int argc, char** argv) {
     }
     tool::stop_if_interrupted();  // too late to stop anything, but asked for
     if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
-      throw std::runtime_error{"cannot write to standard output" +
+      throw std::runtime_error{unwritable_output() +
                                (args.save.empty() ? std::string{} : "; " + args.save + " is complete and stays")};
     return 0;
   } catch (tool::interrupted const&) {

@@ -61,6 +61,8 @@ void warn(std::string_view line) { std::fputs((tool::one_line(line) + '\n').c_st
 void train(arguments const& args) {
   auto const backend = llama::chosen_backend();
   reporter report{args.json};
+  if (std::error_code unseen; fs::is_regular_file(args.model, unseen))
+    refuse(flatshard::errc::file_type, args.model, "--model: this is a file; give the folder that holds it");
   auto const config_path = fs::path{args.model} / "config.json";
   auto const config = flatshard::parse_file(config_path.string()).value();
   auto const model = llama::read_model(config).value();
@@ -101,6 +103,9 @@ void train(arguments const& args) {
   report.set("sum_order", args.sum_order);
   report.set("matmul", name(backend));
   for (auto const& m : setup.report.members()) report.set(m.key, m.held);
+  auto problems = setup.report["problems"];
+  for (auto const& problem : surplus) problems.push_back(to_string(problem));
+  report.set("problems", problems);
 
   auto const too_large = [&] {
     return std::runtime_error{
@@ -127,6 +132,12 @@ void train(arguments const& args) {
     throw too_large();
   } catch (std::length_error const&) {  // what a container says of a size that no memory could have
     throw too_large();
+  } catch (std::system_error const& e) {
+    if (e.code() != std::errc::resource_unavailable_try_again) throw;
+    throw std::runtime_error{fmt::format(
+        "cannot start a thread for each of {} ranks: a limit of processes and threads (ulimit -u, or one of "
+        "the container) or of memory (ulimit -v) is reached; use a smaller --world",
+        args.world)};
   }
   report.finish();
   if (auto const skipped = report.skipped_steps(); skipped > 0 && skipped == args.steps)

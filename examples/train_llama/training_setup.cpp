@@ -118,11 +118,12 @@ training_setup read_setup(setup_arguments const& args, std::size_t world, std::s
                          ? p.front_end->global_batch_size
                          : value{};
   if (auto const n = asked.number(); n && *n != static_cast<double>(batch))
-    s.warnings.push_back(
-        fmt::format("{}: warning: the configuration asks for {} sequences a step; --batch says {}, which is what runs",
-                    args.config, *n, batch));
-  for (auto const& warning : passed_over(s.resolved, file.deepspeed, args)) s.warnings.push_back(to_string(warning));
+    s.warnings.push_back(fmt::format("{}: warning: the configuration asks for {} sequence{} a step; {} run (--batch)",
+                                     args.config, *n, *n == 1 ? "" : "s", batch));
+  for (auto const& warning : passed_over(s.resolved, file.deepspeed, args, batch))
+    s.warnings.push_back(to_string(warning));
   auto problems = value::array();
+  for (auto const& warning : s.warnings) problems.push_back(warning);
   for (auto const& problem : s.resolved.problems) {
     (problem.level == flatshard::severity::note ? s.lines : s.warnings).push_back(to_string(problem));
     problems.push_back(to_string(problem));

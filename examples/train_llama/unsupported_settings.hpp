@@ -140,7 +140,7 @@ inline void refuse_other_results(flatshard::resolution const& r, flatshard::docu
 /// listed.
 [[nodiscard]] inline std::vector<flatshard::problem> passed_over(flatshard::resolution const& r,
                                                                  flatshard::document const& deepspeed,
-                                                                 setup_arguments const& args) {
+                                                                 setup_arguments const& args, std::size_t batch) {
   std::vector<flatshard::problem> all;
   auto const warn = [&](flatshard::place where, std::string text) {
     all.push_back(problem_at(flatshard::errc::other, std::move(where), std::move(text), flatshard::severity::warning));
@@ -176,8 +176,8 @@ inline void refuse_other_results(flatshard::resolution const& r, flatshard::docu
   auto const steps = p.batch ? p.batch->steps : p.front_end ? p.front_end->num_micro_batch : flatshard::value{};
   if (auto const n = steps.number(); n && *n > 1)
     warn(at(p.batch ? "gradient_accumulation_steps" : "num_micro_batch"),
-         "micro batches are not done here: a step of " + to_json(steps) +
-             " of them is one batch, of as many sequences as --batch says");
+         fmt::format("micro batches are not done here: a step of {} of them is one batch, of {} sequence{} (--batch)",
+                     to_json(steps), batch, batch == 1 ? "" : "s"));
   return all;
 }
 
@@ -188,8 +188,15 @@ inline void refuse_unsupported(flatshard::resolution const& r, flatshard::docume
   using flatshard::role;
   auto const& p = r.policies;
   auto const at = [&](std::string_view key) { return place_of(r, key, args.config); };
+  bool const distributed =
+      p.backend == flatshard::backend_kind::fsdp2 || p.backend == flatshard::backend_kind::deepspeed;
+  if (!distributed)
+    found.add(
+        flatshard::errc::other, at("backend"),
+        "there is no dist_config, so that LLaMA-Factory shards nothing; this trainer runs its two backends alone: "
+        "write dist_config with name: fsdp2, or with name: deepspeed and a config_file");
   bool const whole = p.sharding == flatshard::sharding_kind::none || p.sharding == flatshard::sharding_kind::zero12;
-  if (whole && world > 1)
+  if (distributed && whole && world > 1)
     found.add(
         flatshard::errc::other, at("sharding"),
         "this configuration (" + std::string{name(p.backend)} + ", sharding " + std::string{name(p.sharding)} +
@@ -199,7 +206,7 @@ inline void refuse_unsupported(flatshard::resolution const& r, flatshard::docume
     found.add(flatshard::errc::other, at("mp_replicate_size"),
               "mp_replicate_size is " + std::to_string(p.fsdp2->replicate) + "; this trainer shards over all ranks");
   for (auto const which : {role::parameter_storage, role::compute, role::reduce, role::grad_accum})
-    if (auto const t = p.dtypes(which); t != dtype::f32 && t != dtype::bf16)
+    if (auto const t = p.dtypes(which); distributed && t != dtype::f32 && t != dtype::bf16)
       found.add(flatshard::errc::other, at(name(which)),
                 std::string{name(which)} + " is " + std::string{name(t)} +
                     "; this trainer computes in fp32 and bf16, without loss scaling");
