@@ -766,4 +766,20 @@ TEST_CASE("plan: bad input and wrong usage have a sentence, and nothing on stdou
   CHECK(dir.names() == std::vector<std::string>{"broken.safetensors", "ds.json", "empty", "fsdp2.json"});
 }
 
+TEST_CASE("a page stays where the report beside it cannot be written, and that is told") {
+  folder const dir;
+  auto const command = std::string{FLATSHARD_TOOL} + " plan --arch llama --world 2 --config " +
+                       configuration(dir, R"("stage": 3)") + " --html " + dir / "page";
+  for (std::string const form : {"", " --json"}) {
+    auto const status = std::system((command + form + " >/dev/full 2>" + dir / "err").c_str());
+    CHECK(WEXITSTATUS(status) == 1);
+    CHECK_MESSAGE(slurp(dir / "err")
+                      .ends_with("flatshard: " + dir / "page" +
+                                 " is complete and stays, but the report of it cannot be written to "
+                                 "standard output: No space left on device\n"),
+                  slurp(dir / "err"));
+    CHECK(slurp(dir / "page").ends_with("</html>\n"));
+  }
+}
+
 }  // namespace tool_plan_test

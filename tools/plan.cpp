@@ -18,6 +18,7 @@
 #include <flatshard/problem.hpp>
 #include <flatshard/result.hpp>
 
+#include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -75,6 +76,15 @@ plan_findings find_out(plan_request const& r) {
   return f;
 }
 
+void print(plan_request const& r, plan_findings const& f) {
+  if (r.as_json) {
+    fmt::print("{}\n", plan_json(f).text(2));
+  } else {
+    print_plan(f);
+    if (!r.page.empty()) fmt::print("page written to {}\n", one_line(r.page));
+  }
+}
+
 void plan(plan_request const& r) {
   if (r.directory.empty() == r.architecture.empty())
     throw wrong_usage{r.directory.empty() ? "one of --model and --arch must say which model"
@@ -87,12 +97,13 @@ void plan(plan_request const& r) {
     throw failure{
         fmt::format("{}: --html names a file that is read here; give the page another name", one_line(r.page))};
   auto const f = find_out(r);
-  if (!r.page.empty()) write_page(r.page, f);
-  if (r.as_json) {
-    fmt::print("{}\n", plan_json(f).text(2));
-  } else {
-    print_plan(f);
-    if (!r.page.empty()) fmt::print("page written to {}\n", one_line(r.page));
+  if (r.page.empty()) return print(r, f);
+  write_page(r.page, f);
+  try {
+    print(r, f);
+    if (std::fflush(stdout) != 0) throw std::system_error{errno, std::generic_category()};
+  } catch (std::system_error const& e) {  // also fmt's
+    throw without_report(one_line(r.page), e.code());
   }
 }
 

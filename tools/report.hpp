@@ -49,11 +49,15 @@ struct wrong_usage : std::runtime_error {
                      fmt::join(words, " "));
 }
 
+/// Where the report of a file or folder that is complete cannot be written to standard output, for the system's reason.
+[[nodiscard]] inline failure without_report(std::string_view written, std::error_code const& reason) {
+  return failure{fmt::format("{} is complete and stays, but the report of it cannot be written to standard output: {}",
+                             written, reason.message())};
+}
 /// Prints the report of a file or folder that is complete. Throws `failure` where it cannot be written.
 inline void print_report_of(std::string_view written, std::string const& report) {
   if (std::fputs(report.c_str(), stdout) < 0 || std::fflush(stdout) != 0)
-    throw failure{fmt::format("{} is complete and stays, but the report of it cannot be written to standard output: {}",
-                              written, std::generic_category().message(errno))};
+    throw without_report(written, {errno, std::generic_category()});
 }
 
 /// Whether writing `target` would replace one of `inputs`, or a file in one of them that is a folder.
