@@ -2,6 +2,8 @@
 /// flatshard-perf --backend nccl, linked with the stand-in library of nccl_on_host: emulated, no GPU.
 #include "tool_run.hpp"
 
+#include <flatshard/json.hpp>
+
 #include <string>
 #include <vector>
 
@@ -47,15 +49,38 @@ TEST_CASE("a process a rank: the id of the group comes through a file, or MPI") 
   CHECK(by_file.err == "");
   CHECK(by_file.code == 0);
   CHECK(has(by_file.out, "nccl, 1 rank, "));
-  CHECK(has(tool_test::slurp(f / "out.json"), "\"backend\": \"nccl\""));
+  auto const file = flatshard::parse_file(f / "out.json");
+  REQUIRE(file.has_value());
+  auto const& whole = *file;
+  CHECK(whole["backend"]->text() == "nccl");
+  CHECK(whole["nccl"]->text() == "2.28.9");
+  CHECK(whole["nccl_headers"]->text() == "2.28.9");
+  CHECK(whole["cuda_runtime"]->text() == "13.0");
+  CHECK(whole["cuda_toolkit"]->text() == "13.0");
+  CHECK(whole["cuda_driver"]->text() == "13.2");
+  REQUIRE(whole["gpus"]->elements().size() == 4);
+  auto const gpu = whole["gpus"]->elements()[3];
+  CHECK(gpu["name"].text() == "emulated device");
+  CHECK(gpu["memory"].integer().value() == 1 << 30);
+  CHECK(gpu["multiprocessors"].integer().value() == 8);
+  CHECK(gpu["compute_capability"].text() == "9.0");
+  CHECK(!has(tool_test::slurp(f / "out.json"), "\"mpi\":"));
+  CHECK(has(by_file.out, " processors; NCCL 2.28.9; CUDA 13.0, driver 13.2; 4 x emulated device\n"));
   auto const alone =
       run({"--backend", "nccl", "--bootstrap", "file", "--id-file", f / "other", "--rank", "1", "-T", "1"});
   CHECK(alone.code == 1);
   CHECK(has(alone.err, "rank 0 did not write the id of the group to " + (f / "other") + " before the deadline of 1 s"));
   CHECK(alone.out == "");
 #if defined(FLATSHARD_MPI_BACKEND)
-  auto const by_mpi = run({"--backend", "nccl", "--bootstrap", "mpi", "-b", "64K", "-e", "64K", "-n", "1"});
+  auto const by_mpi =
+      run({"--backend", "nccl", "--bootstrap", "mpi", "-b", "64K", "-e", "64K", "-n", "1", "-J", f / "by_mpi.json"});
   CHECK(by_mpi.code == 0);
+  auto const with_mpi = flatshard::parse_file(f / "by_mpi.json");
+  REQUIRE(with_mpi.has_value());
+  CHECK((*with_mpi)["nccl"]->text() == "2.28.9");
+  auto const mpi = std::string{(*with_mpi)["mpi"]->text()};
+  CHECK(has(mpi, "MPI"));
+  CHECK(has(by_mpi.out, "; " + mpi + "; NCCL 2.28.9; "));
   CHECK(has(by_mpi.out, "nccl, 1 rank, "));
   CHECK(has(by_mpi.out, "values : 0 OK"));
 #endif

@@ -110,13 +110,53 @@ TEST_CASE("the file holds every measurement and what it was made on") {
   auto const file = flatshard::parse_json(text);
   REQUIRE(file.has_value());
   for (auto const* const key : {"\"schema\": 1", "\"backend\": \"threads\"", "\"ranks\": 2", "\"samples\": 5",
-                                "\"median_seconds\": ", "\"p99_seconds\": ", "\"busbw\": ", "\"wrong\": 0", "\"cpu\": ",
-                                "\"load_average\": ", "\"date\": \"20", "\"compiler\": ", "\"in_place\": true"})
+                                "\"median_seconds\": ", "\"p99_seconds\": ", "\"busbw\": ", "\"wrong\": 0",
+                                "\"cpu\": \"", "\"load_average\": ", "\"date\": \"20", "\"in_place\": true",
+                                "\"version\": \"0.", "\"instruction_set\": \"", "\"kernel\": \"Linux "})
     CHECK(has(text, key));
+  auto const& whole = *file;
+  CHECK(whole["compiler"]->text() == FLATSHARD_COMPILER);
+  CHECK(whole["flags"]->text() == FLATSHARD_FLAGS);
+  CHECK(has(std::string{whole["kernel_flags"]->text()}, "-ffp-contract=off"));
+  CHECK(whole["processors"]->integer().value() > 0);
+  CHECK(whole["last_level_cache"]->integer().value() > 0);
+  auto const commit = std::string{whole["commit"]->text()};  // 12 digits, perhaps -dirty; or no checkout
+  CHECK((commit == "unknown" || commit.find_first_not_of("0123456789abcdef") == 12 ||
+         (commit.size() == 12 && commit.find_first_not_of("0123456789abcdef") == commit.npos)));
+  CHECK(!has(text, "\"mpi\":"));  // what this backend does not use
+  CHECK(!has(text, "\"nccl\":"));
+  CHECK(!has(text, "\"gpus\":"));
+  // The head of the table says the same in one line.
+  CHECK(has(done.out, "\n# flatshard " + std::string{whole["version"]->text()} + ", commit " + commit + ", " +
+                          FLATSHARD_COMPILER + " " + FLATSHARD_FLAGS + "; " + std::string{whole["cpu"]->text()} + ", " +
+                          std::to_string(whole["processors"]->integer().value()) + " processors\n"));
   auto const bad = run({"-b", "64K", "-e", "64K", "-n", "1", "-J", f / "no/such/mpi/folder"});
   CHECK(!has(bad.err, "MPI_ABORT"));  // a word that contains mpi starts none
   CHECK(bad.code == 1);
   CHECK(has(bad.err, "cannot be written"));
+}
+
+TEST_CASE("the variables that backends read are part of the file, others are not") {
+  tool_test::folder const f;
+  ::setenv("NCCL_ALGO", "Ri\"ng", 1);
+  ::setenv("FLATSHARD_CPU", "generic", 1);
+  ::setenv("FLATSHARDED", "no", 1);
+  auto const done = run({"all_gather", "-b", "64K", "-e", "64K", "-n", "1", "-J", f / "out.json"});
+  ::unsetenv("NCCL_ALGO");
+  ::unsetenv("FLATSHARD_CPU");
+  ::unsetenv("FLATSHARDED");
+  REQUIRE(done.code == 0);
+  auto const file = flatshard::parse_file(f / "out.json");
+  REQUIRE(file.has_value());
+  auto const found = *(*file)["environment"];
+  CHECK(found["NCCL_ALGO"].text() == "Ri\"ng");
+  CHECK(found["FLATSHARD_CPU"].text() == "generic");
+  CHECK((*file)["instruction_set"]->text() == "generic");
+  for (auto const& m : found.members()) {
+    bool known = false;
+    for (std::string_view const prefix : {"NCCL_", "CUDA_", "FLATSHARD_"}) known = known || m.key.starts_with(prefix);
+    CHECK(known);
+  }
 }
 
 TEST_CASE("a wrong command line ends with 2, one line that says what is allowed, and no table") {

@@ -11,11 +11,18 @@ if(TARGET flatshard_tool)
        \"$0\" $words 2>/dev/full; test $? -eq 1 || exit 1; \"$0\" $words 2>&-; test $? -eq 1 || exit 1; done
      \"$0\" no-such-command 2>/dev/full; test $? -eq 2" $<TARGET_FILE:flatshard_tool>)
 endif()
+# The commit that figures name.
+find_package(Git QUIET)
+if(GIT_FOUND)
+  flatshard_command_test(commit_of_test LABELS fast COMMAND ${CMAKE_COMMAND} -DSCRATCH=${CMAKE_CURRENT_BINARY_DIR}/commit_of
+    -P ${CMAKE_CURRENT_SOURCE_DIR}/commit_of_test.cmake)
+endif()
 # The program flatshard-perf, alone and started by mpirun.
 if(TARGET flatshard_perf)
   flatshard_test(perf_test LABELS fast LINK flatshard::json)
   if(TARGET perf_test)
-    target_compile_definitions(perf_test PRIVATE FLATSHARD_TOOL="$<TARGET_FILE:flatshard_perf>")
+    target_compile_definitions(perf_test PRIVATE FLATSHARD_TOOL="$<TARGET_FILE:flatshard_perf>"
+      FLATSHARD_COMPILER="${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}" FLATSHARD_FLAGS="${FLATSHARD_CXX_FLAGS}")
     add_dependencies(perf_test flatshard_perf)
   endif()
 endif()

@@ -4,30 +4,26 @@
 #include "arguments.hpp"
 #include "perf_measure.hpp"
 #include "perf_nccl.hpp"
+#include "perf_platform.hpp"
 #include "report.hpp"
 
 #include <flatshard/kernels/cpu.hpp>
-#include <flatshard/version.hpp>
 #if defined(FLATSHARD_MPI_BACKEND)
 #include <flatshard/kernels/mpi.hpp>
 #endif
 
-#include <array>
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
-#include <ctime>
 #include <exception>
 #include <fstream>
-#include <mutex>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <vector>
 
 #include <CLI/CLI.hpp>
+#include <built_from.hpp>
 #include <fmt/format.h>
-#include <unistd.h>
 
 namespace {
 
@@ -46,9 +42,7 @@ std::vector<std::string> bootstraps() {
   return {"threads", "file"};
 #endif
 }
-std::string version() {
-  return fmt::format("{}.{}.{}", FLATSHARD_VERSION_MAJOR, FLATSHARD_VERSION_MINOR, FLATSHARD_VERSION_PATCH);
-}
+std::string version() { return std::string{built_from::version}; }
 
 void add_options(CLI::App& app, perf::request& r, perf::nccl_request& nccl) {
   auto const size = CLI::Validator{[](std::string& text) -> std::string {
@@ -122,9 +116,10 @@ void add_options(CLI::App& app, perf::request& r, perf::nccl_request& nccl) {
       ->type_name("FILE");
 }
 
-void print_head(perf::request const& r, std::size_t ranks) {
+void print_head(perf::request const& r, std::size_t ranks, perf::libraries const& used) {
   fmt::print("# flatshard-perf {}: {}, {} rank{}, {} iterations after {}, median of the slowest rank{}\n", version(),
              r.backend, ranks, ranks == 1 ? "" : "s", r.iterations, r.warm_up, r.check ? "" : ", unchecked");
+  fmt::print("# {}\n", perf::platform_line(used));
   fmt::print("# {:>12} {:>14} {:>14} {:>9} {:>6} {:>5}  {:^36}  {:^36}\n", "", "", "", "", "", "", "out-of-place",
              "in-place");
   fmt::print("# {:>12} {:>14} {:>14} {:>9} {:>6} {:>5}", "size", "count", "collective", "type", "redop", "root");
@@ -147,20 +142,9 @@ void print_row(perf::request const& asked, std::size_t ranks, perf::row const& r
   std::fflush(stdout);
 }
 
-std::string first_line_of(char const* file, std::string_view key) {
-  std::ifstream in{file};
-  for (std::string line; std::getline(in, line);)
-    if (line.starts_with(key)) return line.substr(std::min(line.size(), line.find(':') + 2));
-  return {};
-}
-tool::json as_json(perf::request const& asked, std::size_t ranks, std::vector<perf::row> const& rows) {
+tool::json as_json(perf::request const& asked, std::size_t ranks, perf::libraries const& used,
+                   std::vector<perf::row> const& rows) {
   using tool::json;
-  auto const now = std::time(nullptr);
-  std::array<char, 32> date{};
-  std::tm utc{};
-  std::strftime(date.data(), date.size(), "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
-  std::array<double, 3> load{};
-  static_cast<void>(getloadavg(load.data(), 3));
   json::array all;
   for (auto const& r : rows)
     for (auto const* const t : {&r.out_of_place, &r.in_place}) {
@@ -179,25 +163,19 @@ tool::json as_json(perf::request const& asked, std::size_t ranks, std::vector<pe
       one.emplace_back("wrong", asked.check ? json{t->wrong} : json{});
       all.emplace_back(std::move(one));
     }
-  return json{json::object{
-      {"schema", 1},
-      {"program", "flatshard-perf " + version()},
-      {"date", date.data()},
-      {"cpu", first_line_of("/proc/cpuinfo", "model name")},
-      {"cores", std::thread::hardware_concurrency()},
-      {"instruction_set", name(flatshard::kernels::active_instruction_set())},
-      {"compiler", __VERSION__},
-      {"load_average", json::array{load[0], load[1], load[2]}},
-      {"backend", asked.backend},
-      {"ranks", ranks},
-      {"order", asked.order},
-      {"misaligned_elements", asked.misaligned},
-      {"rows", std::move(all)},
-  }};
+  json::object all_of_it{{"schema", 1}, {"program", "flatshard-perf " + version()}};
+  for (auto& member : perf::platform_members(used)) all_of_it.push_back(std::move(member));
+  all_of_it.emplace_back("backend", asked.backend);
+  all_of_it.emplace_back("ranks", ranks);
+  all_of_it.emplace_back("order", asked.order);
+  all_of_it.emplace_back("misaligned_elements", asked.misaligned);
+  all_of_it.emplace_back("rows", std::move(all));
+  return json{std::move(all_of_it)};
 }
 
 /// The last lines, the file, and the exit code.
-int finish(perf::request const& asked, std::size_t ranks, std::vector<perf::row> const& rows) {
+int finish(perf::request const& asked, std::size_t ranks, perf::libraries const& used,
+           std::vector<perf::row> const& rows) {
   std::uint64_t wrong = 0, parts = 0;
   double bandwidth = 0;
   for (auto const& r : rows)
@@ -211,7 +189,7 @@ int finish(perf::request const& asked, std::size_t ranks, std::vector<perf::row>
   fmt::print("# Avg bus bandwidth    : {:.2f}\n", parts == 0 ? 0.0 : bandwidth / static_cast<double>(parts));
   if (!asked.json.empty()) {
     std::ofstream file{asked.json};
-    file << as_json(asked, ranks, rows).text(2) << '\n';
+    file << as_json(asked, ranks, used, rows).text(2) << '\n';
     if (!file.flush()) throw tool::failure{fmt::format("{}: cannot be written", tool::one_line(asked.json))};
   }
   if (wrong > 0) throw tool::failure{fmt::format("{} values are wrong: the rows say where", wrong)};
@@ -220,7 +198,7 @@ int finish(perf::request const& asked, std::size_t ranks, std::vector<perf::row>
 
 int run_threads(perf::request const& asked) {
   auto const ranks = static_cast<std::size_t>(asked.ranks);
-  print_head(asked, ranks);
+  print_head(asked, ranks, {});
   std::vector<perf::row> rows;
   flatshard::kernels::thread_group const group{flatshard::world{ranks},
                                                {.deadline = std::chrono::seconds{asked.deadline_seconds}}};
@@ -231,15 +209,24 @@ int run_threads(perf::request const& asked) {
     });
     if (first) rows = std::move(mine);
   });
-  return finish(asked, ranks, rows);
+  return finish(asked, ranks, {}, rows);
 }
 
 #if defined(FLATSHARD_MPI_BACKEND)
+/// What the MPI library calls itself; some go on with how they were configured.
+std::string mpi_library() {
+  std::string text(MPI_MAX_LIBRARY_VERSION_STRING, '\0');
+  int size = 0;
+  MPI_Get_library_version(text.data(), &size);
+  return text.substr(0, text.find_first_of(std::string_view{"\r\n\0", 3}));
+}
 int run_mpi(perf::request const& asked) {
   flatshard::kernels::mpi_communicator comm{MPI_COMM_WORLD, {.deadline = std::chrono::seconds{asked.deadline_seconds}}};
   auto const ranks = static_cast<std::size_t>(comm.size());
   bool const first = index(comm.self()) == 0;
-  if (first) print_head(asked, ranks);
+  perf::libraries used;
+  used.mpi = mpi_library();
+  if (first) print_head(asked, ranks, used);
   std::vector<perf::row> rows;
   comm.run([&](flatshard::kernels::mpi_communicator& c) {
     rows = perf::measure(c, asked, perf::on_host{}, {}, [&](perf::row const& r) {
@@ -247,7 +234,7 @@ int run_mpi(perf::request const& asked) {
     });
   });
   comm.close();
-  return first ? finish(asked, ranks, rows) : tool::exit_fine;
+  return first ? finish(asked, ranks, used, rows) : tool::exit_fine;
 }
 #endif
 
@@ -257,10 +244,15 @@ int run_nccl(perf::request const& asked, perf::nccl_request const& where) {
     throw tool::wrong_usage{"--bootstrap file needs --rank and --id-file, and nothing else takes them"};
   if (by_file && *where.rank >= asked.ranks)
     throw tool::wrong_usage{fmt::format("--rank {} must be smaller than --ranks {}", *where.rank, asked.ranks)};
+  perf::libraries used;
+#if defined(FLATSHARD_MPI_BACKEND)
+  if (where.bootstrap == "mpi") used.mpi = mpi_library();
+#endif
+  perf::add_nccl(used);
   auto const done = perf::measure_nccl(
-      asked, where, [&](std::size_t ranks) { print_head(asked, ranks); },
+      asked, where, [&](std::size_t ranks) { print_head(asked, ranks, used); },
       [&](std::size_t ranks, perf::row const& r) { print_row(asked, ranks, r); });
-  return done.rows ? finish(asked, done.ranks, *done.rows) : tool::exit_fine;
+  return done.rows ? finish(asked, done.ranks, used, *done.rows) : tool::exit_fine;
 }
 
 void report_error(std::string const& text) {

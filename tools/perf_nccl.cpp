@@ -103,6 +103,24 @@ std::vector<row> run_rank(request const& asked, std::size_t ranks, std::size_t s
 
 bool const nccl_built = true;
 
+void add_nccl(libraries& used) {
+  int code = 0;
+  if (auto const status = ncclGetVersion(&code); status != ncclSuccess)
+    throw kernels::nccl_error{status, std::string{"ncclGetVersion: "} + ncclGetErrorString(status)};
+  used.nccl = nccl_version(code);
+  used.nccl_headers = nccl_version(NCCL_VERSION_CODE);
+  must(cudaRuntimeGetVersion(&code), "cudaRuntimeGetVersion");
+  used.cuda_runtime = cuda_version(code);
+  used.cuda_toolkit = cuda_version(CUDART_VERSION);
+  must(cudaDriverGetVersion(&code), "cudaDriverGetVersion");
+  used.cuda_driver = cuda_version(code);
+  for (std::size_t i = 0; i < devices(); ++i) {
+    cudaDeviceProp found{};
+    must(cudaGetDeviceProperties(&found, static_cast<int>(i)), "cudaGetDeviceProperties");
+    used.gpus.push_back({found.name, found.totalGlobalMem, found.multiProcessorCount, found.major, found.minor});
+  }
+}
+
 nccl_result measure_nccl(request const& asked, nccl_request const& where, std::function<void(std::size_t)> const& head,
                          std::function<void(std::size_t, row const&)> const& show) {
   auto const here = devices();

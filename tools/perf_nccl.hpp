@@ -3,6 +3,7 @@
 #pragma once
 
 #include "perf_measure.hpp"
+#include "perf_platform.hpp"
 
 #include <cstddef>
 #include <functional>
@@ -21,6 +22,9 @@ struct nccl_request {
   std::string id_file;                ///< file: rank 0 writes the group's id there
   std::optional<std::size_t> rank;    ///< file: this process
 };
+
+/// What NCCL, CUDA and the GPUs of this process say of themselves. Throws what the backend throws.
+void add_nccl(libraries& used);
 
 /// Measures as `measure` does; `head(ranks)` before and `show(ranks, row)` after each row, on rank 0 alone. Gives the
 /// rows in the process of rank 0, nothing in others. Throws what the backend throws, and `std::runtime_error` if there

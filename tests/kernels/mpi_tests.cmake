@@ -34,5 +34,5 @@ flatshard_command_test(mpi_faults_test LABELS slow mpi TIMEOUT 7200
 if(TARGET flatshard_perf)
   flatshard_command_test(perf_mpi_test LABELS fast mpi
     COMMAND ${mpi_run} ${MPIEXEC_NUMPROC_FLAG} 3 $<TARGET_FILE:flatshard_perf> --backend mpi -b 64K -e 128K -n 3
-    PROPERTIES PROCESSORS 2 PASS_REGULAR_EXPRESSION "mpi, 3 ranks.*all_gather.*reduce_scatter.*values : 0 OK")
+    PROPERTIES PROCESSORS 2 PASS_REGULAR_EXPRESSION "mpi, 3 ranks.* processors; [^\n]*MPI[^\n]*\n.*all_gather.*reduce_scatter.*values : 0 OK")
 endif()

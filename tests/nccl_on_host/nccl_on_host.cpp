@@ -170,6 +170,23 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaSetDevice(int device) {
   return fails(__func__) || device < 0 || device >= 4 ? cudaErrorInvalidValue : cudaSuccess;
 }
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return fails(__func__) ? cudaErrorInvalidValue : cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13020;
+  return fails(__func__) ? cudaErrorInvalidValue : cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* found, int device) {
+  if (fails(__func__) || device < 0 || device >= 4) return cudaErrorInvalidValue;
+  *found = {};
+  std::strcpy(found->name, "emulated device");
+  found->totalGlobalMem = std::size_t{1} << 30;
+  found->multiProcessorCount = 8;
+  found->major = 9;
+  return cudaSuccess;
+}
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
   if (fails(__func__)) return cudaErrorLaunchFailure;
   stream->add([=] { function(data); });
