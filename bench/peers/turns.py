@@ -8,10 +8,10 @@ import subprocess
 import time
 
 
-def options(description):
-    """What both scripts are asked with: the build tree, the turns, and whether this process is the peer."""
+def options(description, build="build/host"):
+    """What the scripts are asked with: the build tree, the turns, and whether this process is the peer."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", default="build/host", help="the build tree (default build/host)")
+    parser.add_argument("--build", default=build, help=f"the build tree (default {build})")
     parser.add_argument("--turns", type=whole(1, 1000), default=7, help="turns of each side (default 7)")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     return parser

@@ -21,14 +21,14 @@ if(TARGET nccl_collectives_test)
     "! \"$0\" --no-skip --test-case='leaves*' >left_behind.log && grep -q 'left behind: 0 communicators, 1 streams, 0 allocations' left_behind.log"
     $<TARGET_FILE:nccl_collectives_test> DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
 endif()
-# Where the real headers are, both and flatshard-perf are compiled against them too, so that names and signatures stay true.
+# Where the real headers are, both, flatshard-perf and nccl_bench are compiled against them too, so that names and signatures stay true.
 find_path(FLATSHARD_NCCL_HEADERS nccl.h HINTS /usr/local/cuda/include DOC "The folder of nccl.h")
 find_path(FLATSHARD_CUDA_HEADERS cuda_runtime.h HINTS /usr/local/cuda/include DOC "The folder of cuda_runtime.h")
 if(FLATSHARD_NCCL_HEADERS AND FLATSHARD_CUDA_HEADERS)
   flatshard_command_test(nccl_headers_test LABELS fast
     COMMAND ${CMAKE_CXX_COMPILER} -std=c++20 -fsyntax-only -Wall -Wextra -Wconversion -Wshadow -Werror -Iinclude -Ikernels/include
       -Itests/nccl_on_host/backend -isystem ${FLATSHARD_NCCL_HEADERS} -isystem ${FLATSHARD_CUDA_HEADERS} ${nccl_sources}
-      ${PROJECT_SOURCE_DIR}/tools/perf_nccl.cpp)
+      ${PROJECT_SOURCE_DIR}/tools/perf_nccl.cpp ${PROJECT_SOURCE_DIR}/bench/nccl_bench.cpp)
 else()
   message(STATUS "nccl_headers_test: skipped, nccl.h or cuda_runtime.h was not found")
 endif()

@@ -327,13 +327,20 @@ void move(launched const& l, std::size_t self) {
         for (std::size_t k = 0; k < n; ++k) copy(to + k * size, at(l.of[k][i].send, self * size), size);
         break;
       case kind::broadcast: copy(to, l.of[static_cast<std::size_t>(op.peer)][i].send, size); break;
-      case kind::reduce_scatter: {  // in an order of its own
+      case kind::reduce_scatter: {  // in an order of its own; bf16 rounded at the end
+        bool const narrow = op.type == ncclBfloat16;
         std::vector<float> sum(op.count);
         for (std::size_t k = n; k-- > 0;) {
-          auto const* const x = reinterpret_cast<float const*>(at(l.of[k][i].send, self * size));
-          for (std::size_t j = 0; j < op.count; ++j) sum[j] += x[j];
+          auto const* const x = at(l.of[k][i].send, self * size);
+          for (std::size_t j = 0; j < op.count; ++j)
+            sum[j] += narrow ? flatshard::widen(reinterpret_cast<flatshard::bf16 const*>(x)[j])
+                             : reinterpret_cast<float const*>(x)[j];
         }
-        copy(to, sum.data(), size);
+        if (narrow)
+          for (std::size_t j = 0; j < op.count; ++j)
+            reinterpret_cast<flatshard::bf16*>(to)[j] = flatshard::narrow<flatshard::bf16>(sum[j]);
+        else
+          copy(to, sum.data(), size);
         break;
       }
       case kind::receive: {
