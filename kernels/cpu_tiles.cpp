@@ -165,7 +165,8 @@ void pack(std::span<bf16> flat, std::span<buffer_ref const> tensors, tile_table 
 void cast(std::span<bf16> out, std::span<float const> in, tile_table const& table, random_stream const& random,
           std::uint32_t first_tensor, work_options options) {
   require(out.size() == in.size(), "a cast writes as many elements as it reads");
-  require(table.flat_size().value == in.size(), "the tiles of a flat cast must cover its buffers");
+  require(table.flat_size().value == in.size() && table.covered().value == in.size(),
+          "the tiles of a flat cast must cover its buffers");
   auto const& loops = kernels::table(options.at_most);
   auto const how = treatment(options, out.size_bytes(), out.size_bytes());
   share_tiles(table, options, [&](std::size_t first, std::size_t last) {

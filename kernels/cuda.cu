@@ -182,7 +182,8 @@ device_tiles upload(tile_table const& table, std::span<std::byte> workspace, str
           static_cast<std::uint32_t>(table.size()),
           table.packed(),
           table.flat_size(),
-          table.tensor_sizes().size()};
+          table.tensor_sizes().size(),
+          table.covered()};
 }
 
 tensor_pointers upload(std::span<std::byte* const> pointers, dtype type, std::span<std::byte> workspace,
@@ -217,7 +218,7 @@ void pack(std::span<bf16> flat, tensor_pointers in, device_tiles const& tiles, r
 void cast(std::span<bf16> out, std::span<float const> in, device_tiles const& tiles, random_stream const& random,
           std::uint32_t first_tensor, stream_ref stream) {
   require(out.size() == in.size(), "a cast writes as many elements as it reads");
-  require(tiles.flat_size.value == in.size(), "the tiles of a flat cast must cover its buffers");
+  require(covers(tiles, in.size()), "the tiles of a flat cast must cover its buffers");
   if (tiles.count == 0) return;
   launch("cast", stochastic_flat_kernel, tile_shape(tiles), stream, reinterpret_cast<std::uint16_t*>(out.data()),
          in.data(), list_of(tiles), random, first_tensor);

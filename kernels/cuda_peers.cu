@@ -374,7 +374,7 @@ void push(peer_group const& group, dtype full, buffer_ref shard, stream_ref stre
 void push(peer_group const& group, std::span<float const> shard, device_tiles const& tiles, random_stream const& random,
           std::uint32_t first_tensor, stream_ref stream) {
   check_group(group);
-  require(tiles.flat_size.value == shard.size(), "the tiles of a segment must cover the shard");
+  require(covers(tiles, shard.size()), "the tiles of a segment must cover the shard");
   if (shard.empty()) return;
   fused_rank const rank{group, {bytes_of(shard.data()), group.epochs, group.status}, nullptr};
   launch("push", stochastic_push_kernel, fused_shape(group, false), stream, rank, std::uint64_t{shard.size()},
@@ -390,7 +390,7 @@ void pull(peer_group const& group, std::span<float> out, dtype wire, reduce_opti
 }
 void pull(peer_group const& group, std::span<float> out, dtype wire, reduce_options options, device_tiles const& tiles,
           stream_ref stream) {
-  require(tiles.flat_size.value == out.size(), "the tiles of a segment must cover the shard");
+  require(covers(tiles, out.size()), "the tiles of a segment must cover the shard");
   launch_pull({group, {bytes_of(out.data()), group.epochs, group.status}, nullptr}, out.size(), wire, options,
               list_of(tiles), tiles.totals, false, stream);
 }

@@ -22,6 +22,11 @@ namespace {
 
 [[maybe_unused]] tile_list list_of(device_tiles const& t) { return {t.tiles, t.count, t.packed, 0}; }
 
+/// Whether the tiles, which never overlap, hold each of n elements.
+[[maybe_unused]] bool covers(device_tiles const& t, std::size_t n) {
+  return t.flat_size.value == n && t.covered.value == n;
+}
+
 template <class Format>
 typename Format::storage* storage_of(buffer_ref b) {
   return reinterpret_cast<typename Format::storage*>(b.data);

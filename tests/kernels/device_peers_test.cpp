@@ -292,6 +292,15 @@ TEST_CASE("what a group cannot do is a broken rule") {
       "the tiles of a segment must cover the shard", broken_rule);
   CHECK_THROWS_WITH_AS(pull(group, shard.span(), dtype::bf16, {}, device_tiles{}, v.streams[0]),
                        "the tiles of a segment must cover the shard", broken_rule);
+  flat_run const gap_runs[]{{0, 0, 0, 3}, {no_tensor, 0, 4, 4}};  // ends where the shard does, and leaves one out
+  auto const gap_table = make_tiles(gap_runs);
+  array<std::byte> const workspace{workspace_size(gap_table).value};
+  auto const gap = upload(gap_table, workspace.span(), v.streams[0]);
+  v.streams[0].wait();
+  CHECK_THROWS_WITH_AS(push(group, std::span<float const>{shard.span()}, gap, random_stream{}, 0, v.streams[0]),
+                       "the tiles of a segment must cover the shard", broken_rule);
+  CHECK_THROWS_WITH_AS(pull(group, shard.span(), dtype::bf16, {}, gap, v.streams[0]),
+                       "the tiles of a segment must cover the shard", broken_rule);
   group.ranks = 200;
   CHECK_THROWS_WITH_AS(pull(group, shard.span(), dtype::bf16, {.order = sum_order::pairwise}, v.streams[0]),
                        "a pairwise sum on a device takes at most 127 ranks", broken_rule);

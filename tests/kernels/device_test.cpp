@@ -356,6 +356,14 @@ TEST_CASE("what does not fit is a broken rule, and nothing is enqueued") {
                        "a cast writes as many elements as it reads", broken_rule);
   CHECK_THROWS_WITH_AS(cast(two.span(), in.first(2), tiles.device, random_stream{}, 0, stream),
                        "the tiles of a flat cast must cover its buffers", broken_rule);
+  flat_run const gap_runs[]{{0, 0, 0, 3}, {1, 0, 4, 4}};  // ends where the buffer does, and leaves one element out
+  auto const gap_table = make_tiles(gap_runs);
+  uploaded_tiles const gap{gap_table, stream};
+  array<bf16> const eight_out{8};
+  array<float> const eight_in{8};
+  CHECK_THROWS_WITH_AS(
+      cast(eight_out.span(), std::span<float const>{eight_in.span()}, gap.device, random_stream{}, 0, stream),
+      "the tiles of a flat cast must cover its buffers", broken_rule);
   CHECK_THROWS_WITH_AS(pack(view(three), tensors.device, tiles.device, stream), fits, broken_rule);
   CHECK_THROWS_WITH_AS(unpack(tensors.device, view(three), tiles.device, stream), fits, broken_rule);
   auto fewer = tensors.device;

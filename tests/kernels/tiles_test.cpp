@@ -41,13 +41,19 @@ static_assert([] {  // the arithmetic of tables is constexpr
     if (table[i].tensor != no_tensor) real += table[i].length;
     if (i > 0 && table[i - 1].length < table[i].length) return false;
   }
-  return table.packed() && real == 116 && all == cut.gathered().value && table.flat_size() == cut.gathered();
+  return table.packed() && real == 116 && all == cut.gathered().value && table.flat_size() == cut.gathered() &&
+         table.covered() == cut.gathered();
+}());
+static_assert([] {  // what runs leave out is not covered
+  flat_run const runs[]{{0, 0, 0, 16}, {no_tensor, 0, 24, 8}, {1, 0, 40, 3}};
+  auto const table = make_tiles(runs, {.most = elements{8}});
+  return table.flat_size() == elements{43} && table.covered() == elements{27};
 }());
 static_assert([] {  // 16 at 1: not on packs
   flat_run const runs[]{{0, 0, 1, 16}};
   return !make_tiles(runs).packed() && make_tiles(runs)[0] == tile_place{0, 1, 16, 0};
 }());
-static_assert(make_tiles({}).size() == 0 && make_tiles({}).packed());
+static_assert(make_tiles({}).size() == 0 && make_tiles({}).packed() && make_tiles({}).covered() == elements{});
 
 /// The first thing that is wrong with a table of the whole gathered buffer, or nothing.
 std::string wrong_with(laid_out const& l, tile_table const& table, std::size_t most) {
@@ -329,6 +335,9 @@ TEST_CASE("buffers that do not fit a table are broken rules") {
   CHECK_THROWS_WITH_AS(pack(narrow_flat, mixed, table, {}, 0), "stochastic rounding takes fp32 to bf16", broken_rule);
   CHECK_THROWS_WITH_AS(cast(narrow_b, flat, table, {}, 0), "a cast writes as many elements as it reads", broken_rule);
   CHECK_THROWS_WITH_AS(cast(narrow_b, b, table, {}, 0), "the tiles of a flat cast must cover its buffers", broken_rule);
+  flat_run const with_a_gap[]{{0, 0, 0, 3}, {1, 0, 4, 4}};  // ends where the buffer does
+  CHECK_THROWS_WITH_AS(cast(narrow_b, b, make_tiles(with_a_gap), {}, 0),
+                       "the tiles of a flat cast must cover its buffers", broken_rule);
   auto integers = view(flat);
   integers.type = dtype::i32;
   CHECK_THROWS_WITH_AS(pack(integers, good, table), "a tile holds fp32, bf16 or fp16", broken_rule);

@@ -66,6 +66,7 @@ struct device_tiles {
   bool packed = true;
   elements flat_size{};
   std::size_t tensors{};  ///< how many the table names
+  elements covered{};     ///< that tiles hold: `flat_size` unless the table leaves something out
 };
 /// Device memory that `upload` of this table needs, aligned to 16. Units: bytes.
 [[nodiscard]] bytes workspace_size(tile_table const& table);
@@ -80,7 +81,7 @@ void pack(buffer_ref flat, tensor_pointers in, device_tiles const& tiles, stream
 void pack(std::span<bf16> flat, tensor_pointers in, device_tiles const& tiles, random_stream const& random,
           std::uint32_t first_tensor, stream_ref stream);
 void unpack(tensor_pointers out, buffer_ref flat, device_tiles const& tiles, stream_ref stream);
-/// As `cast` of cpu.hpp of a flat buffer in which tensors lie as the tiles say.
+/// As `cast` of cpu.hpp of a flat buffer in which tensors lie as the tiles say; they must cover all of it.
 void cast(std::span<bf16> out, std::span<float const> in, device_tiles const& tiles, random_stream const& random,
           std::uint32_t first_tensor, stream_ref stream);
 /// The same as `pack`, and what each tile adds up to in `tiles.totals`, for `total`.

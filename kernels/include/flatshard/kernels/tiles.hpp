@@ -122,6 +122,8 @@ class tile_table {
   [[nodiscard]] constexpr std::span<wide_tile const> wide_tiles() const { return wide_; }
   /// The least size of the flat buffer.
   [[nodiscard]] constexpr elements flat_size() const { return {flat_size_}; }
+  /// Elements that tiles hold, padding too; `flat_size` unless runs leave something out.
+  [[nodiscard]] constexpr elements covered() const { return {covered_}; }
   /// The least size of each tensor, as many as the table names; 0 for one that it does not use.
   [[nodiscard]] constexpr std::span<std::uint64_t const> tensor_sizes() const { return tensor_sizes_; }
 
@@ -130,7 +132,7 @@ class tile_table {
   std::vector<tile> tiles_;
   std::vector<wide_tile> wide_;
   std::vector<std::uint64_t> tensor_sizes_;
-  std::uint64_t flat_size_ = 0;
+  std::uint64_t flat_size_ = 0, covered_ = 0;
   bool packed_ = true;
 };
 
@@ -164,6 +166,7 @@ constexpr tile_table make_tiles(std::span<flat_run const> runs, tile_options opt
       needed = std::max(needed, source_end);
     }
     table.flat_size_ = std::max(table.flat_size_, target_end);
+    table.covered_ += run.size;  // runs that overlap are refused below
     bool const on_packs = run.tensor == no_tensor || (run.target % 8 == 0 && run.source % 8 == 0);
     table.packed_ = table.packed_ && on_packs && target_end <= reach && source_end <= reach;
     for (std::uint64_t done = 0; done < run.size; done += most)
