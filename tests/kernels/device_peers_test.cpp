@@ -8,8 +8,10 @@
 #include <flatshard/kernels/cuda.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <random>
 #include <string>
 #include <vector>
@@ -252,6 +254,40 @@ TEST_CASE("stochastic push and totals of a pull, over the tiles of each rank's s
     CHECK(wrong == 0);
     CHECK(squares == doctest::Approx(exact).epsilon(1e-12));
   }
+}
+
+TEST_CASE("a stochastic push takes padding to the nearest, the same for every rank, seed and step") {
+  // Values that a random rounding would often take elsewhere, and those that stay: ties, NaN, both zeros, an overflow.
+  constexpr std::uint32_t in[]{0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0x7FC00001,
+                               0x00000000, 0x80000000, 0x7F7FFFFF, 0xFF800000, 0xBF808000};
+  constexpr std::uint16_t want[]{0x3F80, 0x3F82, 0x3F81, 0x3F80, 0x7FFF, 0x0000, 0x8000, 0x7F80, 0xFF80, 0xBF80};
+  constexpr std::size_t ranks = 2, real = 13, padding = 51, n = real + padding;
+  for (auto const most : {8u, 64u})  // padding that begins inside a pack, alone and in pieces
+    for (std::uint64_t seed = 1; seed < 4; ++seed) {
+      virtual_ranks v{ranks, ranks * n * sizeof(bf16), 1};
+      flat_run const runs[]{{0, 0, 0, real}, {no_tensor, 0, real, padding}};
+      auto const table = make_tiles(runs, {.most = elements{most}});
+      std::vector<float> shard(n, 0.5f);
+      for (std::size_t i = 0; i < padding; ++i) shard[real + i] = std::bit_cast<float>(in[i % std::size(in)]);
+      std::vector<array<float>> shards;
+      std::vector<array<std::byte>> workspaces;
+      for (std::size_t r = 0; r < ranks; ++r) {
+        shards.emplace_back(shard, v.streams[r]);
+        workspaces.emplace_back(workspace_size(table).value);
+      }
+      for (std::size_t r = 0; r < ranks; ++r)
+        push(v.group(r), std::span<float const>{shards[r].span()}, upload(table, workspaces[r].span(), v.streams[r]),
+             {.seed = seed, .step = 5}, 0, v.streams[r]);
+      for (auto const& s : v.streams) s.wait();
+      v.check_all();
+      std::size_t wrong = 0;
+      for (std::size_t r = 0; r < ranks; ++r) {
+        auto const got = v.get<bf16>(r, ranks * n);
+        for (std::size_t k = 0; k < ranks; ++k)
+          for (std::size_t i = 0; i < padding; ++i) wrong += got[k * n + real + i].bits != want[i % std::size(want)];
+      }
+      CHECK(wrong == 0);
+    }
 }
 
 TEST_CASE("a rank that does not come: the others give up at the deadline and name it, and later calls fail at once") {

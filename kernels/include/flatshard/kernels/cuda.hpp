@@ -122,7 +122,10 @@ void check(peer_status const& status);
 /// Casts the shard and stores it into slot `self` of every rank's memory, which holds [ranks * shard] elements of
 /// `full`: fp32 into fp32, bf16 or fp16, or equal types. Ends when every rank has stored.
 void push(peer_group const& group, dtype full, buffer_ref shard, stream_ref stream);
-/// The same with stochastic rounding to bf16; `tiles` holds the runs of this rank's segment.
+/// The same with stochastic rounding to bf16; `tiles` holds the runs of this rank's segment, all of it. Padding is not
+/// drawn for: its elements become the nearest bf16 of what the shard holds there, as in the other `push`, and the same
+/// in every rank's memory. So zeros stay zeros, of either sign, and a shard must hold zeros there for its padding to be
+/// zero; `cast` by tiles and `pack` write 0 whatever was there.
 void push(peer_group const& group, std::span<float const> shard, device_tiles const& tiles, random_stream const& random,
           std::uint32_t first_tensor, stream_ref stream);
 /// Sums slice `self` of every rank's memory, [ranks * out] elements of `wire` (bf16, fp16 or fp32), as
