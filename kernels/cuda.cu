@@ -16,7 +16,7 @@ namespace {
 
 template <class Operation>
 __global__ void __launch_bounds__(block_threads) cast_kernel(Operation op, std::uint64_t n) {
-  walk(op, n, blockIdx.x * std::uint64_t{block_threads} + threadIdx.x, gridDim.x * std::uint64_t{block_threads});
+  walk_array(op, n);
 }
 
 /// Fills a flat buffer, a tile a block: padding with zeros, the rest by the operation of its tile.
@@ -26,16 +26,16 @@ __device__ void fill_tiles(typename Flat::storage* flat, tile_list tiles, Operat
     tile_place const t = tiles[i];
     if (t.tensor == no_tensor) {
       clear_operation<Flat> op{flat + t.target};
-      walk(op, t.length, threadIdx.x, block_threads);
+      walk_tile(op, t.length);
     } else {
       auto op = operation_of(t);
-      walk(op, t.length, threadIdx.x, block_threads);
+      walk_tile(op, t.length);
     }
   }
 }
 /// Tensors to flat.
 template <class Flat, class Tensor>
-__global__ void __launch_bounds__(block_threads, 3)
+__global__ void __launch_bounds__(block_threads, 4)
     pack_kernel(typename Flat::storage* flat, std::byte* const* tensors, tile_list tiles) {
   fill_tiles<Flat>(flat, tiles, [=](tile_place const& t) {
     auto const* const in = reinterpret_cast<typename Tensor::storage const*>(tensors[t.tensor]);
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(block_threads)
     if (t.tensor == no_tensor) continue;
     auto* const out = reinterpret_cast<typename Tensor::storage*>(tensors[t.tensor]);
     cast_operation<Tensor, Flat> op{out + t.source, flat + t.target};
-    walk(op, t.length, threadIdx.x, block_threads);
+    walk_tile(op, t.length);
   }
 }
 
@@ -97,12 +97,12 @@ __global__ void __launch_bounds__(block_threads)
     tile_place const t = tiles[i];
     if (t.tensor == no_tensor) {
       clear_operation<as_f32> op{flat + t.target};
-      walk(op, t.length, threadIdx.x, block_threads);
+      walk_tile(op, t.length);
       write_totals(totals + i, 0.0, 0);
     } else {
       auto const* const in = reinterpret_cast<typename Tensor::storage const*>(tensors[t.tensor]);
       result_operation<Tensor> op{flat + t.target, in + t.source, rule, {}};
-      walk(op, t.length, threadIdx.x, block_threads);
+      walk_tile(op, t.length);
       write_totals(totals + i, op.totals);
     }
   }

@@ -114,7 +114,7 @@ struct sum_operation {
 template <class Wire, bool Pairwise>
 __global__ void __launch_bounds__(block_threads) sum_kernel(float* out, slots in, std::uint64_t n, result_rule rule) {
   sum_operation<Wire, slots, Pairwise> op{out, in, 0, rule, {}};
-  walk(op, n, blockIdx.x * std::uint64_t{block_threads} + threadIdx.x, gridDim.x * std::uint64_t{block_threads});
+  walk_array(op, n);
 }
 
 /// One rank of a fused call: its own part, or, where all ranks run in one launch, the part of rank blockIdx.y.
@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(block_threads, 1) push_kernel(fused_rank rank,
   between_meetings(rank, [&](rank_work const& part) {
     auto const* const in = reinterpret_cast<typename In::storage const*>(part.shard);
     push_operation<Out, In> op{rank.group.peers, rank.group.ranks, rank.self(), slot_of(rank.self(), n), in};
-    walk(op, n, blockIdx.x * std::uint64_t{block_threads} + threadIdx.x, gridDim.x * std::uint64_t{block_threads});
+    walk_array(op, n);
   });
 }
 __global__ void __launch_bounds__(block_threads, 1)
@@ -267,10 +267,10 @@ __global__ void __launch_bounds__(block_threads, 1)
       push_operation<as_bf16, as_f32> to{rank.group.peers, rank.group.ranks, rank.self(), slot + t.target,
                                          in + t.target};
       if (t.tensor == no_tensor) {
-        walk(to, t.length, threadIdx.x, block_threads);
+        walk_tile(to, t.length);
       } else {
         stochastic_push_operation op{to, random, {first_tensor + t.tensor, t.source}};
-        walk(op, t.length, threadIdx.x, block_threads);
+        walk_tile(op, t.length);
       }
     }
   });
@@ -287,10 +287,10 @@ __global__ void __launch_bounds__(block_threads, 1)
       thread_totals found;
       if (t.tensor == no_tensor) {
         clear_operation<as_f32> op{out + t.target};
-        walk(op, t.length, threadIdx.x, block_threads);
+        walk_tile(op, t.length);
       } else {
         sum_operation<Wire, slices, Pairwise> op{out + t.target, in, t.target, rule, {}};
-        walk(op, t.length, threadIdx.x, block_threads);
+        walk_tile(op, t.length);
         found = op.totals;
       }
       if (totals != nullptr) write_totals(totals + i, found);

@@ -3,6 +3,7 @@
 #include "cuda_on_host.hpp"
 #include "device.hpp"
 #include "device_memory.hpp"
+#include "device_packs.hpp"
 #include "left_behind.hpp"
 #include "tier.hpp"
 
@@ -197,6 +198,36 @@ TEST_CASE("any schedule of threads and blocks gives the same bits") {
     CHECK(differing(flat.get(stream), want) == 0);
     CHECK(found.get(stream)[0] == totals);
   }
+}
+
+TEST_CASE("a walk over the largest tile, in 32 bits: each thread ends where it should") {
+  constexpr std::uint32_t n = 0xFFFFFFF8, stride = block_threads;  // the most that make_tiles lets a tile hold
+  struct counting {
+    walk_plan how;
+    std::uint64_t packs = 0, ones = 0, last = 0;
+    bool ascending = true;
+    walk_plan plan(std::uint64_t) const { return how; }
+    std::uint64_t get(std::uint64_t i) const { return i; }
+    void put(std::uint64_t i, std::uint64_t read) {
+      ++packs;
+      ascending = ascending && read == i && (packs == 1 || i == last + 8 * stride);
+      last = i;
+    }
+    void one(std::uint64_t, unsigned) { ++ones; }
+  };
+  for (std::uint32_t const head : {0u, 3u})
+    for (std::uint32_t const first : {0u, 1u, stride - 2, stride - 1}) {
+      counting op{{head, true}};
+      walk<std::uint32_t>(op, n, first, stride);
+      std::uint64_t const whole = (n - head) / 8, tail = n - head - whole * 8;  // the tail is one thread's
+      CHECK(op.packs == (whole - first + stride - 1) / stride);
+      CHECK(op.ones == (first < head ? 1 : 0) + (whole % stride == first ? tail : 0));
+      CHECK(op.ascending);
+    }
+  counting narrow{{0, false}};
+  walk<std::uint32_t>(narrow, n, stride - 1, stride);
+  CHECK(narrow.packs == 0);
+  CHECK(narrow.ones == (std::uint64_t{n} / 8 - (stride - 1) + stride - 1) / stride * 8);
 }
 
 TEST_CASE("each call of the runtime fails once: an exception that names it, nothing allocated, nothing lost") {

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Part of CMakeLists.txt: device code through nvcc, and on a device where there is one.
-# Every .cu for three architectures: warnings, registers, spills. nvcc needs no GPU.
+# Every .cu for three architectures: warnings, spills, threads and bytes in flight on a multiprocessor. nvcc needs no GPU.
 find_program(FLATSHARD_CUOBJDUMP cuobjdump HINTS /usr/local/cuda/bin DOC "The disassembler of the check of load and store widths")
 find_program(FLATSHARD_NVCC nvcc HINTS /usr/local/cuda/bin DOC "The CUDA compiler of the header check")
 foreach(name cuda cuda_peers)
@@ -14,6 +14,10 @@ foreach(name cuda cuda_peers)
     ${CMAKE_CURRENT_BINARY_DIR}/${name}.listing
     PROPERTIES SKIP_REGULAR_EXPRESSION "skipped: " FIXTURES_REQUIRED ${name}_object)
 endforeach()
+flatshard_command_test(occupancy_test LABELS fast COMMAND ${CMAKE_COMMAND} -P ${CMAKE_CURRENT_SOURCE_DIR}/occupancy_test.cmake)
+flatshard_command_test(cuda_compile_planted LABELS fast COMMAND sh -c
+  "! \"$0\" -DREPORT=\"$1\" -P \"$2\" >planted.log 2>&1 && grep -q '5 of 8 kernels of ' planted.log && grep -q 'pack_kernel.*ES1_.*: less than 50 % of the threads, less than 32768 bytes in flight, with 72 registers' planted.log && ! grep -q '^sm_80 .*push_kernel' planted.log"
+  ${CMAKE_COMMAND} ${CMAKE_CURRENT_SOURCE_DIR}/cuda_compile_planted.txt ${CMAKE_CURRENT_SOURCE_DIR}/cuda_compile_test.cmake DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
 flatshard_command_test(load_widths_planted LABELS fast COMMAND sh -c
   "! \"$0\" \"$1\" >load_widths.log && grep -q '8 kernels, 7 of them wrong' load_widths.log && grep -q 'sum_kernel as_bf16 Lb0E: has no 16-byte load;' load_widths.log"
   ${CMAKE_CURRENT_SOURCE_DIR}/load_widths.sh ${CMAKE_CURRENT_SOURCE_DIR}/load_widths_planted.txt DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})

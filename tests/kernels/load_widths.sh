@@ -61,7 +61,7 @@ function store() { ++stores; run = 0 }
 /[ \t]LDG\.[A-Z0-9.]*128\.CONSTANT/ || /[ \t]ld\.global\.nc\.[a-zA-Z0-9_:.]*v4\./ { cached = 1 }
 /[ \t]STG\.[A-Z0-9.]*128/ || /[ \t]st\.global\.[a-zA-Z0-9_:.]*v4\./ { store() }
 /[ \t](LDL|STL)[. ]/ || /[ \t](ld|st)\.local/ || /[ \t]\.local / { local = 1 }
-/[ \t]F2F\.(BF16|F16)\.F32/ || /[ \t]F2FP\.[A-Z0-9_.]*PACK_AB R[0-9]+, RZ,/ || /[ \t]cvt\.rn\.(bf16|f16)\.f32/ { scalar = 1 }
+/[ \t]F2F\.(BF16|F16)\.F32/ || /[ \t]F2FP\.[A-Z0-9_.]*PACK_AB R[0-9]+, RZ, R[0-9]/ || /[ \t]cvt\.rn\.(bf16|f16)\.f32/ { scalar = 1 }
 END {
   done()
   printf "%d kernels, %d of them wrong\n", kernels, bad
