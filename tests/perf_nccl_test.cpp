@@ -4,7 +4,14 @@
 
 #include <flatshard/json.hpp>
 
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
 #include <string>
+#include <string_view>
+#include <thread>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -84,6 +91,70 @@ TEST_CASE("a process a rank: the id of the group comes through a file, or MPI") 
   CHECK(has(by_mpi.out, "nccl, 1 rank, "));
   CHECK(has(by_mpi.out, "values : 0 OK"));
 #endif
+}
+
+namespace {
+
+/// Ranks that are processes, which find each other through a file; started together, in a folder of their own.
+struct processes {
+  tool_test::folder folder;
+  std::vector<std::unique_ptr<tool_test::running>> ranks;
+  processes(std::size_t count, std::vector<std::string> const& more, std::size_t missing = ~std::size_t{0}) {
+    std::filesystem::create_directory(folder / "meeting");
+    ::setenv("NCCL_ON_HOST_FOLDER", (folder / "meeting").c_str(), 1);
+    for (std::size_t r = 0; r < count; ++r) {
+      std::vector<std::string> words{"--backend",   "nccl",   "--bootstrap",     "file",    "--id-file",
+                                     folder / "id", "--rank", std::to_string(r), "--ranks", std::to_string(count)};
+      words.insert(words.end(), more.begin(), more.end());
+      if (r != missing) ranks.push_back(std::make_unique<tool_test::running>(words, std::string_view{}));
+    }
+    ::unsetenv("NCCL_ON_HOST_FOLDER");
+  }
+};
+
+}  // namespace
+
+TEST_CASE("three processes over a file: every collective is exact, and rank 0 alone prints and writes") {
+  processes group{3,
+                  {"all_gather", "reduce_scatter", "broadcast", "all_to_all", "-b", "6000", "-e", "12000", "-n", "2",
+                   "-w", "1", "-T", "30", "-u", "3"}};
+  for (std::size_t r = 0; r < 3; ++r) {
+    auto const [code, signal] = group.ranks[r]->wait(std::chrono::seconds{60});
+    CHECK(code == 0);
+    CHECK(signal == 0);
+    CHECK(group.ranks[r]->err() == "");
+    CHECK((group.ranks[r]->out() == "") == (r > 0));
+  }
+  auto const table = group.ranks[0]->out();
+  CHECK(has(table, "nccl, 3 ranks, 2 iterations after 1, median of the slowest rank\n"));
+  CHECK(has(table, "all_to_all"));
+  CHECK(has(table, "values : 0 OK"));
+}
+
+TEST_CASE("a process that never comes, or is killed: the others end with 1 by their deadline and say where") {
+  processes waiting{3, {"-b", "6000", "-e", "6000", "-n", "1", "-T", "1"}, 2};
+  for (auto const& r : waiting.ranks) {
+    CHECK(r->wait(std::chrono::seconds{30}).first == 1);
+    CHECK(has(r->err(), "ncclCommInitRankConfig was not done before the deadline of 1 s"));
+  }
+  processes group{3, {"all_gather", "-b", "6000", "-e", "6000", "-n", "1000000", "-c", "0", "-T", "2"}};
+  auto const deep_inside = [&] {  // rank 0 has made a hundred calls; each leaves its last two files
+    for (auto const& entry : std::filesystem::recursive_directory_iterator{group.folder / "meeting"})
+      if (auto const name = entry.path().filename().string(); name.starts_with("call.") && name.ends_with(".0"))
+        return std::stoul(name.substr(5)) > 100;
+    return false;
+  };
+  for (int i = 0; i < 2000 && !deep_inside(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds{5});
+  REQUIRE(deep_inside());
+  ::kill(group.ranks[1]->process(), SIGKILL);
+  CHECK(group.ranks[1]->wait(std::chrono::seconds{30}).second == SIGKILL);
+  for (std::size_t const r : {0u, 2u}) {
+    CHECK(group.ranks[r]->wait(std::chrono::seconds{30}).first == 1);
+    auto const text = group.ranks[r]->err();
+    CAPTURE(text);
+    CHECK(has(text, " was not done before the deadline of 2 s in "));
+    CHECK(has(text, " of rank " + std::to_string(r)));
+  }
 }
 
 TEST_CASE("too few GPUs, and a wrong command line: one line that says what is needed") {

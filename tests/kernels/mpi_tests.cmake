@@ -36,3 +36,10 @@ if(TARGET flatshard_perf)
     COMMAND ${mpi_run} ${MPIEXEC_NUMPROC_FLAG} 3 $<TARGET_FILE:flatshard_perf> --backend mpi -b 64K -e 128K -n 3
     PROPERTIES PROCESSORS 2 PASS_REGULAR_EXPRESSION "mpi, 3 ranks.* processors; [^\n]*MPI[^\n]*\n.*all_gather.*reduce_scatter.*values : 0 OK")
 endif()
+# Ranks of NCCL that mpirun starts, over the stand-in: the id of the group travels by MPI, each process is a rank. Emulated.
+if(TARGET emulated_perf)
+  flatshard_command_test(perf_nccl_mpi_test LABELS fast mpi emulated COMMAND sh -c
+    "folder=$(mktemp -d) && NCCL_ON_HOST_FOLDER=$folder \"$@\"; status=$?; rm -rf \"$folder\"; exit $status" sh
+    ${mpi_run} ${MPIEXEC_NUMPROC_FLAG} 3 $<TARGET_FILE:emulated_perf> --backend nccl --bootstrap mpi -b 6000 -e 12000 -n 2 -T 30
+    PROPERTIES PROCESSORS 2 PASS_REGULAR_EXPRESSION "nccl, 3 ranks.*MPI.*NCCL 2[.]28[.]9.*all_gather.*reduce_scatter.*values : 0 OK")
+endif()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Of NCCL's interface, what the backend calls, with ranks that are threads of one process. Test only; a compile test
-/// holds the backend against the real header.
+/// Of NCCL's interface, what the backend calls, with ranks that are threads of one process, or processes. Test only; a
+/// compile test holds the backend against the real header.
 #pragma once
 
 #include <climits>

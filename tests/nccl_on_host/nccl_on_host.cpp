@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The stand-in: a small runtime, collectives between threads, and the CUDA backend's casts and sums on the CPU.
+/// The stand-in: a small runtime, collectives between threads or processes, and the CUDA backend's casts and sums on
+/// the CPU.
 #include "nccl_on_host.hpp"
 
 #include <flatshard/kernels/cpu.hpp>
 #include <flatshard/kernels/cuda.hpp>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -13,12 +15,19 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <filesystem>
+#include <fstream>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <utility>
+#include <vector>
+
+#include <unistd.h>
 
 namespace {
 
@@ -271,6 +280,7 @@ struct launched {
 };
 struct group_of_ranks {
   explicit group_of_ranks(std::size_t n) : gone(n) {}
+  std::filesystem::path folder;  // where ranks that are processes meet; empty: ranks are threads of this one
   std::mutex mutex;
   std::condition_variable changed;
   std::size_t joined = 0, finalized = 0;
@@ -356,6 +366,95 @@ void move(launched const& l, std::size_t self) {
   }
 }
 
+// ---- ranks that are processes: each writes what it sends into a file, and reads those of the others
+
+std::filesystem::path folder_of(ncclUniqueId const& id) {
+  auto const* const where = std::getenv("NCCL_ON_HOST_FOLDER");
+  if (where == nullptr) return {};
+  std::string name;
+  for (std::size_t i = 0; i < 24; ++i) {
+    auto const c = static_cast<unsigned char>(id.internal[i]);
+    name += {"0123456789abcdef"[c >> 4], "0123456789abcdef"[c & 15]};
+  }
+  std::filesystem::create_directories(std::filesystem::path{where} / name);
+  return std::filesystem::path{where} / name;
+}
+std::filesystem::path note(std::filesystem::path const& folder, char const* what, std::size_t rank,
+                           std::uint64_t number = 0) {
+  return folder / (std::string{what} + '.' + std::to_string(number) + '.' + std::to_string(rank));
+}
+/// A file that is complete under its name.
+void publish(std::filesystem::path const& name, std::vector<char> const& content) {
+  auto const unfinished = name.string() + ".unfinished";
+  std::ofstream{unfinished, std::ios::binary}.write(content.data(), static_cast<std::streamsize>(content.size()));
+  std::filesystem::rename(unfinished, name);
+}
+std::size_t sent_bytes(operation const& op, std::size_t ranks) {
+  auto const size = op.count * width(op.type);
+  return op.what == kind::receive                                         ? 0
+         : op.what == kind::reduce_scatter || op.what == kind::all_to_all ? ranks * size
+                                                                          : size;
+}
+std::vector<char> written(std::vector<operation> const& ops, std::size_t ranks) {
+  std::vector<char> out;
+  auto const add = [&](void const* p, std::size_t n) {
+    auto const* const bytes = static_cast<char const*>(p);
+    out.insert(out.end(), bytes, bytes + n);
+  };
+  auto const count = ops.size();
+  add(&count, sizeof count);
+  for (auto const& op : ops) {
+    add(&op, sizeof op);
+    if (auto const n = sent_bytes(op, ranks); n > 0) add(op.send, n);
+  }
+  return out;
+}
+/// `content` holds what the operations send, and outlives them.
+std::vector<operation> read(std::vector<char> const& content, std::size_t ranks) {
+  auto const* at = content.data();
+  std::size_t count = 0;
+  std::memcpy(&count, at, sizeof count);
+  at += sizeof count;
+  std::vector<operation> ops(count);
+  for (auto& op : ops) {
+    std::memcpy(&op, at, sizeof op);
+    op.send = at += sizeof op;
+    at += sent_bytes(op, ranks);
+  }
+  return ops;
+}
+/// One call of a rank that is a process: true if it is done, false at an abort. A call that does not match, or a rank
+/// that is gone, hangs.
+template <class Aborted>
+bool execute_between(group_of_ranks const& group, std::size_t ranks, std::size_t self, std::uint64_t number,
+                     std::vector<operation> const& mine, Aborted const& aborted) {
+  auto const& folder = group.folder;
+  publish(note(folder, "call", self, number), written(mine, ranks));
+  launched all;
+  std::vector<std::vector<char>> contents(ranks);
+  for (std::size_t k = 0; k < ranks; ++k) {
+    auto const name = note(folder, "call", k, number);
+    while (!std::filesystem::exists(name)) {
+      if (aborted()) return false;
+      std::this_thread::sleep_for(std::chrono::microseconds{200});
+    }
+    std::ifstream file{name, std::ios::binary};
+    contents[k].assign(std::istreambuf_iterator<char>{file}, {});
+    all.of.push_back(read(contents[k], ranks));
+  }
+  bool gone = false;
+  for (std::size_t k = 0; k < ranks; ++k) gone = gone || std::filesystem::exists(note(folder, "gone", k));
+  while (gone || !matches(all)) {
+    if (aborted()) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds{1});
+  }
+  all.of[self] = mine;  // where its results go
+  for (std::size_t i = 0; i < mine.size(); ++i) all.of[self][i].send = read(contents[self], ranks)[i].send;
+  move(all, self);
+  if (number > 2) std::filesystem::remove(note(folder, "call", self, number - 2));  // everyone has written the next
+  return true;
+}
+
 }  // namespace
 
 struct ncclComm {
@@ -393,6 +492,18 @@ class entered {
   ncclComm_t comm_;
 };
 
+/// Whether all ranks have made their communicators.
+bool complete(ncclComm const& comm) {
+  if (comm.disagrees) return false;
+  if (!comm.group->folder.empty()) {
+    for (std::size_t k = 0; k < comm.ranks; ++k)
+      if (!std::filesystem::exists(note(comm.group->folder, "joined", k, comm.ranks))) return false;
+    return true;
+  }
+  std::lock_guard const lock{registry_mutex};
+  return comm.group->joined >= comm.ranks;
+}
+
 ncclResult_t answer(ncclComm_t comm) {
   if (comm->blocking) return ncclSuccess;
   comm->seed = comm->seed * 6364136223846793005u + 1442695040888963407u;
@@ -411,6 +522,12 @@ void execute(ncclComm_t comm, std::uint64_t number, std::vector<operation> ops) 
   if (comm->hangs_from != 0 && number >= comm->hangs_from) {
     comm->async = comm->hangs_with;
     group->changed.wait(lock, aborted);
+    return leave();
+  }
+  if (!group->folder.empty()) {
+    lock.unlock();
+    execute_between(*group, comm->ranks, comm->self, number, ops, aborted);
+    lock.lock();
     return leave();
   }
   auto& l = group->launches[number];
@@ -484,9 +601,11 @@ ncclResult_t ncclGetVersion(int* version) {
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
   if (fails(__func__)) return ncclSystemError;
   static std::atomic<std::uint64_t> next = 1;
-  auto const number = next++;
+  std::array<std::uint64_t, 3> const unique{
+      next++, static_cast<std::uint64_t>(::getpid()),
+      static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count())};
   std::memset(id, 0, sizeof *id);
-  std::memcpy(id->internal, &number, sizeof number);
+  std::memcpy(id->internal, unique.data(), sizeof unique);
   return ncclSuccess;
 }
 ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank, ncclConfig_t* config) {
@@ -505,6 +624,8 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id
       ++c->group->joined;
     else
       c->disagrees = true;  // never completes
+    c->group->folder = folder_of(id);
+    if (!c->group->folder.empty()) publish(note(c->group->folder, "joined", c->self, c->ranks), {});
   }
   {
     std::lock_guard const lock{books};
@@ -515,17 +636,12 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id
     c->polls = 1 + static_cast<int>(c->seed % 5);
     return ncclInProgress;
   }
-  while (c->disagrees || c->group->joined < c->ranks) std::this_thread::sleep_for(std::chrono::milliseconds{1});
+  while (!complete(*c)) std::this_thread::sleep_for(std::chrono::milliseconds{1});
   return ncclSuccess;
 }
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
   if (fails(__func__)) return ncclInternalError;
-  std::size_t joined = 0;
-  {
-    std::lock_guard const lock{registry_mutex};
-    joined = comm->group->joined;
-  }
-  bool const alone = comm->disagrees || joined < comm->ranks;
+  bool const alone = !complete(*comm);
   if (comm->polls > 0 && !(alone && comm->polls == 1)) --comm->polls;
   auto const async = comm->async.load();
   *error = async != ncclSuccess ? static_cast<ncclResult_t>(async) : comm->polls > 0 ? ncclInProgress : ncclSuccess;
@@ -559,6 +675,7 @@ ncclResult_t ncclCommAbort(ncclComm_t comm) {
     std::unique_lock lock{comm->group->mutex};
     comm->aborted = true;
     if (comm->self < comm->group->gone.size()) comm->group->gone[comm->self] = 1;
+    if (!comm->group->folder.empty()) publish(note(comm->group->folder, "gone", comm->self), {});
     comm->group->changed.notify_all();
     comm->group->changed.wait(lock, [&] { return comm->running == 0; });
   }

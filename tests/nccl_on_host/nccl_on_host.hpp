@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What tests ask of the stand-in: faults to inject, and what the backend did wrong.
+/// What tests ask of the stand-in: faults to inject, and what the backend did wrong. Ranks are threads of one process,
+/// or processes that have the environment variable NCCL_ON_HOST_FOLDER: an empty folder that all of them reach.
 #pragma once
 
 #include <cstddef>
