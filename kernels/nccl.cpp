@@ -455,7 +455,10 @@ void nccl_collectives<Self>::reduce_memory(memory_ref out, const_memory_ref grad
       auto const n = std::min(step, count - at);
       auto* const wide = reinterpret_cast<float*>(room.data());
       auto* const slots = room.data() + (narrow ? rounded(n * 4) : 0);
-      if (n == count) {
+      void const* addends = slots;
+      if (ranks == 1) {
+        addends = offset(grads.data, at, grads.type);  // no NCCL: its own slice is all there is
+      } else if (n == count) {
         g.enqueue(ncclAlltoAll(grads.data, slots, n, on_wire(grads.type), g.comm(), s.stream), "ncclAlltoAll");
       } else {
         nccl_group::group all{g};
@@ -466,11 +469,11 @@ void nccl_collectives<Self>::reduce_memory(memory_ref out, const_memory_ref grad
         all.end();
       }
       if (!narrow) {
-        sum({result + at, n}, slots, ranks * n, ours);
+        sum({result + at, n}, addends, ranks * n, ours);
       } else {
         auto const here = buffer(offset(out.data, at, out.type), out.type, n), sums = buffer(wide, dtype::f32, n);
         if (ours.accumulate) kernels::cast(sums, here, s);
-        sum({wide, n}, slots, ranks * n, ours);
+        sum({wide, n}, addends, ranks * n, ours);
         kernels::cast(here, sums, s);
       }
     }
@@ -497,6 +500,12 @@ void nccl_collectives<Self>::exchange_memory(memory_ref out, std::span<elements 
   auto const ranks = g.size(), self = g.self();
   auto const notice = exchange_call(ranks, out, receive, in, send);
   g.call(notice, s, limit_, [&] {
+    if (ranks == 1) {
+      if (send[0] != receive[0]) raise(unequal_counts(0, 0, send[0].value, receive[0].value, g.context()));
+      auto const n = size_of(send[0], in.type).value;
+      if (n > 0) FLATSHARD_CUDA(cudaMemcpyAsync, out.data, in.data, n, cudaMemcpyDeviceToDevice, s.stream);
+      return;
+    }
     if (g.checked()) {  // whom each rank sends to, then whom it takes from, one peer at a time
       std::vector<std::array<std::uint64_t, 2>> all(ranks), counts(ranks * ranks);
       for (std::size_t peer = 0; peer < ranks; ++peer) {

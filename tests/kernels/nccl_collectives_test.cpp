@@ -382,6 +382,44 @@ TEST_CASE("set-up: a missing rank, another world, other options, a small workspa
   CHECK_THROWS_WITH_AS(one.barrier(stream.get()), "a closed communicator makes no calls", broken_rule);
 }
 
+TEST_CASE("one rank alone: no call of NCCL, the same bits, and counts that differ are an error") {
+  nccl_communicator one{world{1}, rank_at(0), kernels::new_nccl_id()};
+  stream_owner const stream;
+  constexpr std::size_t n = 300;
+  device_memory<bf16> in{n}, out{n}, copied{n};
+  device_memory<float> wide{n}, sums{n};
+  for (std::size_t i = 0; i < n; ++i) {
+    in.data()[i] = narrow<bf16>(static_cast<float>(i % 7) - 3.0f);
+    wide.data()[i] = static_cast<float>(i % 7) - 3.0f;
+  }
+  std::span<bf16 const> const narrow_in{in.data(), n};
+  std::span<float const> const wide_in{wide.data(), n};
+  std::vector<elements> const counts{elements{n}}, fewer{elements{n - 1}};
+  for (char const* const function : {"ncclAllGather", "ncclReduceScatter", "ncclAlltoAll", "ncclBroadcast", "ncclSend",
+                                     "ncclRecv", "ncclGroupStart"}) {
+    CAPTURE(function);
+    nccl_on_host::fail_call(function, 1);
+    for (auto const order : {sum_order::by_rank, sum_order::pairwise, sum_order::any}) {
+      one.reduce_scatter(std::span{out.data(), n}, narrow_in, {.scale = 0.5f, .order = order}, stream.get());
+      one.reduce_scatter(std::span{sums.data(), n}, narrow_in, {.scale = 0.5f, .order = order}, stream.get());
+      one.reduce_scatter(std::span{sums.data(), n}, wide_in, {.scale = 0.5f, .order = order}, stream.get());
+    }
+    one.all_to_all_v(std::span{copied.data(), n}, counts, narrow_in, counts, stream.get());
+    one.broadcast(std::span{copied.data(), n}, rank_at(0), stream.get());
+    one.all_gather(std::span{sums.data(), n}, narrow_in, stream.get());
+    one.wait(stream.get());
+    CHECK(!nccl_on_host::fail_call({}, 0));
+    std::size_t wrong = 0;
+    for (std::size_t i = 0; i < n; ++i)
+      wrong += widen(out.data()[i]) != wide.data()[i] * 0.5f || copied.data()[i].bits != in.data()[i].bits ||
+               sums.data()[i] != wide.data()[i];
+    CHECK(wrong == 0);
+  }
+  CHECK_THROWS_AS(one.all_to_all_v(std::span{copied.data(), n - 1}, fewer, narrow_in, counts, stream.get()), mismatch);
+  one.wait(stream.get());
+  one.close();
+}
+
 TEST_CASE("the id of a group travels over another communicator, or through a file") {
   std::array<ncclUniqueId, 3> ids{};
   kernels::thread_group{world{3}}.run(
