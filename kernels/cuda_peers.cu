@@ -171,6 +171,7 @@ struct push_operation {
   typename In::storage const* in;
   using storage = typename Out::storage;
   static constexpr bool raw = same_format<Out, In>::value && sizeof(storage) == 2;
+  static_assert(raw || sizeof(typename In::storage) == 4, "a push casts from fp32 only");
   __device__ storage* at(std::uint32_t k, std::uint64_t i) const {
     return reinterpret_cast<storage*>(peers[k].memory) + slot + i;
   }
@@ -183,9 +184,9 @@ struct push_operation {
   }
   __device__ auto get(std::uint64_t i) const {
     if constexpr (raw) {
-      return load_once(in + i);
+      return load_ahead(in + i);
     } else {
-      return In::load(in + i, true);
+      return eight_of(load_ahead(in + i), load_ahead(in + i + 4));
     }
   }
   template <class Pack>
@@ -253,7 +254,7 @@ __global__ void __launch_bounds__(block_threads, 1) push_kernel(fused_rank rank,
   between_meetings(rank, [&](rank_work const& part) {
     auto const* const in = reinterpret_cast<typename In::storage const*>(part.shard);
     push_operation<Out, In> op{rank.group.peers, rank.group.ranks, rank.self(), slot_of(rank.self(), n), in};
-    walk_array(op, n);
+    walk_array<true>(op, n);
   });
 }
 __global__ void __launch_bounds__(block_threads, 1)
@@ -267,10 +268,10 @@ __global__ void __launch_bounds__(block_threads, 1)
       push_operation<as_bf16, as_f32> to{rank.group.peers, rank.group.ranks, rank.self(), slot + t.target,
                                          in + t.target};
       if (t.tensor == no_tensor) {
-        walk_tile(to, t.length);
+        walk_tile<true>(to, t.length);
       } else {
         stochastic_push_operation op{to, random, {first_tensor + t.tensor, t.source}};
-        walk_tile(op, t.length);
+        walk_tile<true>(op, t.length);
       }
     }
   });

@@ -41,6 +41,19 @@ __device__ inline four_words load_once(void const* p) {
 #endif
   return x;
 }
+/// The same, before any later store: what no one writes may otherwise be read when it is needed, behind stores.
+__device__ inline four_words load_ahead(void const* p) {
+  four_words x;
+#if defined(__CUDACC__)
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.w[0]), "=r"(x.w[1]), "=r"(x.w[2]), "=r"(x.w[3])
+               : "l"(p)
+               : "memory");
+#else
+  x = *static_cast<four_words const*>(p);
+#endif
+  return x;
+}
 /// 16 bytes of memory that other ranks wrote before a barrier, or that the kernel itself writes.
 __device__ inline four_words load_words(void const* p) {
   four_words x;

@@ -21,8 +21,7 @@ struct eight {
   float x[8];
 };
 
-__device__ inline eight load_eight(float const* p, bool once) {
-  auto const a = once ? load_once(p) : load_words(p), b = once ? load_once(p + 4) : load_words(p + 4);
+__device__ inline eight eight_of(four_words const& a, four_words const& b) {
   eight out;
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
@@ -30,6 +29,10 @@ __device__ inline eight load_eight(float const* p, bool once) {
     out.x[k + 4] = of_bits(b.w[k]);
   }
   return out;
+}
+__device__ inline eight load_eight(float const* p, bool once) {
+  auto const a = once ? load_once(p) : load_words(p), b = once ? load_once(p + 4) : load_words(p + 4);
+  return eight_of(a, b);
 }
 
 struct as_f32 {
@@ -108,7 +111,7 @@ struct walk_plan {
 /// and `put(i, pack)` for eight elements by wide accesses, and `one(i, k)` for element i, number k of its pack. Two
 /// packs are read before the first is written; more turns at once would not bring loads forward, past stores, and cost
 /// registers.
-template <class Index, class Operation>
+template <class Index, bool Four = false, class Operation>
 __device__ void walk(Operation& op, Index n, Index first, Index stride) {
   walk_plan const plan = op.plan(n);
   auto const head = static_cast<Index>(plan.head);
@@ -116,6 +119,17 @@ __device__ void walk(Operation& op, Index n, Index first, Index stride) {
 #pragma unroll 1
   for (Index i = first; i < head; i += stride) op.one(i, static_cast<unsigned>(i % 8));
   Index p = first;
+  if constexpr (Four) {
+#pragma unroll 1
+    for (; p + 3 * stride < wide; p += 4 * stride) {
+      auto const a = op.get(head + 8 * p), b = op.get(head + 8 * (p + stride)), c = op.get(head + 8 * (p + 2 * stride)),
+                 d = op.get(head + 8 * (p + 3 * stride));
+      op.put(head + 8 * p, a);
+      op.put(head + 8 * (p + stride), b);
+      op.put(head + 8 * (p + 2 * stride), c);
+      op.put(head + 8 * (p + 3 * stride), d);
+    }
+  }
 #pragma unroll 1
   for (; p + stride < wide; p += 2 * stride) {
     auto const a = op.get(head + 8 * p), b = op.get(head + 8 * (p + stride));
@@ -134,15 +148,15 @@ __device__ void walk(Operation& op, Index n, Index first, Index stride) {
       if (Index const i = head + 8 * p + k; i < n) op.one(i, k);
 }
 
-/// A block walks over a tile, a grid over an array.
-template <class Operation>
+/// A block walks over a tile, a grid over an array. Four packs at once are for the few blocks that wait for links.
+template <bool Four = false, class Operation>
 __device__ void walk_tile(Operation& op, std::uint32_t n) {
-  walk<std::uint32_t>(op, n, threadIdx.x, block_threads);
+  walk<std::uint32_t, Four>(op, n, threadIdx.x, block_threads);
 }
-template <class Operation>
+template <bool Four = false, class Operation>
 __device__ void walk_array(Operation& op, std::uint64_t n) {
-  walk<std::uint64_t>(op, n, blockIdx.x * std::uint64_t{block_threads} + threadIdx.x,
-                      gridDim.x * std::uint64_t{block_threads});
+  walk<std::uint64_t, Four>(op, n, blockIdx.x * std::uint64_t{block_threads} + threadIdx.x,
+                            gridDim.x * std::uint64_t{block_threads});
 }
 
 /// Each element to the nearest; equal formats keep their bits.

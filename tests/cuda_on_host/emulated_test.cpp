@@ -218,7 +218,7 @@ TEST_CASE("a walk over the largest tile, in 32 bits: each thread ends where it s
   for (std::uint32_t const head : {0u, 3u})
     for (std::uint32_t const first : {0u, 1u, stride - 2, stride - 1}) {
       counting op{{head, true}};
-      walk<std::uint32_t>(op, n, first, stride);
+      first % 2 == 0 ? walk<std::uint32_t>(op, n, first, stride) : walk<std::uint32_t, true>(op, n, first, stride);
       std::uint64_t const whole = (n - head) / 8, tail = n - head - whole * 8;  // the tail is one thread's
       CHECK(op.packs == (whole - first + stride - 1) / stride);
       CHECK(op.ones == (first < head ? 1 : 0) + (whole % stride == first ? tail : 0));

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Reads machine code (or, without a disassembler, PTX) of the kernels: no local memory; a load and a store of 16 bytes are there;
-# casts, packs and unpacks to the nearest issue the loads of two packs of eight elements before they store; every conversion to
+# casts, packs and unpacks issue the loads of two packs of eight elements before they store, pushes of four; every conversion to
 # bf16 or fp16 takes two values; sums, whose output may be one of the inputs, read by coherent loads.
 # usage: load_widths.sh LISTING
 #        load_widths.sh OBJECT PTX NVCC CUOBJDUMP OUT    (empty NVCC or CUOBJDUMP: not found; OUT: the listing of the machine code)
@@ -32,7 +32,8 @@ function done() {
   if (!stores) why = why " has no 16-byte store;"
   if (cached && kernel ~ /^(sum|pull)_kernel/) why = why " reads what it may write by non-coherent loads;"
   if (scalar) why = why " converts one value at a time;"
-  if (kernel ~ /^(cast|pack|unpack)_kernel/) {
+  if (kernel ~ /push_kernel/) needed *= 2
+  if (kernel ~ /^(cast|pack|unpack|push|stochastic_push)_kernel/) {
     if (most < needed) why = why " loads " most * 16 " bytes before a store, not " needed * 16 ";"
     else print arch, kernel ":", most * 16, "bytes loaded before a store at most"
   }
