@@ -256,6 +256,52 @@ TEST_CASE("stochastic push and totals of a pull, over the tiles of each rank's s
   }
 }
 
+TEST_CASE("many rounds on the same flags: memory is poisoned before each, and the values are new") {
+  constexpr std::size_t ranks = 3, n = 65;
+  std::mt19937 random{13};
+  virtual_ranks gathered{ranks, ranks * n * sizeof(bf16), 2}, summed{ranks, ranks * n * sizeof(bf16), 2};
+  std::vector<array<float>> shards, sums;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    shards.emplace_back(n);
+    sums.emplace_back(n);
+  }
+  std::size_t wrong = 0;
+  for (int rounds = long_tier() ? 1000 : 20; rounds > 0; --rounds) {
+    std::vector<bf16> want(ranks * n);
+    std::vector<std::vector<bf16>> grads;
+    for (std::size_t r = 0; r < ranks; ++r) {
+      auto const values = moderate<float>(n, random);
+      cast(std::span{want}.subspan(r * n, n), values);
+      shards[r].put(values, gathered.streams[r]);
+      sums[r].fill(0x7F, summed.streams[r]);
+      gathered.memory[r].fill(0x7F, gathered.streams[r]);
+      grads.push_back(moderate<bf16>(ranks * n, random));
+      std::vector<std::byte> raw(grads[r].size() * sizeof(bf16));
+      std::memcpy(raw.data(), grads[r].data(), raw.size());
+      summed.memory[r].put(raw, summed.streams[r]);
+    }
+    for (auto const& s : gathered.streams) s.wait();
+    for (auto const& s : summed.streams) s.wait();
+    for (std::size_t r = 0; r < ranks; ++r) {
+      push(gathered.group(r), dtype::bf16, view(shards[r]), gathered.streams[r]);
+      pull(summed.group(r), sums[r].span(), dtype::bf16, {.scale = 0.5f}, summed.streams[r]);
+    }
+    for (auto const& s : gathered.streams) s.wait();
+    for (auto const& s : summed.streams) s.wait();
+    gathered.check_all();
+    summed.check_all();
+    for (std::size_t r = 0; r < ranks; ++r) {
+      wrong += differing(gathered.get<bf16>(r, want.size()), want);
+      std::vector<std::span<bf16 const>> in;
+      for (auto const& g : grads) in.push_back(std::span{g}.subspan(r * n, n));
+      std::vector<float> sum_of_all(n);
+      sum(sum_of_all, std::span<std::span<bf16 const> const>{in}, {.scale = 0.5f});
+      wrong += differing(sums[r].get(summed.streams[r]), sum_of_all);
+    }
+  }
+  CHECK(wrong == 0);
+}
+
 TEST_CASE("a stochastic push takes padding to the nearest, the same for every rank, seed and step") {
   // Values that a random rounding would often take elsewhere, and those that stay: ties, NaN, both zeros, an overflow.
   constexpr std::uint32_t in[]{0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0x7FC00001,
