@@ -28,10 +28,13 @@ def answer_questions():
     sizes = [t.numel() for t in tensors]
     flat = torch.empty(sum(sizes), dtype=torch.bfloat16)
     views = [view.view(t.shape) for view, t in zip(flat.split(sizes), tensors)]
+    chunks = 8  # ranks that the layer is cut for, as FSDP2 copies gradients
+    chunked = torch.empty(chunks, sum(sizes) // chunks, dtype=torch.bfloat16)
 
     calls = {
         "cast": lambda: narrow.copy_(wide),
         "pack": lambda: torch._foreach_copy_(views, tensors),
+        "chunk_cat": lambda: torch._chunk_cat(tensors, 0, chunks, out=chunked),
         "unpack_wide": lambda: torch._foreach_copy_(tensors, views),
         "unpack": lambda: torch.split_with_sizes_copy(flat, sizes, out=narrow_tensors),
     }
@@ -39,6 +42,9 @@ def answer_questions():
     assert torch.equal(narrow, wide.to(torch.bfloat16))
     calls["pack"]()
     assert all(torch.equal(view, t.bfloat16()) for view, t in zip(views, tensors))
+    calls["chunk_cat"]()
+    assert all(torch.equal(row, torch.cat([t.chunk(chunks)[k].flatten() for t in tensors]).bfloat16())
+               for k, row in enumerate(chunked))
     calls["unpack"]()
     assert all(torch.equal(t, view.flatten()) for view, t in zip(views, narrow_tensors))
     calls["unpack_wide"]()
@@ -65,12 +71,13 @@ def main():
     installed = turns.Peer(command)
     large = turns.Peer(command, [{"THP_MEM_ALLOC_ENABLE": "1"}])
     elements = sum(x * (y[0] if y else 1) for x, *y in LAYER)
-    bytes_of = {"cast": 6 * N, "pack": 6 * elements, "unpack_wide": 6 * elements, "unpack": 4 * elements}
+    bytes_of = {"cast": 6 * N, "pack": 6 * elements, "chunk_cat": 6 * elements, "unpack_wide": 6 * elements, "unpack": 4 * elements}
     names = {"cast": "cast_rate<bf16, float>", "pack": "pack_rate<bf16, float, false>",
+             "chunk_cat": "pack_rate<bf16, float, false>",
              "unpack_wide": "pack_rate<bf16, float, true>", "unpack": "pack_rate<bf16, bf16, true>"}
     table = turns.Table()
     for _ in range(asked.turns):
-        pattern = "^(" + "|".join(names.values()) + f")/{THREADS}/"
+        pattern = "^(" + "|".join(sorted(set(names.values()))) + f")/{THREADS}/"
         ours = turns.benchmarks(program, pattern)
         theirs = {(peer, what): count / peer.seconds(what) * 1e-9
                   for what, count in bytes_of.items() for peer in (installed, large)}
@@ -91,6 +98,8 @@ def main():
             row(text.format("library buffers"), what, 1, installed, 1.5)
             row(text.format("library buffers") + ", huge pages", what, 1, large, None)
             row(text.format("plain memory"), what, 0, installed, None)
+        row("pack fp32 -> bf16, library buffers : _chunk_cat", "chunk_cat", 1, installed, None)
+        row("pack fp32 -> bf16, library buffers : _chunk_cat, huge pages", "chunk_cat", 1, large, None)
     installed.close()
     large.close()
     print(f"PyTorch {torch.__version__}, {THREADS} threads, {asked.turns} turns")
