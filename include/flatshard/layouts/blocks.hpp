@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <span>
@@ -81,8 +82,9 @@ struct block_tails {
   std::size_t length, count, period, whole;  ///< `whole`: the length of the other blocks
 };
 
-/// The tensors of a unit in lines, one a block length, longest first; more than 16 lengths share the last line. A
-/// position counts through all lines; tensors begin at multiples of the alignment.
+/// The tensors of a unit in lines, one a block length and length of the shorter blocks that matrices end in, longest
+/// first; of more than 16 the rest share the last line. A position counts through all lines; tensors begin at multiples
+/// of the alignment.
 class block_lines {
  public:
   static constexpr std::size_t most = 16;
@@ -93,19 +95,19 @@ class block_lines {
   template <class BlockOf>
   constexpr block_lines(std::span<parameter const> of_unit, BlockOf block_of, std::size_t align) {
     items_.reserve(of_unit.size());
-    std::vector<std::size_t> lengths;
+    std::vector<std::pair<std::size_t, std::size_t>> kinds;  // a block's length, and that of a matrix's last one
+    auto const kind_of = [](block_grid const& grid) { return std::pair{grid.length, grid.period % grid.length}; };
     for (std::size_t t = 0; t < of_unit.size(); ++t) {
       auto const grid = grid_of(of_unit[t].dims, block_of(of_unit[t]), align);
       items_.push_back({t, of_unit[t].dims.numel(), 0, 0, grid});
-      if (lengths.empty() || lengths.back() != grid.length) lengths.push_back(grid.length);
+      if (kinds.empty() || kinds.back() != kind_of(grid)) kinds.push_back(kind_of(grid));
     }
-    std::sort(lengths.begin(), lengths.end(), [](std::size_t a, std::size_t b) { return a > b; });
-    lengths.erase(std::unique(lengths.begin(), lengths.end()), lengths.end());
-    auto const lines = std::min(lengths.size(), most);
+    std::sort(kinds.begin(), kinds.end(), std::greater<>{});
+    kinds.erase(std::unique(kinds.begin(), kinds.end()), kinds.end());
+    auto const lines = std::min(kinds.size(), most);
     for (auto& i : items_) {
-      auto const at = std::lower_bound(lengths.begin(), lengths.end(), i.grid.length,
-                                       [](std::size_t a, std::size_t b) { return a > b; });
-      i.line = std::min(static_cast<std::size_t>(at - lengths.begin()), most - 1);
+      auto const at = std::lower_bound(kinds.begin(), kinds.end(), kind_of(i.grid), std::greater<>{});
+      i.line = std::min(static_cast<std::size_t>(at - kinds.begin()), most - 1);
     }
     std::sort(items_.begin(), items_.end(),
               [](item const& a, item const& b) { return a.line != b.line ? a.line < b.line : a.tensor < b.tensor; });
@@ -140,6 +142,11 @@ class block_lines {
     auto const& i = items_[low];
     // In the padding behind a tensor nothing may be cut, as the next piece would begin off the alignment.
     return i.start + i.grid.cut_before(std::min(limit - i.start, i.numel - 1));
+  }
+  /// Where the parts of the first `ranks` of w ranks end when each takes the same of the line, whatever that cuts.
+  [[nodiscard]] constexpr std::size_t even_end(std::size_t line, std::size_t ranks, std::size_t w) const {
+    auto const all = end(line) - begin(line);
+    return begin(line) + all / w * ranks + all % w * ranks / w;
   }
   /// All block lengths with their numbers, longest first. Complexity: O(T log T).
   [[nodiscard]] constexpr std::vector<std::pair<std::size_t, std::size_t>> blocks() const {
@@ -221,9 +228,18 @@ constexpr bool outside_hull(std::size_t a, std::size_t n, std::size_t b, std::si
   return y > edge.back().shorter * ranks;
 }
 
+/// How many whole blocks of the l-th length fit in all the blocks of at least this length, but for those of the k-th.
+constexpr std::size_t others_in(std::span<std::pair<std::size_t, std::size_t> const> blocks, std::size_t k,
+                                std::size_t l) {
+  std::size_t m = 0;
+  for (std::size_t i = 0; i <= l; ++i)
+    if (i != k) m += blocks[i].first / blocks[l].first * blocks[i].second;
+  return m;
+}
+
 /// True if it is proved that the blocks do not fill at most `w` segments of `s` elements: by volume, by the hull of
-/// what a segment can hold of two lengths (longer blocks count as these), or by a dual feasible function, one that maps
-/// what fits in a segment to at most 1 in all, and the blocks to more than w.
+/// what a segment can hold of two lengths (any other block counts as the shorter ones that fit in it), or by a dual
+/// feasible function, one that maps what fits in a segment to at most 1 in all, and the blocks to more than w.
 constexpr bool cannot_fill(std::span<std::pair<std::size_t, std::size_t> const> blocks, std::size_t w, std::size_t s) {
   auto const most = static_cast<double>(w) * (1 + 1e-9);
   double volume = 0;
@@ -244,15 +260,9 @@ constexpr bool cannot_fill(std::span<std::pair<std::size_t, std::size_t> const> 
   };
   for (std::size_t k = 1; k <= 64; ++k)
     if (refutes(k)) return true;
-  std::size_t longer = 0;
-  for (std::size_t k = 0; k < blocks.size() && k < 8; ++k) {
-    longer += blocks[k].second;
-    std::size_t shorter = 0;
-    for (std::size_t l = k + 1; l < blocks.size() && l < 8; ++l) {
-      shorter += blocks[l].second;
-      if (outside_hull(blocks[k].first, longer, blocks[l].first, shorter, w, s)) return true;
-    }
-  }
+  for (std::size_t k = 0; k < blocks.size() && k < 8; ++k)
+    for (std::size_t l = k + 1; l < blocks.size() && l < 8; ++l)
+      if (outside_hull(blocks[k].first, blocks[k].second, blocks[l].first, others_in(blocks, k, l), w, s)) return true;
   for (std::size_t i = 0; i < blocks.size() && i < 24; ++i)  // as many as fit of one length
     if (refutes(s / blocks[i].first)) return true;
   for (auto const& [least, ignored] : blocks) {  // more than 1 - l counts as 1, less than l as nothing, l <= 1/2
@@ -305,6 +315,39 @@ constexpr bool tails_cannot_fit(std::span<std::pair<std::size_t, std::size_t> co
     if (needed < 0) return true;
   }
   return false;
+}
+
+/// What blocks count: one of the length `longer` so many `of_longer`, any other `of_unit` for each whole `unit` in it.
+struct block_weights {
+  std::size_t unit = 1, of_unit = 1, longer = 0, of_longer = 0;
+};
+/// The weights by which `w` segments of `s` elements have the least room for the blocks: elements, or two lengths with
+/// the slope of the edge of their hull above which `outside_hull` refutes. Complexity: O(lengths^2 * s / a) for at most
+/// 8 lengths a. Source: own derivation.
+constexpr block_weights tightest(std::span<std::pair<std::size_t, std::size_t> const> blocks, std::size_t w,
+                                 std::size_t s) {
+  block_weights best;
+  double filled = 0;  // segments, of w
+  for (auto const& [length, count] : blocks)
+    filled += static_cast<double>(length) / static_cast<double>(s) * static_cast<double>(count);
+  for (std::size_t k = 0; k < blocks.size() && k < 8; ++k)
+    for (std::size_t l = k + 1; l < blocks.size() && l < 8; ++l) {
+      std::size_t const limit = std::size_t{1} << 30;
+      auto const a = blocks[k].first, n = blocks[k].second, b = blocks[l].first, m = others_in(blocks, k, l);
+      if (s / b >= limit / w || n >= limit || m >= limit) continue;
+      auto const edge = hull_of(a, b, s);
+      if (edge.size() < 2) continue;
+      std::size_t e = 1;
+      while (e + 1 < edge.size() && static_cast<std::size_t>(edge[e].longer) * w < n) ++e;
+      auto const of_a = edge[e - 1].shorter - edge[e].shorter, of_b = edge[e].longer - edge[e - 1].longer;
+      auto const needed =
+          static_cast<double>(n) * static_cast<double>(of_a) + static_cast<double>(m) * static_cast<double>(of_b);
+      auto const here = needed / static_cast<double>(edge[e].longer * of_a + edge[e].shorter * of_b);
+      if (here <= filled) continue;
+      filled = here;
+      best = {b, static_cast<std::size_t>(of_b), a, static_cast<std::size_t>(of_a)};
+    }
+  return best;
 }
 
 }  // namespace detail

@@ -22,8 +22,8 @@ inline namespace v0 {
 
 /// The parameters stand in lines, one a block length; every rank holds an interval of each line. S is the shortest
 /// segment that a search finds: for a given S the ranks are filled one after the other, the longest blocks first, by
-/// even shares, with the least rest, by even numbers of blocks, or with most whole units. `lower_bound` is what no
-/// layout without cut blocks, one interval of a tensor a rank, can go below: volume, the longest block, dual feasible
+/// even shares, or near these with what holds most when blocks count by what is scarce. `lower_bound` is what no layout
+/// without cut blocks, one interval of a tensor a rank, can go below: volume, the longest block, dual feasible
 /// functions of the block lengths, the hull of what a segment can hold of two of them, what divides the longest, and
 /// the shorter blocks that matrices end in, few of which lie in one interval (blocks.hpp).
 /// Printed as `218112000/256 -> 1835008 + 251650048 pad, at least 1835008`.
@@ -60,8 +60,8 @@ class planned {
     return grid_of(p.dims, block_of(p), tensor_align_).cut_before(i.value) == i.value;
   }
 
-  /// This policy with its tables for one unit and world. Complexity: O(T log T) and about 20 fillings of W segments,
-  /// each in at most five ways, O(lines * W * log T) each; two of the ways try up to 48 and 256 parts a rank.
+  /// This policy with its tables for one unit and world. Complexity: O(T log T) and about 20 fillings of W segments in
+  /// two ways, O(lines * W * log T) each, and at most twice 10 more that try up to 512 parts a rank.
   [[nodiscard]] constexpr planned for_unit(std::span<parameter const> unit, std::size_t w) const;
 
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
@@ -99,16 +99,15 @@ class planned {
   }
 
  private:
-  enum class filling : std::uint8_t { longest_first, even_shares, least_rest, even_numbers, most_whole };
+  enum class filling : std::uint8_t { longest_first, even_shares, fullest };
 
   [[nodiscard]] constexpr detail::block_lines lines_of(std::span<parameter const> unit) const {
     return {unit, [this](parameter const& p) { return block_of(p); }, tensor_align_};
   }
-  constexpr bool fill(detail::block_lines const& lines, std::size_t w, std::size_t segment, filling how);
+  constexpr bool fill(detail::block_lines const& lines, std::size_t w, std::size_t segment, filling how,
+                      detail::block_weights const& weights = {});
   constexpr bool fill(detail::block_lines const& lines, std::size_t w, std::size_t segment) {
-    return fill(lines, w, segment, filling::longest_first) || fill(lines, w, segment, filling::even_shares) ||
-           fill(lines, w, segment, filling::least_rest) || fill(lines, w, segment, filling::even_numbers) ||
-           fill(lines, w, segment, filling::most_whole);
+    return fill(lines, w, segment, filling::longest_first) || fill(lines, w, segment, filling::even_shares);
   }
 
   std::vector<block_rule> rules_;
@@ -121,120 +120,93 @@ class planned {
 
 namespace detail {
 
-/// How far one rank may take each line, given where the ranks before it stopped: tries numbers of blocks of the lines
-/// with long blocks, most first, and keeps what leaves the least of the segment empty.
-class least_rest {
+/// How far rank `r` of `w` may take each line, given where the ranks before it stopped: of the four lines with the
+/// longest blocks tries cuts within 12 blocks of the even share, the nearest first, and fills up with the other lines;
+/// keeps what holds most by the weights, of equals what is nearest to the even shares of all lines.
+class fullest {
  public:
-  constexpr least_rest(block_lines const& lines, std::vector<std::size_t> const& from, std::size_t segment)
-      : lines_{&lines}, from_{&from}, best_{from}, now_{from} {
-    try_line(0, segment);
-  }
-  [[nodiscard]] constexpr std::vector<std::size_t> const& result() const { return best_; }
-
- private:
-  constexpr void try_line(std::size_t line, std::size_t space) {
-    if (rest_ == 0 || tries_ == 0) return;
-    if (line == lines_->size()) {
-      --tries_;
-      if (space >= rest_) return;
-      rest_ = space;
-      best_ = now_;
-      return;
+  constexpr fullest(block_lines const& lines, block_weights const& weights, std::vector<std::size_t> const& from,
+                    std::size_t segment, std::size_t r, std::size_t w)
+      : lines_{&lines}, from_{&from}, weights_{weights}, best_{from}, now_{from} {
+    for (std::size_t l = 0; l < lines.size(); ++l) shares_.push_back(lines.even_end(l, r + 1, w));
+    options_.resize(std::min<std::size_t>(lines.size(), 4) - 1);  // the last of the four takes what fits
+    for (std::size_t l = 0; l < options_.size(); ++l) {
+      auto const near = 12 * lines.length(l);
+      auto cut = std::max(from[l], lines.cut_before(l, std::min(from[l] + segment, shares_[l] + near)));
+      options_[l].push_back({cut, weight(l, cut), apart(l, cut)});
+      while (cut > from[l] && cut + near > shares_[l]) {
+        cut = std::max(from[l], lines.cut_before(l, cut - 1));
+        options_[l].push_back({cut, weight(l, cut), apart(l, cut)});
+      }
+      std::sort(options_[l].begin(), options_[l].end(), [](option const& a, option const& b) {
+        return a.apart != b.apart ? a.apart < b.apart : a.cut < b.cut;
+      });
     }
-    auto const from = (*from_)[line];
-    auto cut = lines_->cut_before(line, from + space);
-    for (int option = 0; option < 8; ++option) {
-      now_[line] = cut;
-      try_line(line + 1, space - (cut - from));
-      if (cut == from) break;
-      cut = std::max(from, lines_->cut_before(line, cut - 1));
-    }
-  }
-  block_lines const* lines_;
-  std::vector<std::size_t> const* from_;
-  std::vector<std::size_t> best_, now_;
-  std::size_t rest_ = ~std::size_t{0};
-  int tries_ = 48;
-};
-
-/// As `least_rest`, but keeps what holds most when each block counts as so many whole `unit`, the ones that matrices
-/// end in as one more: what is longer than a multiple of the unit goes beside an end, that would leave room otherwise.
-class most_whole {
- public:
-  constexpr most_whole(block_lines const& lines, std::vector<std::size_t> const& from, std::size_t segment,
-                       std::size_t unit)
-      : lines_{&lines}, from_{&from}, unit_{unit}, best_{from}, now_{from} {
+    auto const density = [](std::size_t of, std::size_t length) {
+      return static_cast<double>(of) / static_cast<double>(length) * (1 + 1e-9);  // a bound, also when rounded
+    };
+    density_ = density(weights.of_unit, weights.unit);
+    if (weights.longer > 0) density_ = std::max(density_, density(weights.of_longer, weights.longer));
     try_line(0, segment, 0, 0);
   }
   [[nodiscard]] constexpr std::vector<std::size_t> const& result() const { return best_; }
 
  private:
-  constexpr void try_line(std::size_t line, std::size_t space, std::size_t units, std::size_t held) {
-    if (tries_ == 0) return;
-    if (line == lines_->size() || lines_->length(line) < unit_) {
-      --tries_;
-      if (units < units_ || (units == units_ && held <= held_)) return;
-      units_ = units;
-      held_ = held;
-      best_ = now_;
+  struct option {
+    std::size_t cut, weight, apart;
+  };
+  constexpr void try_line(std::size_t line, std::size_t space, std::size_t held, std::size_t off) {
+    auto const most = held + static_cast<std::size_t>(static_cast<double>(space) * density_);
+    if (tries_ == 0 || !better(most, off)) return;
+    if (line < options_.size()) {
+      for (auto const& o : options_[line]) {
+        if (!better(most, off + o.apart)) break;
+        auto const n = o.cut - (*from_)[line];
+        if (n > space) continue;
+        now_[line] = o.cut;
+        try_line(line + 1, space - n, held + o.weight, off + o.apart);
+      }
       return;
     }
-    auto const from = (*from_)[line], length = lines_->length(line);
-    auto cut = std::max(from, lines_->cut_before(line, from + space));
-    for (int option = 0; option < 16; ++option) {
-      auto const n = cut - from;
-      auto const whole = length == unit_ ? ceil_div(n, unit_) : n / length * (length / unit_) + n % length / unit_;
-      now_[line] = cut;
-      try_line(line + 1, space - n, units + whole, held + (length == unit_ ? whole * unit_ : n));
-      if (cut == from || length == unit_) break;  // of the last line, most
-      cut = std::max(from, lines_->cut_before(line, cut - 1));
+    --tries_;
+    for (auto l = line; l < lines_->size(); ++l) {
+      auto const from = (*from_)[l];
+      now_[l] = std::max(from, lines_->cut_before(l, from + space));
+      space -= now_[l] - from;
+      held += weight(l, now_[l]);
+      off += apart(l, now_[l]);
     }
-    now_[line] = from;
+    if (!better(held, off)) return;
+    held_ = held;
+    off_ = off;
+    best_ = now_;
+  }
+  [[nodiscard]] constexpr bool better(std::size_t held, std::size_t off) const {
+    return held != held_ ? held > held_ : off < off_;
+  }
+  [[nodiscard]] constexpr std::size_t weight(std::size_t l, std::size_t cut) const {
+    auto const n = cut - (*from_)[l], length = lines_->length(l);
+    auto const whole = length == weights_.longer ? weights_.of_longer : length / weights_.unit * weights_.of_unit;
+    return n / length * whole + n % length / weights_.unit * weights_.of_unit;
+  }
+  [[nodiscard]] constexpr std::size_t apart(std::size_t l, std::size_t cut) const {
+    return cut < shares_[l] ? shares_[l] - cut : cut - shares_[l];
   }
   block_lines const* lines_;
   std::vector<std::size_t> const* from_;
-  std::size_t unit_, units_ = 0, held_ = 0;
-  std::vector<std::size_t> best_, now_;
-  int tries_ = 256;
-};
-
-/// How many blocks of one line each rank takes so that a second line fits beside it: the numbers at a corner of the
-/// hull (`hull_of`) on either side of the mean of the ranks that are left. Of all pairs, the two lines that hold most.
-class even_numbers {
- public:
-  constexpr even_numbers() = default;
-  constexpr even_numbers(block_lines const& lines, std::size_t segment) {
-    auto const held = [&](std::size_t l) { return lines.end(l) - lines.begin(l); };
-    std::size_t other = lines.size();
-    for (std::size_t l = 1; l < lines.size(); ++l)
-      if (held(l) > held(line_)) line_ = l;
-    for (std::size_t l = 0; l < lines.size(); ++l)
-      if (l != line_ && (other == lines.size() || held(l) > held(other))) other = l;
-    if (other == lines.size()) return;
-    if (other < line_) std::swap(line_, other);  // the longer blocks are counted
-    edge_ = hull_of(lines.length(line_), lines.length(other), segment);
-  }
-  [[nodiscard]] constexpr bool helps() const { return edge_.size() > 1; }
-  [[nodiscard]] constexpr std::size_t line() const { return line_; }
-  /// For one of `ranks` ranks, with `left` blocks for all of them.
-  [[nodiscard]] constexpr std::size_t number(std::size_t left, std::size_t ranks) const {
-    std::size_t k = 1;
-    while (k + 1 < edge_.size() && at(k) * ranks < left) ++k;
-    return at(k - 1) * (ranks - 1) + at(k) <= left ? at(k)
-           : left > at(k - 1) * (ranks - 1)        ? left - at(k - 1) * (ranks - 1)
-                                                   : at(k - 1);
-  }
-
- private:
-  [[nodiscard]] constexpr std::size_t at(std::size_t k) const { return static_cast<std::size_t>(edge_[k].longer); }
-  std::size_t line_ = 0;
-  std::vector<block_numbers> edge_;
+  block_weights weights_;
+  std::vector<std::vector<option>> options_;
+  std::vector<std::size_t> shares_, best_, now_;
+  std::size_t held_ = 0, off_ = ~std::size_t{0};
+  double density_ = 0;
+  int tries_ = 512;
 };
 
 }  // namespace detail
 
 // Fills the tables for one segment length; false if something is left over.
-constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, std::size_t segment, filling how) {
+constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, std::size_t segment, filling how,
+                             detail::block_weights const& weights) {
   auto const count = lines.size();
   std::vector<std::size_t> at(count, 0);
   std::size_t left = 0;
@@ -243,10 +215,6 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
     left += lines.end(l) - lines.begin(l);
     cuts_[l * (w + 1)] = at[l];
   }
-  auto const numbers = how == filling::even_numbers ? detail::even_numbers{lines, segment} : detail::even_numbers{};
-  if (how == filling::even_numbers && !numbers.helps()) return false;
-  auto const tails = how == filling::most_whole ? lines.tails() : std::vector<detail::block_tails>{};
-  if (how == filling::most_whole && tails.empty()) return false;
   for (std::size_t r = 0; r < w; ++r) {
     if (left / (w - r) > segment) return false;
     auto const from = at;
@@ -258,33 +226,13 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
     };
     if (how == filling::even_shares) {
       for (std::size_t l = 0; l < count; ++l) {
-        auto const all = lines.end(l) - lines.begin(l);
-        auto const even_part = all / w * (r + 1) + all % w * (r + 1) / w;
-        take(l, lines.begin(l) + even_part + lines.length(l) - 1);
+        take(l, lines.even_end(l, r + 1, w) + lines.length(l) - 1);
       }
-    } else if (how == filling::least_rest) {
-      at = detail::least_rest{lines, from, segment}.result();
+    } else if (how == filling::fullest) {
+      at = detail::fullest{lines, weights, from, segment, r, w}.result();
       for (std::size_t l = 0; l < count; ++l) space -= at[l] - from[l];
     }
-    if (how == filling::most_whole) {
-      at = detail::most_whole{lines, from, segment, tails.front().whole}.result();
-      for (std::size_t l = 0; l < count; ++l) space -= at[l] - from[l];
-    }
-    if (how == filling::even_numbers) {  // longer blocks take the place of the counted ones
-      auto const counted = numbers.line();
-      std::size_t waiting = 0;
-      for (std::size_t l = 0; l <= counted; ++l) waiting += lines.end(l) - at[l];
-      auto place = numbers.number(ceil_div(waiting, lines.length(counted)), w - r) * lines.length(counted);
-      for (std::size_t l = 0; l <= counted; ++l) {
-        auto const before = at[l];
-        take(l, before + place);
-        place -= std::min(place, at[l] - before);
-      }
-      for (std::size_t l = 0; l < count; ++l)
-        if (l > counted) take(l, at[l] + space);
-    } else {
-      for (std::size_t l = 0; l < count; ++l) take(l, at[l] + space);
-    }
+    for (std::size_t l = 0; l < count; ++l) take(l, at[l] + space);
     left -= segment - space;
     std::size_t end = 0;
     for (std::size_t l = 0; l < count; ++l) {
@@ -349,7 +297,18 @@ constexpr planned planned::for_unit(std::span<parameter const> unit, std::size_t
     auto const n = bound + (high - bound) * part / 16 - 1;
     if (n >= bound && refuted(n)) bound = n + 1;
   }
-  static_cast<void>(p.fill(lines, w, high * segment_align_));
+  // Where that leaves more than 1/1024, ranks are searched for how to hold most, in few lengths from the bound on.
+  auto const step = std::max<std::size_t>(bound / 1024, 1);
+  auto const ends = detail::block_weights{tails.empty() ? 1 : tails.front().length};
+  bool filled = false;
+  for (std::size_t over = high - bound > step ? 0 : high; !filled && bound + over < high;) {
+    auto const segment = (bound + over) * segment_align_;
+    filled = p.fill(lines, w, segment, filling::fullest, ends) ||
+             p.fill(lines, w, segment, filling::fullest, detail::tightest(blocks, w, segment));
+    if (filled) high = bound + over;
+    over = over == 0 ? step : 2 * over;
+  }
+  if (!filled) static_cast<void>(p.fill(lines, w, high * segment_align_));
   p.lower_bound_ = bound * segment_align_;
   p.segment_ = high * segment_align_;
   return p;
