@@ -72,8 +72,10 @@ TEST_CASE("worlds in which volume is no bound, or one line after the other no pl
   within(block::tiles(128), 5, {106, 124, 223, 372, 447, 559, 741, 745});
   // what is longer than two half strips goes beside the halves
   within(block::tiles(128), 5, {102, 160, 187, 249, 320, 373, 448, 746});
+  // two half strips lie in one interval, and segments of odd length want one in every rank, or a strip of `o`
+  within(block::tiles(128), 5, {54, 65, 67, 69, 72, 77, 85, 86, 92, 93, 97});
   within(block::rows(), 0, {699, 1018, 1021});
-  within(block::rows(), 2, {459, 686, 815});
+  within(block::rows(), 2, {459, 686, 777, 815, 928});
 }
 
 TEST_CASE("what two lengths of blocks refute: the mean of the ranks outside the hull") {
@@ -85,6 +87,10 @@ TEST_CASE("what two lengths of blocks refute: the mean of the ranks outside the 
   CHECK(outside_hull(8, 41, 3, 0, 10, 32));
   CHECK(outside_hull(8, 0, 3, 101, 10, 32));
   CHECK_FALSE(outside_hull(8, 0, 3, 100, 10, 32));
+  // all others count as the shorter: 18 holds (0, 4), (2, 1) of 7 and 4, and 8 is two of 4
+  using blocks = std::vector<std::pair<std::size_t, std::size_t>>;
+  CHECK(flatshard::detail::cannot_fill(blocks{{8, 1}, {7, 1}, {4, 5}}, 2, 18));
+  CHECK_FALSE(flatshard::detail::cannot_fill(blocks{{8, 1}, {7, 1}, {4, 5}}, 2, 19));
   // no overflow, and no answer, from numbers of any size
   CHECK_FALSE(outside_hull(2, std::size_t{1} << 40, 1, std::size_t{1} << 40, std::size_t{1} << 40, 3));
   CHECK_FALSE(outside_hull(8, 1, 1, 1, 2, std::size_t{1} << 50));
@@ -155,6 +161,39 @@ TEST_CASE("the bound is never above the least segment, the plan never below, aga
         }
   MESSAGE(optimal << " of " << cases << " plans are the shortest possible");
   CHECK(optimal * 10 >= cases * 9);
+}
+
+TEST_CASE("blocks of 8, 7 and 4: nothing is refuted that some deal fits in") {
+  std::size_t refuted = 0;
+  for (std::size_t w = 1; w <= 3; ++w)
+    for (std::size_t a = 1; a <= 3; ++a)
+      for (std::size_t b = 1; b <= 3; ++b)
+        for (std::size_t c = 1; c <= 5; ++c)
+          for (std::size_t s = 8; s <= 24; ++s) {
+            std::vector<std::size_t> list(a, 8), space(w, s);
+            list.insert(list.end(), b, 7);
+            list.insert(list.end(), c, 4);
+            std::vector<std::pair<std::size_t, std::size_t>> const blocks{{8, a}, {7, b}, {4, c}};
+            if (!flatshard::detail::cannot_fit(blocks, w, s)) continue;
+            ++refuted;
+            CAPTURE(w);
+            CAPTURE(a);
+            CAPTURE(b);
+            CAPTURE(c);
+            CAPTURE(s);
+            CHECK_FALSE(deal(list, 0, space));
+          }
+  CHECK(refuted > 0);
+}
+
+TEST_CASE("what is scarce decides what blocks count: elements, or two lengths by the slope of their hull") {
+  using flatshard::detail::tightest;
+  std::vector<std::pair<std::size_t, std::size_t>> const blocks{{8, 1}, {7, 1}, {4, 5}};
+  auto const two = tightest(blocks, 2, 18);  // from (0, 4) to (2, 1) two 7 take the place of three 4
+  CHECK((two.unit == 4 && two.of_unit == 2 && two.longer == 7 && two.of_longer == 3));
+  std::vector<std::pair<std::size_t, std::size_t>> const even{{8, 4}};
+  auto const one = tightest(even, 2, 16);
+  CHECK((one.unit == 1 && one.of_unit == 1 && one.longer == 0));
 }
 
 // The least segment by trying every interval of every tensor in every rank, a multiple of 8 from `least` on; a tensor

@@ -238,8 +238,9 @@ constexpr std::size_t others_in(std::span<std::pair<std::size_t, std::size_t> co
 }
 
 /// True if it is proved that the blocks do not fill at most `w` segments of `s` elements: by volume, by the hull of
-/// what a segment can hold of two lengths (any other block counts as the shorter ones that fit in it), or by a dual
-/// feasible function, one that maps what fits in a segment to at most 1 in all, and the blocks to more than w.
+/// what a segment can hold of two lengths (longer blocks count as these, or all others as the shorter ones that fit in
+/// them), or by a dual feasible function, one that maps what fits in a segment to at most 1 in all, and the blocks to
+/// more than w.
 constexpr bool cannot_fill(std::span<std::pair<std::size_t, std::size_t> const> blocks, std::size_t w, std::size_t s) {
   auto const most = static_cast<double>(w) * (1 + 1e-9);
   double volume = 0;
@@ -260,9 +261,18 @@ constexpr bool cannot_fill(std::span<std::pair<std::size_t, std::size_t> const> 
   };
   for (std::size_t k = 1; k <= 64; ++k)
     if (refutes(k)) return true;
-  for (std::size_t k = 0; k < blocks.size() && k < 8; ++k)
-    for (std::size_t l = k + 1; l < blocks.size() && l < 8; ++l)
-      if (outside_hull(blocks[k].first, blocks[k].second, blocks[l].first, others_in(blocks, k, l), w, s)) return true;
+  std::size_t longer = 0;
+  for (std::size_t k = 0; k < blocks.size() && k < 8; ++k) {
+    auto const [a, exactly] = blocks[k];
+    longer += exactly;
+    std::size_t shorter = 0;
+    for (std::size_t l = k + 1; l < blocks.size() && l < 8; ++l) {
+      auto const b = blocks[l].first;
+      shorter += blocks[l].second;
+      if (outside_hull(a, longer, b, shorter, w, s) || outside_hull(a, exactly, b, others_in(blocks, k, l), w, s))
+        return true;
+    }
+  }
   for (std::size_t i = 0; i < blocks.size() && i < 24; ++i)  // as many as fit of one length
     if (refutes(s / blocks[i].first)) return true;
   for (auto const& [least, ignored] : blocks) {  // more than 1 - l counts as 1, less than l as nothing, l <= 1/2

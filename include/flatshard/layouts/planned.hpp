@@ -25,8 +25,8 @@ inline namespace v0 {
 /// even shares, or near these with what holds most when blocks count by what is scarce. `lower_bound` is what no layout
 /// without cut blocks, one interval of a tensor a rank, can go below: volume, the longest block, dual feasible
 /// functions of the block lengths, the hull of what a segment can hold of two of them, what divides the longest, and
-/// the shorter blocks that matrices end in, few of which lie in one interval (blocks.hpp).
-/// Printed as `218112000/256 -> 1835008 + 251650048 pad, at least 1835008`.
+/// the shorter blocks that matrices end in, few of which lie in one interval (blocks.hpp). Printed as `218112000/256 ->
+/// 1835008 + 251650048 pad, at least 1835008`.
 ///
 /// Pieces begin at multiples of `tensor_align`; a block that is no multiple of it grows until it is. The layout fills
 /// in the tables (`for_unit`): W + 1 cuts and W positions a line, at most 16 lines. Padding is zero.
