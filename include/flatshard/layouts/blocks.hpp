@@ -100,7 +100,9 @@ class block_lines {
     for (std::size_t t = 0; t < of_unit.size(); ++t) {
       auto const grid = grid_of(of_unit[t].dims, block_of(of_unit[t]), align);
       items_.push_back({t, of_unit[t].dims.numel(), 0, 0, grid});
-      if (kinds.empty() || kinds.back() != kind_of(grid)) kinds.push_back(kind_of(grid));
+      auto const some =
+          kinds.end() - static_cast<std::ptrdiff_t>(std::min<std::size_t>(kinds.size(), 4));  // few to sort
+      if (std::find(some, kinds.end(), kind_of(grid)) == kinds.end()) kinds.push_back(kind_of(grid));
     }
     std::sort(kinds.begin(), kinds.end(), std::greater<>{});
     kinds.erase(std::unique(kinds.begin(), kinds.end()), kinds.end());
