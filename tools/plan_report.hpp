@@ -68,7 +68,7 @@ inline void memory(plan_findings const& f) {
            human(line->held.most.value), sum_text(line->padding()),
            fmt::format("{} ({})", index(line->owned.fullest), human(line->owned.most.value))});
   fmt::print("{}", t.text());
-  table live{{{"lives during the step, on the device"}, {"most", right}, {"at the peak", right}}};
+  table live{{{"lives during the step, on the device, of every rank alike"}, {"most", right}, {"at the peak", right}}};
   live.row({"gathered weights", human(e.most.gathered.value), human(e.peak.live.gathered.value)});
   live.row({"full gradients", human(e.most.gradients.value), human(e.peak.live.gradients.value)});
   live.row({"staging", human(e.most.staging.value), human(e.peak.live.staging.value)});
