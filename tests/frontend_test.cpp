@@ -142,6 +142,33 @@ TEST_CASE("faults of the text") {
   CHECK(refused("a: " + std::string(300, '[') + std::string(300, ']')).code == errc::yaml_syntax);
 }
 
+// Source: pyyaml@6.0.3:lib/yaml/constructor.py:81-127; both readers are safe loaders.
+TEST_CASE("a tag on a mapping or a sequence is its own, or refused with its place") {
+  for (auto const* const text : {"a: !!map {b: 1}\nc: !!seq [1]\n", "a: ! {b: 1}\nc: ! [1]\n",
+                                 "a: !<tag:yaml.org,2002:map>\n  b: 1\nc: &x !!seq\n- 1\n"})
+    CHECK_MESSAGE(json(text) == R"({"a": {"b": 1}, "c": [1]})", text);
+  CHECK(json("a: ! 1\nb: ! 'no'\nc: &x ! on\nd: 'on'\n") == R"({"a": 1, "b": false, "c": true, "d": "on"})");
+  for (auto const* const text : {"a: !foo {b: 1}\n", "a: !foo [1]\n", "a: !foo\n  b: 1\n", "a: !!seq {b: 1}\n",
+                                 "a: !!map [1]\n", "a: !!str {b: 1}\n", "a: !!python/object/apply:os.system [ls]\n",
+                                 "a: !!python/tuple [1]\n", "b: &x !foo {a: 1}\n", "a: !!map x\n", "b: [!foo {}]\n"})
+    for (auto const reader : {frontend::yaml_reader::omegaconf, frontend::yaml_reader::pyyaml}) {
+      auto const read = parse_yaml(text, "t.yaml", reader);
+      REQUIRE_MESSAGE(!read.has_value(), text);
+      auto const refusal = read.error();
+      CHECK(refusal.problems[0].code == errc::yaml_syntax);
+      CHECK(refusal.problems[0].detail.starts_with("the tag "));
+      CHECK(refusal.problems[0].upstream == "ConstructorError (yaml)");
+      CHECK(refusal.problems[0].where.line == 1);
+    }
+  CHECK(refused("!foo\na: 1\n").detail == "the tag !foo fits no mapping");
+  CHECK(refused("a: 1\nb: !!seq {}\n").where == place{"t.yaml", {}, 2, 4});
+  for (auto const* const text : {"a: !!set {b, c}\n", "a: !!omap [b: 1]\n", "a: !!pairs [b: 1]\n", "a: !!binary aGk=\n",
+                                 "a: !!timestamp 2026-01-31\n"}) {  // PyYAML reads these
+    CHECK_MESSAGE(refused(text).detail.ends_with("(our limit)"), text);
+    CHECK(refused(text).upstream.empty());
+  }
+}
+
 TEST_CASE("bytes that are no UTF-8 and control characters are errors with their place, wherever they stand") {
   for (std::string const bad : {"\xFF", "\xC0\xAF", "\xED\xA0\x80", "\xF5\x80\x80\x80", "\xC3"})
     for (std::string const before : {"a: 1\nb: x", "a: 1\n# ", "a: 1\nb: \"", "a: 1\nb"}) {

@@ -240,8 +240,14 @@ class yaml_builder {
           return fail(errc::yaml_syntax, here, to_string(text_limit::text) + " with its aliases, our limit", "");
         v = scalar(here);
         break;
-      case yaml_event::kind::array: v = array(at, here, depth); break;
-      case yaml_event::kind::object: v = object(at, here, depth); break;
+      case yaml_event::kind::array:
+        check_tag(here, "seq");
+        v = array(at, here, depth);
+        break;
+      case yaml_event::kind::object:
+        check_tag(here, "map");
+        v = object(at, here, depth);
+        break;
       case yaml_event::kind::alias: {
         if (e.anchor >= anchors_.size() || !anchors_[e.anchor].done)
           return fail(errc::yaml_syntax, here, "an alias stands inside the value that it names",
@@ -259,23 +265,38 @@ class yaml_builder {
     if (anchor >= anchors_.size()) anchors_.resize(anchor + 1);
     anchors_[anchor] = {event, done};
   }
+  /// Refuses what its tag makes of a mapping or a sequence, where that is none: a failed constructor, or a Python value
+  /// that no key takes and that is not modelled. Source: pyyaml@6.0.3:lib/yaml/constructor.py:81-127, 324-415.
+  void check_tag(std::size_t here, std::string_view own) {
+    auto const& tag = events_[here].tag;
+    auto const type = yaml_type(tag);
+    if (tag.empty() || tag == "?" || tag == "!" || type == own) return;
+    bool const made = own == "map" ? type == "set" : type == "omap" || type == "pairs";
+    auto const what = own == "map" ? "a mapping" : "a sequence";
+    fail(errc::yaml_syntax, here,
+         made ? "the tag " + tag + " makes of " + what + " a Python value that no key takes; leave it out (our limit)"
+              : "the tag " + tag + " fits no " + (what + 2),
+         made ? "" : "ConstructorError (yaml)");
+  }
   value scalar(std::size_t here) {
     auto const& e = events_[here];
-    if (e.tag == "?" || e.tag.empty()) {
+    if (e.tag == "?" || e.tag.empty() || has_lone_mark(here)) {
       if (e.text == "<<" || e.text == "=")
         return fail(errc::yaml_syntax, here, "the word " + e.text + " has a meaning of its own in YAML 1.1; quote it",
                     "ConstructorError (yaml): could not determine a constructor for the tag");
       return yaml_scalar(e.text, reader_);
     }
-    constexpr std::string_view prefix = "tag:yaml.org,2002:";
-    if (e.tag == "!") return value{e.text};
-    auto const type = e.tag.starts_with(prefix) ? std::string_view{e.tag}.substr(prefix.size()) : std::string_view{};
+    if (e.tag == "!") return value{e.text};  // quoted
+    auto const type = yaml_type(e.tag);
     if (type == "str") return value{e.text};
     auto const plain = yaml_scalar(e.text, reader_);
     if (type == "null") return nullptr;
     if (type == "bool" && plain.is(value_kind::boolean)) return plain;
     if (type == "int" && plain.is(value_kind::integer)) return plain;
     if (type == "float" && plain.is_number()) return value{*plain.number()};
+    if (type == "binary" || type == "timestamp")
+      return fail(errc::yaml_syntax, here,
+                  "the tag " + e.tag + " makes a Python value that no key takes; leave it out (our limit)", "");
     return fail(errc::yaml_syntax, here, "the tag " + e.tag + " is not understood here", "ConstructorError (yaml)");
   }
   value array(std::size_t& at, std::size_t, std::size_t depth) {
@@ -340,6 +361,22 @@ class yaml_builder {
     auto whole = value::object();
     for (auto& k : all) whole.add_at(whole.members().size(), k.key, k.key_at, std::move(k.held));
     return whole;
+  }
+  /// The type that a tag of YAML itself names; of another tag: empty.
+  [[nodiscard]] static std::string_view yaml_type(std::string_view tag) {
+    constexpr std::string_view prefix = "tag:yaml.org,2002:";
+    return tag.starts_with(prefix) ? tag.substr(prefix.size()) : std::string_view{};
+  }
+  /// Whether a scalar has the tag `!` alone, which says nothing to upstream; yaml-cpp gives it to quoted scalars too.
+  [[nodiscard]] bool has_lone_mark(std::size_t event) const {
+    auto const& e = events_[event];
+    if (e.tag != "!") return false;
+    constexpr std::string_view blank = " \t\r\n";
+    auto at = std::min(e.at + skipped_, text_.size());
+    while (at < text_.size() && text_[at] == '&')
+      at = std::min(text_.find_first_not_of(blank, std::min(text_.find_first_of(blank, at), text_.size())),
+                    text_.size());
+    return at < text_.size() && text_[at] == '!';
   }
   [[nodiscard]] bool is_merge_key(std::size_t event) const {
     auto const& e = events_[event];
