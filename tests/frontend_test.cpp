@@ -169,6 +169,23 @@ TEST_CASE("a tag on a mapping or a sequence is its own, or refused with its plac
   }
 }
 
+// Source: pyyaml@6.0.3 reads {None: 4}; omegaconf@2.4.0 makes no configuration of it.
+TEST_CASE("a key that is null, however it is spelled") {
+  for (std::string const key : {"~", "null", "Null", "NULL", "? ~\n", "&x ~", "!!null x", "{null", "b: {~"}) {
+    auto const text = key + ": 4" + (key.find('{') == std::string::npos ? "\n" : "}\n");
+    auto const held = to_json(frontend::parse_accelerate(text, "c.yaml").value().value_of_root());
+    CHECK(held == (key.starts_with("b") ? R"({"b": {"null": 4}})" : R"({"null": 4})"));
+    CHECK_MESSAGE(refused(text).code == errc::wrong_type, text);
+    CHECK(refused(text).detail.starts_with("a key is null"));
+    CHECK(refused(text).upstream.starts_with("KeyValidationError (omegaconf)"));
+  }
+  CHECK(refused("a: 1\nnull: 2\n").where.line == 2);
+  CHECK(refused("'null': 1\n!!str null: 3\n").code == errc::duplicate_keys);
+  CHECK(json("'null': 1\n\"~\": 2\n") == R"({"null": 1, "~": 2})");
+  CHECK(json("=: 1\n") == R"({"=": 1})");  // a value that is = is refused, a key is not
+  CHECK(refused("a: 1\nnull\n").detail.starts_with("a key has no "));
+}
+
 TEST_CASE("bytes that are no UTF-8 and control characters are errors with their place, wherever they stand") {
   for (std::string const bad : {"\xFF", "\xC0\xAF", "\xED\xA0\x80", "\xF5\x80\x80\x80", "\xC3"})
     for (std::string const before : {"a: 1\nb: x", "a: 1\n# ", "a: 1\nb: \"", "a: 1\nb"}) {

@@ -316,15 +316,18 @@ class yaml_builder {
     std::unordered_map<std::string, std::size_t> positions;
     while (!fault_ && events_[at].what != yaml_event::kind::end) {
       auto const key_event = at;
-      bool const merge_key = is_merge_key(key_event);
-      auto const key = merge_key ? value{"<<"} : read(at, depth + 1);
-      if (merge_key) ++at;
+      bool const merge_key = is_plain(key_event, "<<");
+      bool const word = merge_key || is_plain(key_event, "=");  // a word of YAML 1.1 that may stand as a key
+      auto const key = word ? value{events_[at++].text} : read(at, depth + 1);
       if (!events_[here].flow && !fault_ && !colon_after(key_event))
         return fail(errc::yaml_syntax, key_event, "a key has no \": \" after it on its line",
                     "ScannerError (yaml): could not find expected ':'");
       if (fault_) return {};
       if (key.is(value_kind::array) || key.is(value_kind::object))
         return fail(errc::yaml_syntax, key_event, "a key must be a scalar", "ConstructorError (yaml)");
+      if (key.is(value_kind::null) && reader_ == yaml_reader::omegaconf)
+        return fail(errc::wrong_type, key_event, "a key is null; quote the word, if it is one",
+                    "KeyValidationError (omegaconf): Incompatible key type 'NoneType'");
       auto const key_bytes = key.text().size();
       path_bytes_ += key_bytes;
       if (path_bytes_ > max_path_bytes)
@@ -378,9 +381,9 @@ class yaml_builder {
                     text_.size());
     return at < text_.size() && text_[at] == '!';
   }
-  [[nodiscard]] bool is_merge_key(std::size_t event) const {
+  [[nodiscard]] bool is_plain(std::size_t event, std::string_view word) const {
     auto const& e = events_[event];
-    return e.what == yaml_event::kind::scalar && e.tag == "?" && e.text == "<<";
+    return e.what == yaml_event::kind::scalar && e.tag == "?" && e.text == word;
   }
   /// yaml-cpp takes a lone word in a block mapping for a key; upstream wants its colon, on the same line. A key after
   /// `?` needs none.
@@ -395,17 +398,24 @@ class yaml_builder {
       at = std::min(text_.find(' ', at), line_end);
       at = std::min(text_.find_first_not_of(' ', at), line_end);
     }
+    auto const word = e.text.empty() ? null_word(text_.substr(at)) : std::string_view{e.text};
     if (at < line_end && (text_[at] == '"' || text_[at] == '\'')) {
       auto const quote = text_[at];
       for (++at; at < line_end && (text_[at] != quote || (quote == '\'' && text_.substr(at, 2) == "''")); ++at)
         at += text_[at] == quote || (quote == '"' && text_[at] == '\\');
       ++at;
     } else {
-      if (text_.substr(at, e.text.size()) != e.text) return false;
-      at += e.text.size();
+      if (text_.substr(at, word.size()) != word) return false;
+      at += word.size();
     }
     at = std::min(text_.find_first_not_of(" \t", std::min(at, line_end)), line_end);
     return at < line_end && text_[at] == ':';
+  }
+  /// The word that spells null where a text begins; yaml-cpp's event does not hold it.
+  [[nodiscard]] static std::string_view null_word(std::string_view text) {
+    for (std::string_view const word : {"~", "null", "Null", "NULL"})
+      if (text.starts_with(word)) return word;
+    return {};
   }
   /// Merged members by position, so that later ones replace earlier ones in place.
   static void put(std::vector<object_member>& into, std::unordered_map<std::string, std::size_t>& positions,
