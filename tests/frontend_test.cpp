@@ -186,6 +186,72 @@ TEST_CASE("a key that is null, however it is spelled") {
   CHECK(refused("a: 1\nnull\n").detail.starts_with("a key has no "));
 }
 
+// Source: pyyaml@6.0.3:lib/yaml/scanner.py:740-760, 1287-1299 and libyaml@0.2.5:src/scanner.c, which omegaconf reads
+// with.
+TEST_CASE("tabs: accelerate's reader takes them in quotes, comments and block scalars alone") {
+  for (auto const* const text : {"a: 1\t\n", "a: 1\t# c\n", "a:\t1\n", "a\t: 1\n", "a: {b: 1,\tc: 2}\n", "a: x\ty\n"}) {
+    auto const strict = frontend::parse_accelerate(text, "c.yaml");
+    REQUIRE_MESSAGE(!strict.has_value(), text);
+    auto const refusal = strict.error();
+    CHECK(refusal.problems[0].detail == "a tab stands outside of quotes; use spaces");
+    CHECK(refusal.problems[0].upstream == "ScannerError (yaml): found character that cannot start any token");
+    CHECK(refusal.problems[0].where.column == 1 + std::string{text}.find('\t'));
+    CHECK_MESSAGE(parse_yaml(text, "t.yaml").has_value(), text);
+  }
+  CHECK(json("micro_batch_size: 1\t# c\n") == R"({"micro_batch_size": 1})");
+  for (auto const* const text :
+       {"a: \"\t\"\n", "a: '\t'\n", "# \t\na: 1 # \t\n", "a: |\n  x\ty\n", "\xEF\xBB\xBF# \t\na: 1\n"})
+    CHECK_MESSAGE(frontend::parse_accelerate(text, "c.yaml").has_value(), text);
+  for (auto const* const text : {"\ta: 1\n", "a: 1\n\t\n", "a:\n- \t- x\n", "\xEF\xBB\xBF\ta: 1\n"})
+    for (auto const reader : {frontend::yaml_reader::omegaconf, frontend::yaml_reader::pyyaml})
+      CHECK_FALSE_MESSAGE(parse_yaml(text, "t.yaml", reader).has_value(), text);
+}
+
+// Source: pyyaml@6.0.3:lib/yaml/scanner.py:1413-1435.
+TEST_CASE("every line break of YAML 1.1 ends a line and a comment") {
+  for (std::string const end : {"\n", "\r\n", "\r", "\xC2\x85", "\xE2\x80\xA8", "\xE2\x80\xA9"}) {
+    CHECK(json("a: x" + end + "b: # c" + end + "  - 1" + end + "  - [2," + end + "3]" + end + "c:" + end) ==
+          R"({"a": "x", "b": [1, [2, 3]], "c": null})");
+    CHECK(parse_yaml("a: x" + end + "b:" + end + "  c: 3", "t.yaml").value().at("/b/c").where() ==
+          place{"t.yaml", "/b/c", 3, 6});
+    CHECK(refused("a: 1" + end + "a: 2" + end).where.line == 2);
+    CHECK(refused("a: 1" + end + "b: [" + end).where.line >= 2);
+  }
+  CHECK(refused("a: 1\rb: \x01\r").where == place{"t.yaml", {}, 2, 4});
+  CHECK(json("a: 'x\r  y'\nb: \"x\xC2\x85y\"\nc: \"x\xE2\x80\xA8y\"\n") ==
+        "{\"a\": \"x y\", \"b\": \"x y\", \"c\": \"x\xE2\x80\xA8y\"}");
+  CHECK(json("a: |\r  x\r  y\r") == R"({"a": "x\ny\n"})");
+  auto const d = parse_yaml("a: yes\r\nb: no\r\n", "t.yaml").value();
+  CHECK(d.spelling(*d["b"]) == "no");
+}
+
+TEST_CASE(
+    "what yaml-cpp takes and upstream does not: missing keys and elements, escapes, directives, values below keys") {
+  auto const says = [](std::string_view text) {
+    CHECK_FALSE_MESSAGE(frontend::parse_accelerate(text, "c.yaml").has_value(), text);
+    return refused(text);
+  };
+  for (auto const* const text : {": v\n", "a: 1\n: v\n", "a: {: v}\n", "a: {b: 1, : v}\n", "a: {b: 1,, c: 2}\n"})
+    CHECK_MESSAGE(says(text).detail.starts_with("there is no key here"), text);
+  for (auto const* const text : {"a: [,]\n", "a: [b,,c]\n", "a: [ , b]\n"})
+    CHECK_MESSAGE(says(text).detail.starts_with("there is no element before the comma"), text);
+  CHECK(json("a: [b, ]\nc: {d: , e: 1, }\nf:\n  - \n  - 1\n") ==
+        R"({"a": ["b"], "c": {"d": null, "e": 1}, "f": [null, 1]})");
+  CHECK(json("? a\n: v\n") == R"({"a": "v"})");
+  for (auto const* const text : {"a: \"\\'\"\n", "a: \"x\\q\"\n", "\"\\'\": 1\n", "a: \"\\d\"\n"}) {
+    CHECK_MESSAGE(says(text).detail.starts_with("a backslash stands before"), text);
+    CHECK(says(text).upstream == "ScannerError (yaml): found unknown escape character");
+  }
+  CHECK(json("a: \"\\x41\\u00e9\\/\\_\\\\\\\"\\t\\\n  b\"\nc: '\\q'\n") ==
+        "{\"a\": \"A\xC3\xA9/\xC2\xA0\\\\\\\"\\tb\", \"c\": \"\\\\q\"}");
+  for (auto const* const text : {"a:\n[b]\n", "a:\n{b: 1}\n", "a:\n  b:\n  [1]\n"})
+    CHECK_MESSAGE(says(text).detail.starts_with("a value on a line of its own"), text);
+  CHECK(json("a:\n [b]\nc: [\nd\n]\ne:\n- [f]\n") == R"({"a": ["b"], "c": ["d"], "e": [["f"]]})");
+  for (auto const* const text : {"a: 1\n%b\n", "a:\n%x\n", "%YAML 1.1\na: 1\n"})
+    CHECK_MESSAGE(says(text).upstream.starts_with("ParserError (yaml)"), text);
+  CHECK(json("%YAML 1.1\n# c\n---\na: 1\n") == R"({"a": 1})");
+}
+
 TEST_CASE("bytes that are no UTF-8 and control characters are errors with their place, wherever they stand") {
   for (std::string const bad : {"\xFF", "\xC0\xAF", "\xED\xA0\x80", "\xF5\x80\x80\x80", "\xC3"})
     for (std::string const before : {"a: 1\nb: x", "a: 1\n# ", "a: 1\nb: \"", "a: 1\nb"}) {

@@ -37,6 +37,8 @@ namespace {
   return {code, std::move(where), std::move(text), severity::error, std::string{at_read}, std::move(upstream)};
 }
 
+#if defined(FLATSHARD_YAML)
+
 /// A fault of a text that yaml-cpp lets pass and upstream's reader (libyaml) does not.
 struct text_fault {
   std::size_t at;
@@ -61,13 +63,39 @@ struct text_fault {
   return text_fault{bad, not_utf8(text, bad), "UnicodeDecodeError (builtins): 'utf-8' codec can't decode the text"};
 }
 
-/// Finds a tab where a block key could stand, and a quote that is never closed. One pass over the characters.
-[[nodiscard]] std::optional<text_fault> scan_yaml(std::string_view text) {
+/// The text with every line break of YAML 1.1 as a line feed: CR LF, CR, and U+0085, which yaml-cpp takes for text.
+/// Source: pyyaml@6.0.3:lib/yaml/scanner.py:1413-1435.
+[[nodiscard]] std::string with_line_feeds(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    auto const two = text.substr(i, 2);
+    bool const wide = two == "\r\n" || two == "\xC2\x85";
+    out += wide || text[i] == '\r' ? '\n' : text[i];
+    i += wide ? 1 : 0;
+  }
+  return out;
+}
+
+/// Whether U+2028 or U+2029 stands here.
+[[nodiscard]] bool is_separator(std::string_view three) { return three == "\xE2\x80\xA8" || three == "\xE2\x80\xA9"; }
+
+/// The bytes of the byte order mark that a text begins with, which upstream skips.
+[[nodiscard]] std::size_t byte_order_mark(std::string_view text) { return text.starts_with("\xEF\xBB\xBF") ? 3 : 0; }
+
+/// Finds a tab where upstream's reader takes none, a quote that is never closed and what a backslash does not escape.
+/// PyYAML takes tabs in quotes, comments and block scalars alone; libyaml, which omegaconf reads with, also between
+/// tokens, but not where a block key could stand. Outside of quotes U+2028 and U+2029 become blanks and a line feed,
+/// which upstream takes them for. One pass over the characters.
+[[nodiscard]] std::optional<text_fault> scan_yaml(std::string& whole, yaml_reader reader) {
+  std::string_view const text{whole};
   char quote = 0;
-  std::size_t quote_at = 0, flow = 0, indent = 0, block_indent = 0, line_start = 0;
+  std::size_t quote_at = 0, flow = 0, indent = 0, block_indent = 0, line_start = byte_order_mark(text);
   // key_allowed: nothing but blanks, `-` and `?` since the line began; token_start: a quote here opens a scalar
   bool comment = false, token_start = true, block = false, block_open = false, key_allowed = true;
-  for (std::size_t i = 0; i < text.size(); ++i) {
+  bool directive = false, begun = false;
+  for (std::size_t i = line_start; i < text.size(); ++i) {
+    if (!quote && text[i] == '\xE2' && is_separator(text.substr(i, 3))) whole.replace(i, 3, "  \n");
     auto const c = text[i];
     if (c == '\n') {
       comment = false;
@@ -81,7 +109,7 @@ struct text_fault {
         block_open = false;
       }
       auto const first = text.find_first_not_of(' ', line_start);
-      if (!quote && first != std::string_view::npos && text[first] != '\n' && text[first] != '\r') {
+      if (!quote && first != std::string_view::npos && text[first] != '\n') {
         indent = first - line_start;
         if (block && indent <= block_indent) block = false;
       }
@@ -89,9 +117,13 @@ struct text_fault {
     }
     if (comment || block) continue;
     if (quote) {
-      if (quote == '"' && c == '\\')
+      if (quote == '"' && c == '\\') {
+        if (i + 1 < text.size() &&
+            std::string_view{"0abt\tnvfre \"\\/N_LPxuU\n"}.find(text[i + 1]) == std::string::npos)
+          return text_fault{i, "a backslash stands before what it cannot escape; in single quotes it is a character",
+                            "ScannerError (yaml): found unknown escape character"};
         ++i;
-      else if (c == quote) {
+      } else if (c == quote) {
         if (quote == '\'' && i + 1 < text.size() && text[i + 1] == '\'')
           ++i;
         else
@@ -100,19 +132,31 @@ struct text_fault {
       continue;
     }
     bool const after_blank = i == line_start || text[i - 1] == ' ' || text[i - 1] == '\t';
-    bool const before_blank =
-        i + 1 >= text.size() || text[i + 1] == ' ' || text[i + 1] == '\n' || text[i + 1] == '\t' || text[i + 1] == '\r';
+    bool const before_blank = i + 1 >= text.size() || text[i + 1] == ' ' || text[i + 1] == '\n' || text[i + 1] == '\t';
     if (c == '\t') {
-      if (key_allowed)
-        return text_fault{i, "a tab stands where a key or an element may begin; use spaces",
+      if (key_allowed || reader == yaml_reader::pyyaml)
+        return text_fault{i,
+                          key_allowed ? "a tab stands where a key or an element may begin; use spaces"
+                                      : "a tab stands outside of quotes; use spaces",
                           "ScannerError (yaml): found character that cannot start any token"};
       continue;
     }
-    if (c == ' ' || c == '\r') continue;
+    if (c == ' ') continue;
     if (c == '#' && after_blank) {
       comment = true;
       continue;
     }
+    if (c == '%' && i == line_start && !begun) {
+      directive = comment = true;
+      continue;
+    }
+    if (c == '%' && i == line_start && flow == 0)
+      return text_fault{i, "a directive stands after the text that it is for; quote what begins with %",
+                        "ParserError (yaml): did not find expected <document start>"};
+    if (!begun && directive && text.substr(i, 3) != "---")
+      return text_fault{i, "--- is missing after a directive",
+                        "ParserError (yaml): did not find expected <document start>"};
+    begun = true;
     if ((c == '"' || c == '\'') && token_start) {
       quote = c;
       quote_at = i;
@@ -140,15 +184,13 @@ struct text_fault {
   return std::nullopt;
 }
 
-#if defined(FLATSHARD_YAML)
-
 /// yaml-cpp's events, kept so that an alias can be played again.
 struct yaml_event {
   enum class kind { scalar, alias, array, object, end } what;
   std::size_t at{};       // byte offset in the text that yaml-cpp reads
   std::string text, tag;  // of a scalar
   std::size_t anchor{};   // of a value with an anchor, or an alias
-  bool flow = false;      // of an object: written in braces
+  bool flow = false;      // of an array or an object: written in brackets or braces
 };
 
 /// A limit of our own, which upstream does not have.
@@ -164,11 +206,12 @@ class event_recorder : public YAML::EventHandler {
   void OnNull(YAML::Mark const& m, YAML::anchor_t a) override { add(yaml_event::kind::scalar, m, "", "?", a); }
   void OnAlias(YAML::Mark const& m, YAML::anchor_t a) override { add(yaml_event::kind::alias, m, "", "", a); }
   void OnScalar(YAML::Mark const& m, std::string const& tag, YAML::anchor_t a, std::string const& text) override {
-    add(yaml_event::kind::scalar, m, text, tag, a);
+    add(yaml_event::kind::scalar, m, utf8_of(text), tag, a);
   }
   void OnSequenceStart(YAML::Mark const& m, std::string const& tag, YAML::anchor_t a,
-                       YAML::EmitterStyle::value) override {
+                       YAML::EmitterStyle::value style) override {
     add(yaml_event::kind::array, m, "", tag, a);
+    events.back().flow = style == YAML::EmitterStyle::Flow;
   }
   void OnSequenceEnd() override { add(yaml_event::kind::end, YAML::Mark::null_mark(), "", "", 0); }
   void OnMapStart(YAML::Mark const& m, std::string const& tag, YAML::anchor_t a,
@@ -190,6 +233,15 @@ class event_recorder : public YAML::EventHandler {
     if (depth_ > max_nesting) throw limit_passed{m, to_string(text_limit::nesting)};
     events.push_back({what, m.pos < 0 ? 0 : static_cast<std::size_t>(m.pos), std::move(text), std::move(tag),
                       static_cast<std::size_t>(anchor), false});
+  }
+  /// yaml-cpp makes of the escapes `\_` and `\N` a byte of Latin-1; here it becomes the character.
+  [[nodiscard]] static std::string utf8_of(std::string_view text) {
+    std::string out;
+    for (auto good = flatshard::utf8_end(text); good != text.size(); good = flatshard::utf8_end(text)) {
+      ((out += text.substr(0, good)) += '\xC2') += text[good];
+      text.remove_prefix(good + 1);
+    }
+    return out += text;
   }
   std::size_t depth_ = 0;
   std::set<std::string> anchors_;
@@ -302,6 +354,9 @@ class yaml_builder {
   value array(std::size_t& at, std::size_t, std::size_t depth) {
     auto v = value::array();
     while (!fault_ && events_[at].what != yaml_event::kind::end) {
+      if (is_nothing_before(at, ','))
+        return fail(errc::yaml_syntax, at, "there is no element before the comma; write one, or ~",
+                    "ParserError (yaml): did not find expected node content");
       auto element = read(at, depth + 1);
       if (fault_) return {};
       v.push_back(std::move(element));
@@ -317,6 +372,9 @@ class yaml_builder {
     while (!fault_ && events_[at].what != yaml_event::kind::end) {
       auto const key_event = at;
       bool const merge_key = is_plain(key_event, "<<");
+      if (is_nothing_before(key_event, ':') || is_nothing_before(key_event, ','))
+        return fail(errc::yaml_syntax, key_event, "there is no key here; write one",
+                    "ParserError (yaml): did not find expected key");
       bool const word = merge_key || is_plain(key_event, "=");  // a word of YAML 1.1 that may stand as a key
       auto const key = word ? value{events_[at++].text} : read(at, depth + 1);
       if (!events_[here].flow && !fault_ && !colon_after(key_event))
@@ -328,6 +386,9 @@ class yaml_builder {
       if (key.is(value_kind::null) && reader_ == yaml_reader::omegaconf)
         return fail(errc::wrong_type, key_event, "a key is null; quote the word, if it is one",
                     "KeyValidationError (omegaconf): Incompatible key type 'NoneType'");
+      if (!events_[here].flow && stands_below(at, key_event))
+        return fail(errc::yaml_syntax, at, "a value on a line of its own must stand further right than its key",
+                    "ScannerError (yaml): could not find expected ':'");
       auto const key_bytes = key.text().size();
       path_bytes_ += key_bytes;
       if (path_bytes_ > max_path_bytes)
@@ -384,6 +445,23 @@ class yaml_builder {
   [[nodiscard]] bool is_plain(std::size_t event, std::string_view word) const {
     auto const& e = events_[event];
     return e.what == yaml_event::kind::scalar && e.tag == "?" && e.text == word;
+  }
+  /// Whether yaml-cpp gives a null that the text does not spell, before `end`: a key that is missing, but not after
+  /// `?`, or an element. Upstream wants something to stand there.
+  [[nodiscard]] bool is_nothing_before(std::size_t event, char end) const {
+    auto const at = std::min(events_[event].at + skipped_, text_.size());
+    if (!is_plain(event, "") || at == text_.size() || text_[at] != end) return false;
+    auto const before = text_.substr(0, at).find_last_not_of(" \t\n");
+    return before == std::string_view::npos || text_[before] != '?';
+  }
+  /// Whether a value in brackets, braces or quotes stands on a later line than its key, no further right: yaml-cpp
+  /// takes it, upstream takes it for a key.
+  [[nodiscard]] bool stands_below(std::size_t event, std::size_t key) const {
+    auto const& e = events_[event];
+    bool const quoted = e.what == yaml_event::kind::scalar && e.tag == "!";
+    if (!e.flow && !quoted) return false;
+    auto const at = place_of(event), above = place_of(key);
+    return at.line > above.line && at.column <= above.column;
   }
   /// yaml-cpp takes a lone word in a block mapping for a key; upstream wants its colon, on the same line. A key after
   /// `?` needs none.
@@ -446,21 +524,24 @@ class yaml_builder {
 
 }  // namespace
 
-result<document> parse_yaml(std::string_view text, std::string_view file, yaml_reader reader) {
-  auto const refused = [&](errc code, std::size_t at, std::string detail, std::string upstream) {
-    auto const p = line_table{text}(std::min(at, text.size()), at);
+result<document> parse_yaml(std::string_view given, std::string_view file, yaml_reader reader) {
+  auto const refused = [&](errc code, std::string_view in, std::size_t at, std::string detail, std::string upstream) {
+    auto const p = line_table{in}(std::min(at, in.size()), at);
     return config_error{
         yaml_problem(code, {std::string{file}, {}, p.line, p.column}, std::move(detail), std::move(upstream))};
   };
-  if (text.size() > max_text_bytes)
-    return refused(errc::yaml_syntax, 0, to_string(text_limit::text) + ", our limit", "");
+  if (given.size() > max_text_bytes)
+    return refused(errc::yaml_syntax, given, 0, to_string(text_limit::text) + ", our limit", "");
 #if defined(FLATSHARD_YAML)
-  std::size_t const skipped = text.starts_with("\xEF\xBB\xBF") ? 3 : 0;
-  auto const body = text.substr(skipped);
-  if (auto const fault = scan_characters(text))
-    return refused(errc::yaml_syntax, fault->at, fault->detail, fault->upstream);
-  if (auto const fault = scan_yaml(body))
-    return refused(errc::yaml_syntax, fault->at + skipped, fault->detail, fault->upstream);
+  if (auto const fault = scan_characters(given)) {
+    auto const before = with_line_feeds(given.substr(0, fault->at));
+    return refused(errc::yaml_syntax, before, before.size(), fault->detail, fault->upstream);
+  }
+  auto text = with_line_feeds(given);
+  if (auto const fault = scan_yaml(text, reader))
+    return refused(errc::yaml_syntax, text, fault->at, fault->detail, fault->upstream);
+  auto const skipped = byte_order_mark(text);
+  auto const body = std::string_view{text}.substr(skipped);
   std::istringstream in{std::string{body}};
   event_recorder recorder;
   try {
@@ -468,31 +549,31 @@ result<document> parse_yaml(std::string_view text, std::string_view file, yaml_r
     parser.HandleNextDocument(recorder);
     auto const first = recorder.events.size();
     if (parser.HandleNextDocument(recorder))
-      return refused(errc::yaml_syntax, first < recorder.events.size() ? recorder.events[first].at + skipped : 0,
+      return refused(errc::yaml_syntax, text, first < recorder.events.size() ? recorder.events[first].at + skipped : 0,
                      "the text holds more than one document",
                      "ComposerError (yaml): expected a single document in the stream");
   } catch (limit_passed const& e) {
-    return refused(errc::yaml_syntax, static_cast<std::size_t>(std::max(e.mark.pos, 0)) + skipped,
+    return refused(errc::yaml_syntax, text, static_cast<std::size_t>(std::max(e.mark.pos, 0)) + skipped,
                    e.msg + ", our limit", "");
   } catch (YAML::Exception const& e) {
-    return refused(errc::yaml_syntax, e.mark.pos < 0 ? 0 : static_cast<std::size_t>(e.mark.pos) + skipped,
+    return refused(errc::yaml_syntax, text, e.mark.pos < 0 ? 0 : static_cast<std::size_t>(e.mark.pos) + skipped,
                    "this is no YAML; yaml-cpp, which reads it, says: " + e.msg, "ParserError (yaml)");
   }
   bool const nothing = recorder.events.empty() || (recorder.events.size() == 1 && recorder.events[0].text.empty());
   if (nothing && body.find("---") == std::string_view::npos &&
       (body.starts_with("...") || body.find("\n...") != std::string_view::npos))
-    return refused(errc::yaml_syntax, skipped, "the text ends a document that it never begins",
+    return refused(errc::yaml_syntax, text, skipped, "the text ends a document that it never begins",
                    "ParserError (yaml): did not find expected node content");
   auto const blank = reader == yaml_reader::omegaconf ? value::object() : value{nullptr};
-  if (recorder.events.empty()) return document{blank, std::string{file}, std::string{text}};
+  if (recorder.events.empty()) return document{blank, std::string{file}, std::move(text)};
   yaml_builder builder{recorder.events, text, skipped, file, reader};
   auto root = builder.build();
   if (!root) return config_error{builder.fault()};
   if (root->is(value_kind::null)) root = blank;
-  return document{std::move(*root), std::string{file}, std::string{text}};
+  return document{std::move(*root), std::string{file}, std::move(text)};
 #else
   static_cast<void>(reader);
-  return refused(errc::yaml_syntax, 0,
+  return refused(errc::yaml_syntax, given, 0,
                  "this program was built without yaml-cpp and cannot read YAML; install libyaml-cpp-dev and rebuild",
                  "");
 #endif
