@@ -303,6 +303,18 @@ TEST_CASE("our own limits are given no upstream exception") {
   CHECK(refused("a: [1").upstream.find("(yaml)") != std::string::npos);
 }
 
+TEST_CASE("what a text puts into a sentence beyond 4096 bytes is left out, however long a tag or an anchor is") {
+  std::string const word(300'000, 'x');
+  for (auto const& text :
+       {"a: !<" + word + "> 1\n", "a: !" + word + " {}\n", "a: !" + word + " [1]\n",
+        "%TAG !e! " + word + "\n---\na: !e!x 1\n", "a: &" + word + " 1\nb: &" + word + " 2\n", "a: *" + word + "\n"}) {
+    auto const p = refused(text);
+    CHECK_MESSAGE(p.detail.size() < 4300, p.detail.substr(0, 100));
+    CHECK(p.upstream.size() < 4300);
+  }
+  CHECK(refused("a: !" + word + " 1\n").detail.find("bytes") != std::string::npos);  // their number is told
+}
+
 TEST_CASE("a micro batch below 1 beside a global batch that is no number: both are reported") {
   auto const d =
       parse_llamafactory("micro_batch_size: -1\nglobal_batch_size: x\ndist_config:\n  name: fsdp2\n", "t.yaml").value();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "frontend.hpp"
 
+#include <flatshard/config/findings.hpp>
 #include <flatshard/config/resolve.hpp>
 #include <flatshard/hjson.hpp>
 #include <flatshard/json.hpp>
@@ -34,7 +35,12 @@ namespace flatshard::frontend {
 namespace {
 
 [[nodiscard]] problem yaml_problem(errc code, place where, std::string text, std::string upstream) {
-  return {code, std::move(where), std::move(text), severity::error, std::string{at_read}, std::move(upstream)};
+  return {code,
+          std::move(where),
+          sentence(std::move(text)),
+          severity::error,
+          std::string{at_read},
+          sentence(std::move(upstream))};
 }
 
 #if defined(FLATSHARD_YAML)
