@@ -57,6 +57,41 @@ TEST_CASE("compare marks the rows in which profiles differ") {
   CHECK(r.out.find('\x1b') == std::string::npos);
 }
 
+TEST_CASE("compare: a named file that cannot be read is named by every profile; DeepSpeed has a reader of its own") {
+  folder const dir;
+  auto const compared = [&](std::string const& name) {
+    spill(dir / "train.yaml", "dist_config:\n  name: deepspeed\n  config_file: " + name + '\n');
+    auto const r = run({"explain", dir / "train.yaml", "--compare", "--world", "2"});
+    CHECK_MESSAGE(r.err.empty(), r.err);
+    CHECK_MESSAGE(r.out.find("holds absent") == std::string::npos, r.out);
+    CHECK_MESSAGE(r.out.find("NoneType") == std::string::npos, r.out);
+    return r;
+  };
+  auto const missing = compared("not_there.json");
+  CHECK(missing.code == 1);
+  for (auto const* const profile : {"accelerate", "transformers-v4", "transformers-v5", "deepspeed"})
+    CHECK_MESSAGE(missing.out.find(std::string{profile} +
+                                   ": not_there.json: error: the file cannot be read: there is no such file") !=
+                      std::string::npos,
+                  missing.out);
+  std::filesystem::create_directory(dir / "folder");
+  CHECK(compared("folder").out.find("folder: error: the file cannot be read: this is a directory") !=
+        std::string::npos);
+  spill(dir / "ds.json", R"({"zero_optimization": {"stage": )");
+  auto const broken = compared("ds.json");
+  CHECK(broken.code == 1);
+  for (auto const* const profile : {"accelerate", "transformers-v5", "deepspeed"})
+    CHECK_MESSAGE(
+        broken.out.find("\n" + std::string{profile} + ": " + dir / "ds.json" + ":1:33: ") != std::string::npos,
+        broken.out);
+  spill(dir / "ds.json", "{\"zero_optimization\": {\"stage\": 3}, // a comment\n \"train_batch_size\": 2}");
+  auto const commented = compared("ds.json");
+  CHECK(commented.code == 0);
+  CHECK_MESSAGE(commented.out.find("\naccelerate: " + dir / "ds.json" + ":1:37: ") != std::string::npos, commented.out);
+  CHECK_MESSAGE(line_of(commented.out, "outcome").ends_with("runs"), commented.out);
+  CHECK(compared(std::string(300'000, 'x')).out.size() < 100'000);
+}
+
 TEST_CASE("compare as JSON has every profile whole, and the keys that differ") {
   auto const r = run({"explain", "-", "--compare", "--world", "4", "--json"}, off);
   CHECK(r.code == 0);

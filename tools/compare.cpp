@@ -2,9 +2,11 @@
 #include "compare.hpp"
 
 #include "findings_text.hpp"
+#include "frontend.hpp"
 #include "report.hpp"
 
 #include <flatshard/config/deepspeed/keys.hpp>
+#include <flatshard/config/findings.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/config/resolve.hpp>
@@ -73,6 +75,23 @@ fs::profile reader_of(configuration_text const& text, configuration_request cons
   return asked;
 }
 
+/// What a profile makes of the DeepSpeed file that another front end's file names, or why it cannot read it: DeepSpeed
+/// has a reader of its own.
+fs::resolution of_named_file(fs::profile p, fs::named_file const& file, fs::facts const& known) {
+  bool const readable = file.problems.empty();
+  if (readable && p != fs::profile::deepspeed) return decide(file.content, p, known);
+  fs::resolution refused;
+  refused.front_end = p;
+  refused.problems = file.problems;
+  if (p == fs::profile::deepspeed) {
+    auto const read =
+        fs::frontend::read_configuration(readable ? file.content.file() : file.problems.front().where.file, {}, p);
+    if (read) return decide(*read, p, known);
+    refused.problems = read.error().problems;
+  }
+  return refused;
+}
+
 /// Every profile that can read the file. A front end's own file means nothing to the others: where it names a DeepSpeed
 /// configuration, that is what they are given.
 std::vector<column> columns_of(configuration_request const& request, bool world_given) {
@@ -99,7 +118,7 @@ std::vector<column> columns_of(configuration_request const& request, bool world_
     if (!belongs_to_one || same_front_end) {
       add(p, text.name, read_as(p, belongs_to_one ? own_text : text, request).resolved);
     } else if (auto const* const file = own.known.file(named); file != nullptr) {
-      auto resolved = decide(file->content, p, own.known);
+      auto resolved = of_named_file(p, *file, own.known);
       add(p, named, request.strict ? strict(std::move(resolved)) : std::move(resolved));
     }
   }
@@ -125,7 +144,8 @@ void print_table(std::vector<column> const& columns, std::string const& file) {
   fmt::print("{}: {} profile{}, rows that differ are marked *\n", paint(one_line(file), colour::bold, stdout),
              columns.size(), columns.size() == 1 ? "" : "s");
   for (auto const& c : columns)
-    if (c.file != file) fmt::print("  {} reads {}, which it names\n", name(c.front_end), one_line(c.file));
+    if (c.file != file)
+      fmt::print("  {} reads {}, which it names\n", name(c.front_end), one_line(fs::sentence(c.file)));
   std::vector<table::column> heads{{""}, {""}};
   for (auto const& c : columns) heads.push_back({std::string{name(c.front_end)}});
   table lines{heads};

@@ -653,10 +653,13 @@ void read_named_files(document const& config, facts& f) {
   for (auto const& path : {config_file_of(config), accelerate_config_file_of(config, f)}) {
     if (path.empty() || f.file(path)) continue;
     auto read = parse_file(beside(path));
-    if (read)
+    if (read) {
       f.files.push_back({path, *std::move(read), {}});
-    else
-      f.files.push_back({path, {}, read.error().problems});
+      continue;
+    }
+    auto refused = read.error().problems;
+    for (auto& p : refused) p.where.file = sentence(std::move(p.where.file));  // no file has a name that long
+    f.files.push_back({path, {}, std::move(refused)});
   }
   if (auto const folder = checkpoint_folder_of(config); !folder.empty() && !f.file(folder)) {
     std::error_code ignored;
