@@ -363,6 +363,52 @@ TEST_CASE("a section given as JSON text; a file and the file that it names") {
   CHECK_FALSE(frontend::read_configuration("no_such.yaml").has_value());
 }
 
+// Source: Python's open(), which LLaMA-Factory hands the value to (v1/plugins/model_plugins/deepspeed_utils.py:86-88).
+TEST_CASE("a config_file that is no path is refused as Python's open() refuses it") {
+  auto const first = [](std::string const& written) {
+    auto const d =
+        parse_llamafactory("dist_config:\n  name: deepspeed\n  config_file: " + written + "\n", "t.yaml").value();
+    facts f{.world = 2};
+    frontend::read_named_files(d, f);
+    auto const r = decide(d, profile::llamafactory, f);
+    for (auto const& p : r.problems)
+      if (p.level == severity::error) return p;
+    return problem{};
+  };
+  for (auto const& [written, type] : std::vector<std::pair<std::string, std::string>>{
+           {"[a]", "list"}, {"{a: 1}", "dict"}, {"1.5", "float"}, {".nan", "float"}}) {
+    auto const p = first(written);
+    CHECK(p.code == errc::wrong_type);
+    CHECK_MESSAGE(p.detail.ends_with(", the path of a file is needed"), p.detail);
+    CHECK(p.where.line == 3);
+    CHECK(p.upstream == "TypeError (llamafactory): expected str, bytes or os.PathLike object, not " + type);
+  }
+  CHECK(first("7").upstream == "OSError (llamafactory): [Errno 9] Bad file descriptor");
+  CHECK(first("'7'").upstream.starts_with("OSError"));  // digits in a section become a number
+  CHECK(first("a.json").code == errc::named_file_missing);
+}
+
+TEST_CASE("a named file that is missing: the message says in which folders it was looked for") {
+  auto const first = [](std::string_view text, std::string const& file, profile p) {
+    auto const d =
+        (p == profile::accelerate ? frontend::parse_accelerate(text, file) : parse_llamafactory(text, file)).value();
+    facts f{.world = 2};
+    frontend::read_named_files(d, f);
+    return decide(d, p, f).problems.at(0).detail;
+  };
+  std::string const text = "dist_config:\n  name: deepspeed\n  config_file: ";
+  CHECK(first(text + "no.json\n", "conf/x/t.yaml", profile::llamafactory) ==
+        "the file \"no.json\" does not exist, looked for in the working folder and in \"conf/x\"");
+  for (auto const* const file : {"t.yaml", "<stdin>"})
+    CHECK(first(text + "no.json\n", file, profile::llamafactory) ==
+          "the file \"no.json\" does not exist, looked for in the working folder");
+  CHECK(first(text + "/no/no.json\n", "conf/t.yaml", profile::llamafactory) ==
+        "the file \"/no/no.json\" does not exist");
+  CHECK(first("distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config:\n  deepspeed_config_file: no.json\n",
+              "conf/t.yaml", profile::accelerate)
+            .ends_with("there is no such file, looked for in the working folder and in \"conf\""));
+}
+
 TEST_CASE("accelerate's file: PyYAML's words, the last of duplicate keys, no empty file, JSON by its name") {
   auto const read = [](std::string_view text) { return frontend::parse_accelerate(text, "c.yaml").value(); };
   auto const twice = read("a: 1\nb: 2\na: 3\n");

@@ -70,10 +70,12 @@ TEST_CASE("compare: a named file that cannot be read is named by every profile; 
   auto const missing = compared("not_there.json");
   CHECK(missing.code == 1);
   for (auto const* const profile : {"accelerate", "transformers-v4", "transformers-v5", "deepspeed"})
-    CHECK_MESSAGE(missing.out.find(std::string{profile} +
-                                   ": not_there.json: error: the file cannot be read: there is no such file") !=
-                      std::string::npos,
-                  missing.out);
+    CHECK_MESSAGE(
+        missing.out.find(std::string{profile} +
+                         ": not_there.json: error: the file cannot be read: there is no such file, looked for "
+                         "in the working folder and in \"" +
+                         dir.path().string() + '"') != std::string::npos,
+        missing.out);
   std::filesystem::create_directory(dir / "folder");
   CHECK(compared("folder").out.find("folder: error: the file cannot be read: this is a directory") !=
         std::string::npos);

@@ -79,11 +79,12 @@ fs::profile reader_of(configuration_text const& text, configuration_request cons
 /// has a reader of its own.
 fs::resolution of_named_file(fs::profile p, fs::named_file const& file, fs::facts const& known) {
   bool const readable = file.problems.empty();
+  bool const missing = !readable && file.problems.front().code == fs::errc::file_missing;
   if (readable && p != fs::profile::deepspeed) return decide(file.content, p, known);
   fs::resolution refused;
   refused.front_end = p;
   refused.problems = file.problems;
-  if (p == fs::profile::deepspeed) {
+  if (p == fs::profile::deepspeed && !missing) {
     auto const read =
         fs::frontend::read_configuration(readable ? file.content.file() : file.problems.front().where.file, {}, p);
     if (read) return decide(*read, p, known);

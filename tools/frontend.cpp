@@ -644,11 +644,16 @@ result<document> read_configuration(std::string const& path, std::span<std::stri
 }
 
 void read_named_files(document const& config, facts& f) {
+  auto const folder_of = std::filesystem::path{config.file()}.parent_path();
   auto const beside = [&](std::string const& path) {
     std::error_code ignored;
     if (std::filesystem::exists(path, ignored)) return path;
-    auto const other = std::filesystem::path{config.file()}.parent_path() / path;
+    auto const other = folder_of / path;
     return std::filesystem::exists(other, ignored) ? other.string() : path;
+  };
+  auto const folders = [&](std::string const& path) -> std::string {  // in which `beside` looks
+    if (std::filesystem::path{path}.is_absolute()) return {};
+    return "the working folder" + (folder_of.empty() ? "" : " and in " + to_json(value{utf8_text(folder_of.string())}));
   };
   for (auto const& path : {config_file_of(config), accelerate_config_file_of(config, f)}) {
     if (path.empty() || f.file(path)) continue;
@@ -659,7 +664,12 @@ void read_named_files(document const& config, facts& f) {
     }
     auto refused = read.error().problems;
     for (auto& p : refused) p.where.file = sentence(std::move(p.where.file));  // no file has a name that long
-    f.files.push_back({path, {}, std::move(refused)});
+    named_file missing{path, {}, std::move(refused)};
+    if (missing.problems.front().code == errc::file_missing) {
+      missing.looked_in = folders(path);
+      missing.problems.front().detail += looked_for(&missing);
+    }
+    f.files.push_back(std::move(missing));
   }
   if (auto const folder = checkpoint_folder_of(config); !folder.empty() && !f.file(folder)) {
     std::error_code ignored;

@@ -129,7 +129,14 @@ struct named_file {
   std::string path;               ///< as the configuration spells it
   document content;               ///< a DeepSpeed configuration
   std::vector<problem> problems;  ///< why it could not be read or parsed
+  std::string looked_in{};        ///< folders in which a missing file was looked for, in words; empty: not told
 };
+
+/// `, looked for in ...` for a file that a configuration names and that is missing; empty where the folders are not
+/// told.
+[[nodiscard]] inline std::string looked_for(named_file const* file) {
+  return file == nullptr || file->looked_in.empty() ? std::string{} : ", looked for in " + file->looked_in;
+}
 
 /// Modules of one class in a model.
 struct model_module {

@@ -63,7 +63,8 @@ inline document const* open_named_config(setting const& path, facts const& worke
   document const nothing{value::object()};
   static_cast<void>(read_plugin_variables(nothing.root(), worker, at_load_and_train, out));
   if (missing)
-    out.error(errc::bad_source, path.where, at_load_and_train, path.said + ", but there is no such file",
+    out.error(errc::bad_source, path.where, at_load_and_train,
+              path.said + ", but there is no such file" + looked_for(named),
               {"ValueError", "accelerate",
                "Expected a string path to an existing deepspeed config, or a dictionary, or a base64 encoded string. "
                "Received: " +
