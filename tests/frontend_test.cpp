@@ -108,6 +108,8 @@ TEST_CASE("structures: quoting, tags, anchors, merges, JSON text, empty texts") 
   CHECK(json("") == "{}");
   CHECK(json("# nothing\n") == "{}");
   CHECK(json("word") == R"({"word": null})");
+  auto const word = parse_llamafactory("# c\n hello\n", "t.yaml").value();  // omegaconf takes it for a key
+  CHECK(decide(word, profile::llamafactory, {.world = 2}).problems.at(0).where == place{"t.yaml", "/hello", 2, 2});
   CHECK(json("a: ${b}\nc: ???\n") == R"({"a": "${b}", "c": "???"})");
   CHECK(json("a:\t1\nb: {\tc: 2}\n") == R"({"a": 1, "b": {"c": 2}})");
 }

@@ -591,8 +591,11 @@ result<document> parse_llamafactory(std::string_view text, std::string_view file
   if (!read) return read;
   auto config = *std::move(read);
   if (config.value_of_root().is(value_kind::string)) {  // omegaconf takes a lone word for a key
-    auto keys = value::object();
-    keys.set(config.value_of_root().text(), nullptr);
+    auto const& word = config.value_of_root();
+    auto keys = value::object(), nothing = value{nullptr};
+    keys.place_at(word.at());
+    nothing.place_at(word.at());
+    keys.add_at(0, word.text(), word.at(), std::move(nothing));
     config.edit() = std::move(keys);
   }
   for (auto const& one : overrides) {
