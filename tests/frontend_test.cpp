@@ -436,6 +436,28 @@ TEST_CASE("accelerate's file: PyYAML's words, the last of duplicate keys, no emp
   CHECK(warned.problems.at(0).code == errc::duplicate_key_ignored);
 }
 
+// Source: accelerate@16cb6eb8:src/accelerate/utils/dataclasses.py, FullyShardedDataParallelPlugin.__post_init__.
+TEST_CASE("an FSDP version that accelerate does not know: what it raises is reshard_after_forward's") {
+  auto const raised = [](std::string const& reshard) {
+    auto const text = "distributed_type: FSDP\nnum_processes: 2\nfsdp_config:\n  fsdp_version: 3\n" +
+                      (reshard.empty() ? "" : "  fsdp_reshard_after_forward: " + reshard + "\n");
+    auto const r = decide(frontend::parse_accelerate(text, "c.yaml").value(), profile::accelerate);
+    for (auto const& p : r.problems)
+      if (p.code == errc::unknown_name) {
+        CHECK(p.where.pointer == "/fsdp_config/fsdp_version");
+        CHECK(p.level == severity::error);
+        return p.upstream;
+      }
+    return std::string{"accepted"};
+  };
+  CHECK(raised("") == "KeyError (accelerate): 'TRUE'");
+  CHECK(raised("true") == "KeyError (accelerate): 'TRUE'");
+  CHECK(raised("false") == "KeyError (accelerate): 'FALSE'");
+  CHECK(raised("bogus") == "KeyError (accelerate): 'BOGUS'");
+  CHECK(raised("9") == "ValueError (accelerate): 9 is not a valid ShardingStrategy");
+  for (auto const* const strategy : {"FULL_SHARD", "no_shard", "2"}) CHECK(raised(strategy).empty());
+}
+
 #endif
 
 }  // namespace frontend_test

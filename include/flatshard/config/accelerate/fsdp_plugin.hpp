@@ -40,6 +40,27 @@ struct fsdp_plugin {
 
 namespace detail {
 
+/// torch's names of what version 1 shards, by number from 1; torch's own name of the last one begins with `_`.
+inline constexpr std::array<std::string_view, 5> sharding_strategies{"FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD",
+                                                                     "HYBRID_SHARD", "HYBRID_SHARD_ZERO2"};
+
+/// What upstream raises for a version that it does not know: it reads reshard_after_forward as version 1 would. Empty
+/// where that names a strategy: what such a plugin does later is not modelled.
+/// Source: accelerate@16cb6eb8:src/accelerate/utils/dataclasses.py, FullyShardedDataParallelPlugin.__post_init__.
+[[nodiscard]] inline upstream_error raised_by_unknown_version(fsdp_arguments const& a) {
+  auto const s = a.find("reshard_after_forward", "FSDP_RESHARD_AFTER_FORWARD");
+  bool const in_code = a.in_code("reshard_after_forward");
+  if (!s.given.present() || (!in_code && a.in_code("sharding_strategy"))) return {};
+  if (in_code && !s.given.is(value_kind::string)) return {};
+  auto const text = python_str(s.given), word = upper(text);
+  for (auto const name : sharding_strategies)
+    if (word == name || word == "_HYBRID_SHARD_ZERO2") return {};
+  if (!is_digits(text)) return {"KeyError", "accelerate", "'" + word + "'"};
+  auto const number = python_int(text).value_or(0);
+  if (number >= 1 && number <= static_cast<std::int64_t>(sharding_strategies.size())) return {};
+  return {"ValueError", "accelerate", text + " is not a valid ShardingStrategy"};
+}
+
 inline void read_version(fsdp_arguments& a, fsdp_plugin& p) {
   auto& s = p.version_from = a.find("fsdp_version", "FSDP_VERSION");
   if (!s.given.present()) {
@@ -50,18 +71,17 @@ inline void read_version(fsdp_arguments& a, fsdp_plugin& p) {
   if (n == 1 || n == 2)
     p.version = *n;
   else if (n || a.in_code("fsdp_version"))
-    a.refuse(errc::unknown_name, s, s.said + ", allowed: 1 or 2", {"KeyError", "accelerate", "'TRUE'"});
+    a.refuse(errc::unknown_name, s, s.said + ", allowed: 1 or 2", raised_by_unknown_version(a));
 }
 
 inline void read_resharding(fsdp_arguments& a, fsdp_plugin& p) {
   auto const strategy = a["sharding_strategy"], reshard = a["reshard_after_forward"];
   bool const strategy_given = a.in_code("sharding_strategy"), reshard_given = a.in_code("reshard_after_forward");
-  constexpr std::array<std::string_view, 5> strategies{"FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD",
-                                                       "HYBRID_SHARD_ZERO2"};
+  auto const& strategies = sharding_strategies;
   if (p.version == 1) {
     auto& s = p.strategy_from = a.find("sharding_strategy", "FSDP_SHARDING_STRATEGY");
     auto const choose = [&](setting const& from) {
-      auto named = from;  // torch's own name of the last one begins with `_`
+      auto named = from;
       if (upper(python_str(from.given)) == "_HYBRID_SHARD_ZERO2") named.given = strategies[4];
       return a.choice(named, strategies, "ShardingStrategy");
     };
