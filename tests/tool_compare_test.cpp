@@ -211,6 +211,13 @@ TEST_CASE("--set changes the configuration first") {
   }
   CHECK(explained({"--set", "/zero_optimization/stage=["}).says("--set: /zero_optimization/stage: error: found \"[\""));
   CHECK(run({"explain", "-", "--set", "/a~2=1"}, "{").code == 2);  // whatever the file holds
+  for (std::string const bad : {"/a\xFF=1", "/a=\"\xC3\"", "/a=\xED\xA0\x80"}) {
+    auto const r = explained({"--set", bad});
+    CHECK(r.code == 2);
+    CHECK_MESSAGE(r.says("--set: takes UTF-8, found the byte 0x"), r.err);
+  }
+  CHECK(explained({"--set", "/a\xFF=1"}).says("0xff at offset 2"));
+  CHECK(explained({"--set", "/\xC3\xA4=\xC3\xB6"}).code == 0);
   auto const escaped = explained({"--set", "/a~1b~0c=1"});
   CHECK_MESSAGE(escaped.out.find("\"a/b~c\\\" is not known") != std::string::npos, escaped.out);
   auto const array = run({"explain", "-", "--set", "/a=1"}, "[1]");

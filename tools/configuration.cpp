@@ -8,6 +8,7 @@
 
 #include <flatshard/document.hpp>
 #include <flatshard/json.hpp>
+#include <flatshard/utf8.hpp>
 
 #include <algorithm>
 #include <array>
@@ -84,6 +85,9 @@ fs::result<fs::document> parse_as(fs::profile front_end, std::string_view text, 
 /// A validator of `/json/pointer=value`.
 CLI::Validator pointer_and_value() {
   return {[](std::string& setting) -> std::string {
+            if (auto const bad = fs::utf8_end(setting); bad != setting.size())
+              return fmt::format("takes UTF-8, found the byte 0x{:02x} at offset {}",
+                                 static_cast<unsigned char>(setting[bad]), bad);
             auto const equals = setting.find('=');
             if (equals == std::string::npos || !setting.starts_with('/'))
               return fmt::format("takes /json/pointer=value, found '{}'", setting);
