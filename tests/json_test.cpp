@@ -217,6 +217,11 @@ TEST_CASE("files: missing, a folder, a good one") {
   REQUIRE_FALSE(missing.has_value());
   CHECK(missing.error().problems[0].code == errc::file_missing);
   CHECK(missing.error().problems[0].where.file == "no/such/file.json");
+  if (std::filesystem::exists("/proc/self/comm")) {  // a regular file whose size is 0, and which is not empty
+    CHECK(std::filesystem::file_size("/proc/self/comm") == 0);
+    CHECK(read_text("/proc/self/comm").value().ends_with('\n'));
+    CHECK(read_text("/proc/self/comm").value().size() > 1);
+  }
   auto const folder = parse_file(".");
   REQUIRE_FALSE(folder.has_value());
   CHECK(folder.error().problems[0].code == errc::file_unreadable);

@@ -173,6 +173,23 @@ class input_file {
     return {};
   }
 
+  /// All bytes, but at most `most`; also of a file that holds more than its size says, as those of /proc do.
+  [[nodiscard]] result<std::string> read_to_end(bytes most) const {
+    std::string out;
+    for (;;) {
+      auto const done = out.size();
+      out.resize(std::min<std::size_t>(done + 65536, most.value));
+      if (out.size() == done) return out;
+      auto const got = detail::retried(
+          [&] { return ::pread(file_.number(), out.data() + done, out.size() - done, static_cast<off_t>(done)); });
+      if (got < 0)
+        return detail::file_problem(errc::io, path_,
+                                    "read at byte " + std::to_string(done) + ": " + detail::reason(errno));
+      out.resize(done + static_cast<std::size_t>(got));
+      if (got == 0) return out;
+    }
+  }
+
   /// Tells the system that a range is read soon; nothing waits, nothing can fail.
   void will_read(bytes at, bytes size) const {
     static_cast<void>(::posix_fadvise(file_.number(), static_cast<off_t>(at.value), static_cast<off_t>(size.value),

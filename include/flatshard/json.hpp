@@ -323,9 +323,17 @@ enum class json_text : std::uint8_t { configuration, other };
   };
   auto const file = input_file::open(path);
   if (!file) return unreadable(file.error());
-  if (file->size().value > max_text_bytes)
+  auto const too_large = [&] {
     return refused(errc::file_unreadable,
                    "the file is larger than " + std::to_string(max_text_bytes >> 20) + " MiB, our limit");
+  };
+  if (file->size().value > max_text_bytes) return too_large();
+  if (file->size().value == 0) {  // a file of /proc tells no size
+    auto all = file->read_to_end({max_text_bytes + 1});
+    if (!all) return unreadable(all.error());
+    if (all->size() > max_text_bytes) return too_large();
+    return all;
+  }
   std::string text(file->size().value, '\0');
   if (auto const read = file->read_at(std::as_writable_bytes(std::span{text}), {0}); !read)
     return unreadable(read.error());
