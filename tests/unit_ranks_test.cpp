@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Units over rank threads: whole tensors come back, sums are exact, disagreement is an error on every rank.
+#include "tier.hpp"
+
 #include <flatshard/kernels/cpu.hpp>
 #include <flatshard/layouts/fsdp1.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
@@ -118,12 +120,14 @@ TEST_CASE_TEMPLATE("gather, reduce-scatter and norm over 1 to 8 ranks, at every 
                    fsdp2, zero12, fsdp1, megatron, owned, planned) {
   auto widened = deepspeed_bf16;  // stored in bf16, cast to fp32 before the gather
   widened.compute = dtype::f32;
-  for (std::size_t const w : {1u, 2u, 3u, 4u, 7u, 8u})
+  for (std::size_t const w : {1u, 2u, 3u, 4u, 7u, 8u}) {
+    if (sanitized && w != 3 && w != 8) continue;
     for (auto const& p : {fsdp2_bf16, fsdp2_fp32, deepspeed_bf16, deepspeed_fp32,
                           precision{.reduce = dtype::f32, .grad_accum = dtype::bf16}, widened}) {
       CAPTURE(w);
       train_once<Sharding>(w, p, 0x77);
     }
+  }
 }
 
 TEST_CASE_TEMPLATE("what memory held before is never seen", Sharding, native, zero3, fsdp2, zero12, fsdp1, megatron,
