@@ -136,6 +136,12 @@ struct text_fault {
       return text_fault{i, "--- is missing after a directive",
                         "ParserError (yaml): did not find expected <document start>"};
     begun = true;
+    if (i == line_start && flow == 0 && text.substr(i, 3) == "---" &&
+        (i + 3 == text.size() || std::string_view{" \t\n"}.find(text[i + 3]) != std::string_view::npos)) {
+      i += 2;  // the value comes after it
+      key_allowed = false;
+      continue;
+    }
     if ((c == '"' || c == '\'') && token_start) {
       quote = c;
       quote_at = i;
@@ -158,6 +164,9 @@ struct text_fault {
     }
     token_start = entry || (c == ':' && before_blank) || (flow != 0 && (c == ',' || c == '[' || c == '{' || c == ':'));
   }
+  if (directive && !begun)
+    return text_fault{text.size(), "--- is missing after a directive",
+                      "ParserError (yaml): did not find expected <document start>"};
   if (quote)
     return text_fault{quote_at, "a quote is never closed", "ScannerError (yaml): found unexpected end of stream"};
   return std::nullopt;
