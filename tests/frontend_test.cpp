@@ -249,8 +249,8 @@ TEST_CASE(
   for (auto const* const text : {"a:\n[b]\n", "a:\n{b: 1}\n", "a:\n  b:\n  [1]\n"})
     CHECK_MESSAGE(says(text).detail.starts_with("a value on a line of its own"), text);
   CHECK(json("a:\n [b]\nc: [\nd\n]\ne:\n- [f]\n") == R"({"a": ["b"], "c": ["d"], "e": [["f"]]})");
-  for (auto const* const text :
-       {"? a\n: [b]\n", "? \"a\"\n: ['b']\n", "x:\n  ? a\n  : {b: 1}\n", "? a\n: \"b\"\n", "m:\n|\n  b\n"})
+  for (auto const* const text : {"? a\n: [b]\n", "? \"a\"\n: ['b']\n", "x:\n  ? a\n  : {b: 1}\n", "? a\n: \"b\"\n",
+                                 "m:\n|\n  b\n", "a:\n\"b\":\n'c': 1\n"})
     CHECK_MESSAGE(parse_yaml(text, "t.yaml").has_value(), text);
   for (auto const* const text :
        {"--- {\"a\tb\": 'x'}\n", "--- {a: '[b', c: 'd'}\n", "--- \"x\ty\"\n", "---\na: 1\n", "---"})

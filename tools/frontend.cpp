@@ -323,7 +323,7 @@ class yaml_builder {
     auto const& e = events_[event];
     auto const begin = std::min(e.at + skipped_, text_.size());
     auto const first = text_.substr(begin, 1);
-    bool const quoted = e.what == yaml_event::kind::scalar && (first == "'" || first == "\"");
+    bool const quoted = e.what == yaml_event::kind::scalar && e.tag == "!" && (first == "'" || first == "\"");
     if (!e.flow && !quoted) return false;
     auto const before = text_.substr(0, begin).find_last_not_of(" \t");
     if (before != std::string_view::npos && text_[before] == ':') return false;
