@@ -255,6 +255,7 @@ TEST_CASE(
   for (auto const* const text :
        {"--- {\"a\tb\": 'x'}\n", "--- {a: '[b', c: 'd'}\n", "--- \"x\ty\"\n", "---\na: 1\n", "---"})
     CHECK_MESSAGE(parse_yaml(text, "t.yaml", frontend::yaml_reader::pyyaml).has_value(), text);
+  CHECK(json("a: {b: &x}\nc: x, 'tis\nd: [&y]\n") == R"({"a": {"b": null}, "c": "x, 'tis", "d": [null]})");
   CHECK(says("--- \"x\n").detail == "a quote is never closed");
   for (auto const* const text : {"a: 1\n%b\n", "a:\n%x\n", "%YAML 1.1\na: 1\n", "%x: 1\n", "%YAML 1.1\n# c\n"})
     CHECK_MESSAGE(says(text).upstream.starts_with("ParserError (yaml)"), text);

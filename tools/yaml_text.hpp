@@ -74,7 +74,10 @@ struct text_fault {
   bool comment = false, token_start = true, block = false, block_open = false, key_allowed = true;
   bool directive = false, begun = false;
   for (std::size_t i = line_start; i < text.size(); ++i) {
-    if (!quote && text[i] == '\xE2' && is_separator(text.substr(i, 3))) whole.replace(i, 3, "  \n");
+    if (!quote && text[i] == '\xE2' && is_separator(text.substr(i, 3))) {
+      whole[i] = whole[i + 1] = ' ';
+      whole[i + 2] = '\n';
+    }
     auto const c = text[i];
     if (c == '\n') {
       comment = false;
@@ -158,7 +161,7 @@ struct text_fault {
     bool const property = token_start && (c == '&' || c == '!');  // the value comes after it
     if (property) {
       while (i + 1 < text.size() && text[i + 1] != ' ' && text[i + 1] != '\n' && text[i + 1] != '\t' &&
-             text[i + 1] != ',')
+             text[i + 1] != ',' && (c == '!' || (text[i + 1] != ']' && text[i + 1] != '}')))
         ++i;
       continue;
     }
