@@ -2,7 +2,7 @@
 /// Casts and packs on a GPU, the driver's copy of as many bytes and cub::DeviceTransform of the toolkit, in turns on
 /// the same memory. Results are checked before they are timed. A sample is a graph of 20 calls between two events; the
 /// copy comes first and last. Prints one line a call: row/side, seconds (the median of the samples), bytes read and
-/// written. Without a device it says so in one line and ends with 77. Compiled in the tests; no GPU has run it yet.
+/// written. Without a device it says so in one line and ends with 77. The long tests compile it; no GPU has run it yet.
 ///
 ///     device_bench [ELEMENTS [SAMPLES]]
 #include <flatshard/dtype.hpp>

@@ -11,7 +11,8 @@ function(expect folder pattern)
   endif()
 endfunction()
 function(git)
-  execute_process(COMMAND ${GIT_EXECUTABLE} -c user.name=n -c user.email=e@e -c init.defaultBranch=b ${ARGN}
+  execute_process(COMMAND ${GIT_EXECUTABLE} -c user.name=n -c user.email=e@e -c init.defaultBranch=b -c commit.gpgSign=false
+    -c tag.gpgSign=false ${ARGN}
     WORKING_DIRECTORY ${SCRATCH}/checkout OUTPUT_QUIET ERROR_VARIABLE why RESULT_VARIABLE status)
   if(NOT status EQUAL 0)
     message(FATAL_ERROR "git ${ARGN}: ${why}")

@@ -249,7 +249,15 @@ TEST_CASE(
   for (auto const* const text : {"a:\n[b]\n", "a:\n{b: 1}\n", "a:\n  b:\n  [1]\n"})
     CHECK_MESSAGE(says(text).detail.starts_with("a value on a line of its own"), text);
   CHECK(json("a:\n [b]\nc: [\nd\n]\ne:\n- [f]\n") == R"({"a": ["b"], "c": ["d"], "e": [["f"]]})");
-  for (auto const* const text : {"a: 1\n%b\n", "a:\n%x\n", "%YAML 1.1\na: 1\n"})
+  for (auto const* const text : {"? a\n: [b]\n", "? \"a\"\n: ['b']\n", "x:\n  ? a\n  : {b: 1}\n", "? a\n: \"b\"\n",
+                                 "m:\n|\n  b\n", "a:\n\"b\":\n'c': 1\n"})
+    CHECK_MESSAGE(parse_yaml(text, "t.yaml").has_value(), text);
+  for (auto const* const text :
+       {"--- {\"a\tb\": 'x'}\n", "--- {a: '[b', c: 'd'}\n", "--- \"x\ty\"\n", "---\na: 1\n", "---"})
+    CHECK_MESSAGE(parse_yaml(text, "t.yaml", frontend::yaml_reader::pyyaml).has_value(), text);
+  CHECK(json("a: {b: &x}\nc: x, 'tis\nd: [&y]\n") == R"({"a": {"b": null}, "c": "x, 'tis", "d": [null]})");
+  CHECK(says("--- \"x\n").detail == "a quote is never closed");
+  for (auto const* const text : {"a: 1\n%b\n", "a:\n%x\n", "%YAML 1.1\na: 1\n", "%x: 1\n", "%YAML 1.1\n# c\n"})
     CHECK_MESSAGE(says(text).upstream.starts_with("ParserError (yaml)"), text);
   CHECK(json("%YAML 1.1\n# c\n---\na: 1\n") == R"({"a": 1})");
 }

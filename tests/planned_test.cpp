@@ -78,6 +78,25 @@ TEST_CASE("worlds in which volume is no bound, or one line after the other no pl
   within(block::rows(), 2, {459, 686, 777, 815, 928});
 }
 
+TEST_CASE("more lengths of blocks and of ends than there are lines: what is long stays in lines of its own") {
+  std::vector<parameter> runs, tiles;
+  for (std::size_t i = 0; i < 300; ++i) runs.push_back({"r", {1000 + i * 7919 * 7919 % 3'000'000}});
+  for (std::size_t i = 0; i < 40; ++i) tiles.push_back({"t", {100 + i * 7919 % 6000, 64 * (1 + i * 31 % 64)}});
+  auto const over = [](planned const& policy, std::vector<parameter> const& unit, std::size_t w) {
+    layout const l{policy, unit, world{w}};
+    auto const broken = first_broken_law(l);
+    CHECK_MESSAGE(!broken, (broken ? broken->counterexample : std::string{}));
+    return static_cast<double>(l.segment().value) / static_cast<double>(l.policy().lower_bound().value) - 1;
+  };
+  planned const of_runs{block::run(1 << 20)}, of_tiles{block::tiles(128)};
+  CHECK(over(of_runs, runs, 8) <= 0.001);
+  CHECK(over(of_runs, runs, 64) <= 0.04);
+  CHECK(over(of_runs, runs, 257) == 0);
+  CHECK(over(of_tiles, tiles, 64) <= 0.011);
+  CHECK(over(of_tiles, tiles, 200) <= 0.033);
+  CHECK(over(of_tiles, tiles, 500) <= 0.12);
+}
+
 TEST_CASE("what two lengths of blocks refute: the mean of the ranks outside the hull") {
   using flatshard::detail::outside_hull;
   // 32 holds (4, 0), (3, 2), (2, 5), (1, 8), (0, 10) of 8 and 3: on (4, 0) to (1, 8) lies (2, 5 1/3)

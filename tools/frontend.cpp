@@ -318,11 +318,15 @@ class yaml_builder {
     return before == std::string_view::npos || text_[before] != '?';
   }
   /// Whether a value in brackets, braces or quotes stands on a later line than its key, no further right: yaml-cpp
-  /// takes it, upstream takes it for a key.
+  /// takes it, upstream takes it for a key. Not so behind the colon of a key after `?`, which has a line of its own.
   [[nodiscard]] bool stands_below(std::size_t event, std::size_t key) const {
     auto const& e = events_[event];
-    bool const quoted = e.what == yaml_event::kind::scalar && e.tag == "!";
+    auto const begin = std::min(e.at + skipped_, text_.size());
+    auto const first = text_.substr(begin, 1);
+    bool const quoted = e.what == yaml_event::kind::scalar && e.tag == "!" && (first == "'" || first == "\"");
     if (!e.flow && !quoted) return false;
+    auto const before = text_.substr(0, begin).find_last_not_of(" \t");
+    if (before != std::string_view::npos && text_[before] == ':') return false;
     auto const at = place_of(event), above = place_of(key);
     return at.line > above.line && at.column <= above.column;
   }

@@ -74,7 +74,10 @@ struct text_fault {
   bool comment = false, token_start = true, block = false, block_open = false, key_allowed = true;
   bool directive = false, begun = false;
   for (std::size_t i = line_start; i < text.size(); ++i) {
-    if (!quote && text[i] == '\xE2' && is_separator(text.substr(i, 3))) whole.replace(i, 3, "  \n");
+    if (!quote && text[i] == '\xE2' && is_separator(text.substr(i, 3))) {
+      whole[i] = whole[i + 1] = ' ';
+      whole[i + 2] = '\n';
+    }
     auto const c = text[i];
     if (c == '\n') {
       comment = false;
@@ -136,6 +139,12 @@ struct text_fault {
       return text_fault{i, "--- is missing after a directive",
                         "ParserError (yaml): did not find expected <document start>"};
     begun = true;
+    if (i == line_start && flow == 0 && text.substr(i, 3) == "---" &&
+        (i + 3 == text.size() || std::string_view{" \t\n"}.find(text[i + 3]) != std::string_view::npos)) {
+      i += 2;  // the value comes after it
+      key_allowed = false;
+      continue;
+    }
     if ((c == '"' || c == '\'') && token_start) {
       quote = c;
       quote_at = i;
@@ -152,12 +161,15 @@ struct text_fault {
     bool const property = token_start && (c == '&' || c == '!');  // the value comes after it
     if (property) {
       while (i + 1 < text.size() && text[i + 1] != ' ' && text[i + 1] != '\n' && text[i + 1] != '\t' &&
-             text[i + 1] != ',')
+             text[i + 1] != ',' && (c == '!' || (text[i + 1] != ']' && text[i + 1] != '}')))
         ++i;
       continue;
     }
     token_start = entry || (c == ':' && before_blank) || (flow != 0 && (c == ',' || c == '[' || c == '{' || c == ':'));
   }
+  if (directive && !begun)
+    return text_fault{text.size(), "--- is missing after a directive",
+                      "ParserError (yaml): did not find expected <document start>"};
   if (quote)
     return text_fault{quote_at, "a quote is never closed", "ScannerError (yaml): found unexpected end of stream"};
   return std::nullopt;

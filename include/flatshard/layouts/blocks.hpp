@@ -82,9 +82,9 @@ struct block_tails {
   std::size_t length, count, period, whole;  ///< `whole`: the length of the other blocks
 };
 
-/// The tensors of a unit in lines, one a block length and length of the shorter blocks that matrices end in, longest
-/// first; of more than 16 the rest share the last line. A position counts through all lines; tensors begin at multiples
-/// of the alignment.
+/// The tensors of a unit in lines, longest blocks first: one a block length and length of the shorter blocks that
+/// matrices end in; where that takes more than 16, one a block length, of more than 16 of which the rest share the last
+/// line. A position counts through all lines; tensors begin at multiples of the alignment.
 class block_lines {
  public:
   static constexpr std::size_t most = 16;
@@ -96,7 +96,10 @@ class block_lines {
   constexpr block_lines(std::span<parameter const> of_unit, BlockOf block_of, std::size_t align) {
     items_.reserve(of_unit.size());
     std::vector<std::pair<std::size_t, std::size_t>> kinds;  // a block's length, and that of a matrix's last one
-    auto const kind_of = [](block_grid const& grid) { return std::pair{grid.length, grid.period % grid.length}; };
+    bool ends_apart = true;
+    auto const kind_of = [&](block_grid const& grid) {
+      return std::pair{grid.length, ends_apart ? grid.period % grid.length : 0};
+    };
     for (std::size_t t = 0; t < of_unit.size(); ++t) {
       auto const grid = grid_of(of_unit[t].dims, block_of(of_unit[t]), align);
       items_.push_back({t, of_unit[t].dims.numel(), 0, 0, grid});
@@ -106,6 +109,11 @@ class block_lines {
     }
     std::sort(kinds.begin(), kinds.end(), std::greater<>{});
     kinds.erase(std::unique(kinds.begin(), kinds.end()), kinds.end());
+    if (kinds.size() > most) {  // tensors of a length are better together than half of the lengths in one line
+      ends_apart = false;
+      for (auto& kind : kinds) kind.second = 0;
+      kinds.erase(std::unique(kinds.begin(), kinds.end()), kinds.end());
+    }
     auto const lines = std::min(kinds.size(), most);
     for (auto& i : items_) {
       auto const at = std::lower_bound(kinds.begin(), kinds.end(), kind_of(i.grid), std::greater<>{});

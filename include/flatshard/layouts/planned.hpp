@@ -20,9 +20,10 @@
 namespace flatshard {
 inline namespace v0 {
 
-/// The parameters stand in lines, one a block length; every rank holds an interval of each line. S is the shortest
-/// segment that a search finds: for a given S the ranks are filled one after the other, the longest blocks first, by
-/// even shares, or near these with what holds most when blocks count by what is scarce. `lower_bound` is what no layout
+/// The parameters stand in lines, one a block length or finer; every rank holds an interval of each line. S is the
+/// shortest segment that a search finds: for a given S the ranks are filled one after the other, the longest blocks
+/// first, by even shares, with the least rest, or near even shares with what holds most when blocks count by what is
+/// scarce. `lower_bound` is what no layout
 /// without cut blocks, one interval of a tensor a rank, can go below: volume, the longest block, dual feasible
 /// functions of the block lengths, the hull of what a segment can hold of two of them, what divides the longest, and
 /// the shorter blocks that matrices end in, few of which lie in one interval (blocks.hpp). Printed as `218112000/256 ->
@@ -61,7 +62,8 @@ class planned {
   }
 
   /// This policy with its tables for one unit and world. Complexity: O(T log T) and about 20 fillings of W segments in
-  /// two ways, O(lines * W * log T) each, and at most twice 10 more that try up to 512 parts a rank.
+  /// at most three ways, O(lines * W * log T) each, one of which tries up to 48 parts a rank, and at most twice 10 more
+  /// that try up to 512.
   [[nodiscard]] constexpr planned for_unit(std::span<parameter const> unit, std::size_t w) const;
 
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
@@ -99,7 +101,7 @@ class planned {
   }
 
  private:
-  enum class filling : std::uint8_t { longest_first, even_shares, fullest };
+  enum class filling : std::uint8_t { longest_first, even_shares, least_rest, fullest };
 
   [[nodiscard]] constexpr detail::block_lines lines_of(std::span<parameter const> unit) const {
     return {unit, [this](parameter const& p) { return block_of(p); }, tensor_align_};
@@ -107,7 +109,8 @@ class planned {
   constexpr bool fill(detail::block_lines const& lines, std::size_t w, std::size_t segment, filling how,
                       detail::block_weights const& weights = {});
   constexpr bool fill(detail::block_lines const& lines, std::size_t w, std::size_t segment) {
-    return fill(lines, w, segment, filling::longest_first) || fill(lines, w, segment, filling::even_shares);
+    return fill(lines, w, segment, filling::longest_first) || fill(lines, w, segment, filling::even_shares) ||
+           fill(lines, w, segment, filling::least_rest);
   }
 
   std::vector<block_rule> rules_;
@@ -119,6 +122,42 @@ class planned {
 };
 
 namespace detail {
+
+/// How far one rank may take each line, given where the ranks before it stopped: tries numbers of blocks of the lines
+/// with long blocks, most first, and keeps what leaves the least of the segment empty.
+class least_rest {
+ public:
+  constexpr least_rest(block_lines const& lines, std::vector<std::size_t> const& from, std::size_t segment)
+      : lines_{&lines}, from_{&from}, best_{from}, now_{from} {
+    try_line(0, segment);
+  }
+  [[nodiscard]] constexpr std::vector<std::size_t> const& result() const { return best_; }
+
+ private:
+  constexpr void try_line(std::size_t line, std::size_t space) {
+    if (rest_ == 0 || tries_ == 0) return;
+    if (line == lines_->size()) {
+      --tries_;
+      if (space >= rest_) return;
+      rest_ = space;
+      best_ = now_;
+      return;
+    }
+    auto const from = (*from_)[line];
+    auto cut = lines_->cut_before(line, from + space);
+    for (int option = 0; option < 8; ++option) {
+      now_[line] = cut;
+      try_line(line + 1, space - (cut - from));
+      if (cut == from) break;
+      cut = std::max(from, lines_->cut_before(line, cut - 1));
+    }
+  }
+  block_lines const* lines_;
+  std::vector<std::size_t> const* from_;
+  std::vector<std::size_t> best_, now_;
+  std::size_t rest_ = ~std::size_t{0};
+  int tries_ = 48;
+};
 
 /// How far rank `r` of `w` may take each line, given where the ranks before it stopped: of the four lines with the
 /// longest blocks tries cuts within 12 blocks of the even share, the nearest first, and fills up with the other lines;
@@ -228,6 +267,9 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
       for (std::size_t l = 0; l < count; ++l) {
         take(l, lines.even_end(l, r + 1, w) + lines.length(l) - 1);
       }
+    } else if (how == filling::least_rest) {
+      at = detail::least_rest{lines, from, segment}.result();
+      for (std::size_t l = 0; l < count; ++l) space -= at[l] - from[l];
     } else if (how == filling::fullest) {
       at = detail::fullest{lines, weights, from, segment, r, w}.result();
       for (std::size_t l = 0; l < count; ++l) space -= at[l] - from[l];

@@ -129,7 +129,8 @@ void push(peer_group const& group, dtype full, buffer_ref shard, stream_ref stre
 void push(peer_group const& group, std::span<float const> shard, device_tiles const& tiles, random_stream const& random,
           std::uint32_t first_tensor, stream_ref stream);
 /// Sums slice `self` of every rank's memory, [ranks * out] elements of `wire` (bf16, fp16 or fp32), as
-/// `reduce_scatter`. Ends when every rank has read. With `tiles`, the runs of this rank's segment, their totals too.
+/// `reduce_scatter`. Ends when every rank has read. With `tiles`, the runs of this rank's segment, all of it, their
+/// totals too.
 void pull(peer_group const& group, std::span<float> out, dtype wire, reduce_options options, stream_ref stream);
 void pull(peer_group const& group, std::span<float> out, dtype wire, reduce_options options, device_tiles const& tiles,
           stream_ref stream);
