@@ -393,8 +393,8 @@ TEST_CASE("a config_file that is no path is refused as Python's open() refuses i
     CHECK(p.where.line == 3);
     CHECK(p.upstream == "TypeError (llamafactory): expected str, bytes or os.PathLike object, not " + type);
   }
-  CHECK(first("7").upstream == "OSError (llamafactory): [Errno 9] Bad file descriptor");
-  CHECK(first("'7'").upstream.starts_with("OSError"));  // digits in a section become a number
+  CHECK(first("7").upstream.empty());  // a file descriptor to Python
+  CHECK(first("'7'").code == errc::wrong_type);  // digits in a section become a number
   CHECK(first("a.json").code == errc::named_file_missing);
 }
 

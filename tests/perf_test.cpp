@@ -109,7 +109,7 @@ TEST_CASE("the file holds every measurement and what it was made on") {
   auto const text = tool_test::slurp(f / "out.json");
   auto const file = flatshard::parse_json(text);
   REQUIRE(file.has_value());
-  for (auto const* const key : {"\"schema\": 1", "\"backend\": \"threads\"", "\"ranks\": 2", "\"samples\": 5",
+  for (auto const* const key : {"\"schema\": 2", "\"backend\": \"threads\"", "\"ranks\": 2", "\"samples\": 5",
                                 "\"median_seconds\": ", "\"p99_seconds\": ", "\"busbw\": ", "\"wrong\": 0",
                                 "\"cpu\": \"", "\"load_average\": ", "\"date\": \"20", "\"in_place\": true",
                                 "\"version\": \"0.", "\"instruction_set\": \"", "\"kernel\": \"Linux "})

@@ -381,10 +381,11 @@ TEST_CASE("--fix says apart what no file can mend, and what it left out") {
   auto const stage = report(R"({"zero_optimization": {"stage": "3"}})", {});
   has_line(stage, "llamafactory", "zero3_loading is true instead of false");
   has_line(stage, "llamafactory", "; only the file as it was written does: off: ");
+  CHECK_MESSAGE(line_of(stage, "llamafactory").find("no file can") == std::string::npos, stage);
   has_line(report(R"({"fp16": {"enabled": "false"}, "zero_optimization": {"stage": 1},
                       "train_micro_batch_size_per_gpu": 1})",
                   {"--profile", "accelerate"}),
-           "accelerate", "precision.reported is no instead of fp16; a file with ");
+           "accelerate", "precision.reported is no instead of fp16; only the file as it was written does: ");
   // DeepSpeed's default for an absent key, which Transformers would hold against its argument
   has_line(report(R"({"bf16": {"enabled": "auto"}, "zero_optimization": {"stage": 2},
                       "train_micro_batch_size_per_gpu": "auto"})",

@@ -7,6 +7,7 @@
 #include <flatshard/config/findings.hpp>
 #include <flatshard/config/releases.hpp>
 #include <flatshard/json.hpp>
+#include <flatshard/require.hpp>
 
 #include <algorithm>
 #include <array>
@@ -186,6 +187,7 @@ void take_arguments(std::vector<std::string> const& texts, fs::facts& facts) {
 bool reads_argument(fs::profile front_end, std::string_view name) {
   auto const* const one =
       std::find_if(arguments.begin(), arguments.end(), [&](auto const& a) { return a.name == name; });
+  fs::require(one != arguments.end(), "an argument that take_arguments knows");
   bool const accelerate = front_end == fs::profile::accelerate, transformers = fs::is_transformers(front_end);
   switch (one->read_by) {
     case reader::transformers: return transformers;

@@ -175,11 +175,11 @@ using fixed_decider = std::function<flatshard::resolution(flatshard::value const
                                                                fixed_decider const& decide_as, bool searched) {
   std::vector<std::pair<std::string, std::string>> causes;  // verdict, and what differs by it
   for (auto const& d : differences(mine, decide_as(fixed, other), other == mine.front_end)) {
-    auto const mended = searched ? mending_file(mine, fixed, d, other, decide_as) : std::string{};
-    auto const* const as_written = other == mine.front_end ? mine.find(d.key) : nullptr;
-    auto verdict = !mended.empty()         ? mended
-                   : as_written != nullptr ? "only the file as it was written does: " + one_line(as_written->reason)
-                                           : (searched ? "no file can: " : "decided by: ") + d.why;
+    bool const own = other == mine.front_end;  // it decided so by the file as it was written
+    auto const mended = searched && !own ? mending_file(mine, fixed, d, other, decide_as) : std::string{};
+    auto verdict = own ? "only the file as it was written does: " + deciding_input(mine, mine, d.key, false)
+                   : !mended.empty() ? mended
+                                     : (searched ? "no file can: " : "decided by: ") + d.why;
     auto at = std::find_if(causes.begin(), causes.end(), [&](auto const& c) { return c.first == verdict; });
     if (at == causes.end())
       causes.emplace_back(std::move(verdict), d.text);

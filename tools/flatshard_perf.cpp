@@ -163,7 +163,7 @@ tool::json as_json(perf::request const& asked, std::size_t ranks, perf::librarie
       one.emplace_back("wrong", asked.check ? json{t->wrong} : json{});
       all.emplace_back(std::move(one));
     }
-  json::object all_of_it{{"schema", 1}, {"program", "flatshard-perf " + version()}};
+  json::object all_of_it{{"schema", 2}, {"program", "flatshard-perf " + version()}};
   for (auto& member : perf::platform_members(used)) all_of_it.push_back(std::move(member));
   all_of_it.emplace_back("backend", asked.backend);
   all_of_it.emplace_back("ranks", ranks);

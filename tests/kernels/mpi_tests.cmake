@@ -29,7 +29,7 @@ foreach(ranks 2 3 4)
     COMMAND ${mpi_run} ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:mpi_collectives_test> ${cases} PROPERTIES PROCESSORS 2 COST 800)  # early, beside others
 endforeach()
 flatshard_command_test(mpi_faults_test LABELS slow mpi TIMEOUT 7200
-  COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/mpi_faults.sh $<TARGET_FILE:mpi_faults_rank> 8 ${mpi_run} ${MPIEXEC_NUMPROC_FLAG}
+  COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/mpi_faults.sh $<TARGET_FILE:mpi_faults_rank> 6 ${mpi_run} ${MPIEXEC_NUMPROC_FLAG}
   PROPERTIES RUN_SERIAL ON)  # it measures when ranks are named
 if(TARGET flatshard_perf)
   flatshard_command_test(perf_mpi_test LABELS fast mpi

@@ -45,10 +45,10 @@ inline named_file const* open_deepspeed_file(checked_sections const& sections, f
   auto const dist = sections["dist_config"], at = dist["config_file"];
   if (!dist["name"]->is_text("deepspeed") || !truthy(*at)) return nullptr;
   path = python_text(*at);
-  if (!at->is(value_kind::string)) {  // an integer is a file descriptor to Python
+  if (!at->is(value_kind::string)) {  // an integer is a file descriptor to Python: what it reads nobody can know here
     bool const number = at->is(value_kind::integer) || at->is(value_kind::boolean);
     out.error(errc::wrong_type, at.where(), at_load, "found " + to_json(*at) + ", the path of a file is needed",
-              number ? upstream_error{"OSError", "llamafactory", "[Errno 9] Bad file descriptor"}
+              number ? upstream_error{}
                      : upstream_error{
                            "TypeError", "llamafactory",
                            "expected str, bytes or os.PathLike object, not " + std::string{python_name(at->kind())}});
