@@ -182,6 +182,7 @@ TEST_CASE("a wrong command line ends with 2, one line that says what is allowed,
            {{"--backend", "gloo"}, "--backend: must be one of threads"},
            {{"all_reduce"}, "must be one of all_gather, reduce_scatter, broadcast, all_to_all, found 'all_reduce'"},
            {{"--order", "ring"}, "--order: must be one of by_rank, pairwise, any, found 'ring'"},
+           {{"-J", ""}, "--output_file: must not be empty"},
            {{"--speed"}, "--speed"},
            {{"--order", "\x1b[31m\nx"}, "found '\\x1b[31m\\nx'"},
            {{"\x1b[31m\nx"}, "\\x1b[31m\\nx"}}) {

@@ -528,6 +528,11 @@ TEST_CASE("a bad batch: both sizes reported, the advice fits, nothing is decided
   }
   CHECK(errors(batch("\"a\"", "\"x\"")) == 2);
   CHECK(errors(batch("0", "8")) == 1);
+  for (auto const* global : {"-8", "0"}) {  // the size that made the product no positive number is named
+    auto const at = at_pointer(batch("1", global), "/global_batch_size");
+    REQUIRE(at.size() == 1);
+    CHECK(has(at[0].detail, std::string{"global_batch_size is "} + global + ": micro_batch_size * num_micro_batch"));
+  }
   CHECK_FALSE(has(at_pointer(batch("1", "\"x\""), "/global_batch_size")[0].detail, "quotes"));
   CHECK_FALSE(has(at_pointer(batch("1", "[]"), "/global_batch_size")[0].detail, "quotes"));
   CHECK(has(at_pointer(batch("1", "\"8\""), "/global_batch_size")[0].detail, "without quotes"));

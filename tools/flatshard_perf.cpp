@@ -89,7 +89,9 @@ void add_options(CLI::App& app, perf::request& r, perf::nccl_request& nccl) {
   app.add_option("-T,--timeout", r.deadline_seconds, "Seconds that a call waits for another rank (default 60)")
       ->check(whole(1, 1000000))
       ->type_name("S");
-  app.add_option("-J,--output_file", r.json, "Write the measurements as JSON too")->type_name("FILE");
+  app.add_option("-J,--output_file", r.json, "Write the measurements as JSON too")
+      ->check(CLI::Validator{[](std::string& text) { return text.empty() ? "must not be empty" : std::string{}; }, ""})
+      ->type_name("FILE");
   app.add_option("--backend", r.backend, fmt::format("{} (default threads)", fmt::join(backends(), ", ")))
       ->check(CLI::Validator{[](std::string& text) -> std::string {
                                auto const all = backends();

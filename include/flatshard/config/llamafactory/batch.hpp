@@ -102,14 +102,18 @@ inline std::vector<batch_refusal> complete_front_end_batch(front_end_batch& b, p
 }
 
 /// The size that torch's loader gets: micro batch * micro batches, a positive integer.
-inline std::optional<batch_refusal> check_loader_batch(front_end_batch const& b, node const& micro_at, findings& out) {
+inline std::optional<batch_refusal> check_loader_batch(front_end_batch const& b, node const& micro_at,
+                                                       node const& global_at, findings& out) {
   auto const micro = python_number_of(b.micro_batch_size), steps = python_number_of(b.num_micro_batch);
   std::optional<python_number> size;
   if (micro && steps) size = multiply(*micro, *steps);
+  bool const by_global =
+      size && !micro->floating && micro->whole > 0 && global_at.present();  // what made it no positive number
   if (!size || size->floating || size->whole <= 0)
     return batch_refusal{errc::bad_batch_size,
-                         micro_at,
-                         "micro_batch_size * num_micro_batch comes to " +
+                         by_global ? global_at : micro_at,
+                         (by_global ? "global_batch_size is " + to_json(*global_at) + ": " : std::string{}) +
+                             "micro_batch_size * num_micro_batch comes to " +
                              (size ? python_text(to_value(*size)) : to_json(b.micro_batch_size)) +
                              ", a positive integer is needed",
                          {"ValueError", "torch",
@@ -134,7 +138,8 @@ inline front_end_batch decide_front_end_batch(node const& root, mesh_sizes const
     auto const& strategy = *root["batching_strategy"];  // the dynamic ones load samples one by one
     bool const one_by_one = strategy.is_text("dynamic_batching") || strategy.is_text("dynamic_padding_free");
     if (refusals.empty() && !one_by_one) {
-      if (auto refusal = detail::check_loader_batch(b, micro_at, out)) refusals.push_back(std::move(*refusal));
+      if (auto refusal = detail::check_loader_batch(b, micro_at, global_at, out))
+        refusals.push_back(std::move(*refusal));
     } else if (!one_by_one && std::none_of(refusals.begin(), refusals.end(), at_micro)) {
       if (auto refusal = detail::check_micro_batch(b.micro_batch_size, micro_at))
         refusals.push_back(std::move(*refusal));
