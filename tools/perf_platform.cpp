@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "perf_platform.hpp"
 
+#include "processor_name.hpp"
+
 #include <flatshard/kernels/cpu.hpp>
 
 #include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <ctime>
-#include <fstream>
 #include <string_view>
 #include <thread>
 
@@ -19,12 +20,6 @@
 namespace perf {
 namespace {
 
-std::string processor() {
-  std::ifstream in{"/proc/cpuinfo"};
-  for (std::string line; std::getline(in, line);)
-    if (line.starts_with("model name")) return line.substr(std::min(line.size(), line.find(':') + 2));
-  return "unknown";
-}
 std::string system_kernel() {
   utsname here{};
   return ::uname(&here) < 0 ? "unknown" : fmt::format("{} {} {}", here.sysname, here.release, here.machine);
@@ -56,8 +51,9 @@ std::string nccl_version(int code) { return fmt::format("{}.{}.{}", code / 10000
 std::string cuda_version(int code) { return fmt::format("{}.{}", code / 1000, code % 1000 / 10); }
 
 std::string platform_line(libraries const& used) {
-  auto line = fmt::format("flatshard {}, commit {}, {} {}; {}, {} processors", built_from::version, built_from::commit,
-                          built_from::compiler, built_from::flags, processor(), std::thread::hardware_concurrency());
+  auto line =
+      fmt::format("flatshard {}, commit {}, {} {}; {}, {} processors", built_from::version, built_from::commit,
+                  built_from::compiler, built_from::flags, tool::processor_name(), std::thread::hardware_concurrency());
   if (!used.mpi.empty()) line += "; " + used.mpi;
   if (!used.nccl.empty()) line += "; NCCL " + used.nccl;
   if (!used.cuda_runtime.empty()) line += fmt::format("; CUDA {}, driver {}", used.cuda_runtime, used.cuda_driver);
@@ -75,7 +71,7 @@ tool::json::object platform_members(libraries const& used) {
                    {"flags", built_from::flags},
                    {"kernel_flags", built_from::kernel_flags},
                    {"date", now()},
-                   {"cpu", processor()},
+                   {"cpu", tool::processor_name()},
                    {"processors", std::thread::hardware_concurrency()},
                    {"last_level_cache", flatshard::kernels::last_level_cache().value},
                    {"instruction_set", name(flatshard::kernels::active_instruction_set())},

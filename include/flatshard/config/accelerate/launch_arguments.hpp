@@ -35,8 +35,7 @@ inline constexpr std::array<std::string_view, 7> accelerate_sections{
 
 /// Which accelerate is meant, as decisions name it.
 [[nodiscard]] inline std::string accelerate_text(facts const& f) {
-  return "accelerate " +
-         (f.upstream.accelerate ? to_string(*f.upstream.accelerate) : std::string{"16cb6eb8 (before release 1.15.0)"});
+  return f.upstream.accelerate ? "accelerate " + to_string(*f.upstream.accelerate) : std::string{accelerate_version};
 }
 [[nodiscard]] inline std::string accelerate_rule(std::string_view key) { return rule_of(profile::accelerate, key); }
 
