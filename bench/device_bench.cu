@@ -5,6 +5,8 @@
 /// written. Without a device it says so in one line and ends with 77. The long tests compile it; no GPU has run it yet.
 ///
 ///     device_bench [ELEMENTS [SAMPLES]]
+#include "device_stream.hpp"
+
 #include <flatshard/dtype.hpp>
 #include <flatshard/extent.hpp>
 #include <flatshard/kernels/cuda.hpp>
@@ -36,25 +38,10 @@
 
 using namespace flatshard;
 using namespace flatshard::kernels;
+using bench::device_stream;
+using bench::must;
 
 namespace {
-
-void must(cudaError_t status, char const* call) {
-  if (status != cudaSuccess) throw std::runtime_error{std::string{call} + ": " + cudaGetErrorString(status)};
-}
-
-class device_stream {
- public:
-  device_stream() { must(cudaStreamCreate(&stream_), "cudaStreamCreate"); }
-  device_stream(device_stream const&) = delete;
-  ~device_stream() { static_cast<void>(cudaStreamDestroy(stream_)); }
-  operator cudaStream_t() const { return stream_; }
-  operator stream_ref() const { return stream_; }
-  void wait() const { must(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
-
- private:
-  cudaStream_t stream_{};
-};
 
 template <class T>
 class memory {

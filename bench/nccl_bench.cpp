@@ -7,6 +7,7 @@
 /// it yet.
 ///
 ///     nccl_bench ELEMENTS SAMPLES [RANKS]      (ranks: by default as many as there are GPUs)
+#include "device_stream.hpp"
 #include "exact_values.hpp"
 
 #include <flatshard/dtype.hpp>
@@ -31,29 +32,15 @@
 
 using namespace flatshard;
 using namespace flatshard::kernels;
+using bench::device_stream;
 using bench::value;
 
 namespace {
 
-void must(cudaError_t status, char const* call) {
-  if (status != cudaSuccess) throw std::runtime_error{std::string{call} + ": " + cudaGetErrorString(status)};
-}
+using bench::must;
 void must(ncclResult_t status, char const* call) {
   if (status != ncclSuccess) throw std::runtime_error{std::string{call} + ": " + ncclGetErrorString(status)};
 }
-
-class device_stream {
- public:
-  device_stream() { must(cudaStreamCreate(&stream_), "cudaStreamCreate"); }
-  device_stream(device_stream const&) = delete;
-  ~device_stream() { static_cast<void>(cudaStreamDestroy(stream_)); }
-  operator cudaStream_t() const { return stream_; }
-  operator stream_ref() const { return stream_; }
-  void wait() const { must(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
-
- private:
-  cudaStream_t stream_{};
-};
 
 template <class T>
 class memory {
