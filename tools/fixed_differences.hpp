@@ -80,7 +80,7 @@ struct fixed_difference {
 }
 
 /// What differs between two resolutions: the first refusal of the second alone, else every decision that a run feels,
-/// of one front end every decision at all; empty = nothing.
+/// or every one that the first makes; empty = nothing.
 [[nodiscard]] inline std::vector<fixed_difference> differences(flatshard::resolution const& mine,
                                                                flatshard::resolution const& other,
                                                                bool of_all_decisions = false) {
