@@ -16,6 +16,9 @@
 #include <flatshard/json_fault.hpp>                 // IWYU pragma: export
 #include <flatshard/laws.hpp>                       // IWYU pragma: export
 #include <flatshard/layout.hpp>                     // IWYU pragma: export
+#include <flatshard/layouts/block_bounds.hpp>       // IWYU pragma: export
+#include <flatshard/layouts/block_filling.hpp>      // IWYU pragma: export
+#include <flatshard/layouts/block_lines.hpp>        // IWYU pragma: export
 #include <flatshard/layouts/blocks.hpp>             // IWYU pragma: export
 #include <flatshard/layouts/fsdp1.hpp>              // IWYU pragma: export
 #include <flatshard/layouts/fsdp2.hpp>              // IWYU pragma: export
