@@ -120,6 +120,43 @@ TEST_CASE("what two lengths of blocks refute: the mean of the ranks outside the 
       flatshard::detail::cannot_fit(std::vector<std::pair<std::size_t, std::size_t>>{{32, 2}, {16, 1}, {1, 5}}, 2, 48));
 }
 
+TEST_CASE("lines of blocks: tensors in their order, each once, and the last place for a cut before every position") {
+  std::vector<parameter> unit;
+  for (std::size_t t = 0; t < 60; ++t) {
+    shape const shapes[]{{t % 5, 4}, {6, 4}, {3 + t % 3, 6}, {2, 5, 4}, {t % 2}, {}, {7, 2, 3}};
+    unit.push_back({"t", shapes[t * t % 7]});
+  }
+  auto const same = [](parameter const&) { return block::rows(2); };
+  for (std::size_t const align : {1u, 2u, 4u}) {
+    flatshard::detail::block_lines const lines{unit, same, align};
+    REQUIRE(lines.line_of().size() == unit.size());
+    for (std::size_t l = 0; l < lines.size(); ++l) {
+      std::vector<std::size_t> cuts;  // all places of the line
+      auto start = lines.begin(l);
+      std::size_t longest = 0;
+      for (std::size_t t = 0; t < unit.size(); ++t) {
+        if (lines.line_of()[t] != l) continue;
+        auto const grid = grid_of(unit[t].dims, same(unit[t]), align);
+        auto const n = unit[t].dims.numel();
+        longest = std::max(longest, grid.length);
+        for (std::size_t i = 0; i < n; ++i)
+          if (grid.cut_before(i) == i) cuts.push_back(start + i);
+        start += (n + align - 1) / align * align;
+      }
+      CHECK(start == lines.end(l));
+      CHECK(longest == lines.length(l));
+      cuts.push_back(start);
+      auto run = lines.first_run(l);
+      bool right = true;
+      for (auto at = lines.begin(l); at <= start + 2; ++at) {
+        auto const expected = *(std::upper_bound(cuts.begin(), cuts.end(), at) - 1);
+        right &= lines.cut_before(l, at) == expected && lines.cut_before(l, at, run) == expected;
+      }
+      CHECK(right);
+    }
+  }
+}
+
 TEST_CASE("small and scalar tensors under every alignment: padding between tensors is no place for a cut") {
   std::vector<parameter> const unit{{"a", {}}, {"b", {}}, {"c", {48, 18}}, {"d", {}}, {"e", {4, 15}}};
   for (auto const& keep : {block::rows(), block::rows(3), block::run(5), block::matrix(), block::tensor()})

@@ -5,6 +5,7 @@
 #include <flatshard/base64.hpp>                     // IWYU pragma: export
 #include <flatshard/communicator.hpp>               // IWYU pragma: export
 #include <flatshard/config/resolve.hpp>             // IWYU pragma: export
+#include <flatshard/cut_finder.hpp>                 // IWYU pragma: export
 #include <flatshard/deepspeed_estimate.hpp>         // IWYU pragma: export
 #include <flatshard/document.hpp>                   // IWYU pragma: export
 #include <flatshard/dtype.hpp>                      // IWYU pragma: export
@@ -13,6 +14,7 @@
 #include <flatshard/fnv.hpp>                        // IWYU pragma: export
 #include <flatshard/full_weights.hpp>               // IWYU pragma: export
 #include <flatshard/initial_values.hpp>             // IWYU pragma: export
+#include <flatshard/interner.hpp>                   // IWYU pragma: export
 #include <flatshard/json_fault.hpp>                 // IWYU pragma: export
 #include <flatshard/laws.hpp>                       // IWYU pragma: export
 #include <flatshard/layout.hpp>                     // IWYU pragma: export

@@ -84,7 +84,9 @@ enum class piece_order : std::uint8_t {
 namespace detail {
 
 struct no_order {};
-struct no_index {};
+struct no_index {
+  friend constexpr bool operator==(no_index, no_index) = default;
+};
 
 template <class P>
 constexpr piece_order order_of() {

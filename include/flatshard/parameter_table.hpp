@@ -3,6 +3,7 @@
 #pragma once
 
 #include <flatshard/fnv.hpp>
+#include <flatshard/interner.hpp>
 #include <flatshard/policy.hpp>
 #include <flatshard/require.hpp>
 
@@ -24,26 +25,14 @@ namespace detail {
 class kind_pool {
  public:
   constexpr std::uint32_t intern(parameter const& p) {
-    if (last_ != none && equal(last_, p)) return last_;
-    if (2 * (count_ + 1) > slots_.size()) grow();
-    auto at = hash(p.dims.sizes()) & (slots_.size() - 1);
-    while (slots_[at] != none && !equal(slots_[at], p)) at = (at + 1) & (slots_.size() - 1);
-    if (slots_[at] == none) {
-      require(pool_.size() < none - shape::max_rank - before_sizes,
-              "a layout holds fewer than 2^32 different dimensions");
-      slots_[at] = static_cast<std::uint32_t>(pool_.size());
-      pool_.push_back(p.dims.rank);
-      pool_.push_back(static_cast<std::size_t>(p.type));
-      pool_.push_back(p.traits.number);
-      pool_.push_back(p.dims.numel());
-      for (auto const d : p.dims.sizes()) pool_.push_back(d);
-      ++count_;
-    }
-    return last_ = slots_[at];
+    if (last_ != interner::none && equal(last_, p)) return last_;
+    return last_ = numbers_.intern(
+               hash_of(p.dims.sizes()), [&](std::uint32_t at) { return equal(at, p); },
+               [&](std::uint32_t at) { return hash_of(sizes(at)); }, [&] { return add(p); });
   }
   /// Frees what only `intern` needs.
   constexpr void close() {
-    slots_ = {};
+    numbers_ = {};
     pool_.shrink_to_fit();
   }
   [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::uint32_t at) const {
@@ -58,12 +47,17 @@ class kind_pool {
   [[nodiscard]] constexpr std::size_t numel(std::uint32_t at) const { return pool_[at + 3]; }
 
  private:
-  static constexpr std::uint32_t none = ~std::uint32_t{0};
   static constexpr std::size_t before_sizes = 4;
-  static constexpr std::size_t hash(std::span<std::size_t const> sizes) {
-    std::size_t h = sizes.size();
-    for (auto const d : sizes) h = (h ^ d) * 0x9E3779B97F4A7C15u;
-    return h ^ (h >> 29);
+  constexpr std::uint32_t add(parameter const& p) {
+    require(pool_.size() < interner::none - shape::max_rank - before_sizes,
+            "a layout holds fewer than 2^32 different dimensions");
+    auto const at = static_cast<std::uint32_t>(pool_.size());
+    pool_.push_back(p.dims.rank);
+    pool_.push_back(static_cast<std::size_t>(p.type));
+    pool_.push_back(p.traits.number);
+    pool_.push_back(p.dims.numel());
+    for (auto const d : p.dims.sizes()) pool_.push_back(d);
+    return at;
   }
   [[nodiscard]] constexpr bool equal(std::uint32_t at, parameter const& p) const {
     auto const* held = pool_.data() + at;
@@ -73,20 +67,9 @@ class kind_pool {
       if (held[before_sizes + i] != p.dims.dims[i]) return false;
     return true;
   }
-  constexpr void grow() {
-    std::vector<std::uint32_t> const old = std::move(slots_);
-    slots_.assign(old.empty() ? 16 : old.size() * 2, none);
-    for (auto const held : old) {
-      if (held == none) continue;
-      auto at = hash(sizes(held)) & (slots_.size() - 1);
-      while (slots_[at] != none) at = (at + 1) & (slots_.size() - 1);
-      slots_[at] = held;
-    }
-  }
   std::vector<std::size_t> pool_;
-  std::vector<std::uint32_t> slots_;
-  std::size_t count_ = 0;
-  std::uint32_t last_ = none;
+  interner numbers_;
+  std::uint32_t last_ = interner::none;
 };
 
 /// What a layout keeps of its parameters: all of it when their number is part of the type, else 20 bytes a tensor and

@@ -147,9 +147,9 @@ constexpr bool tails_cannot_fit(std::span<std::pair<std::size_t, std::size_t> co
     for (auto const& tail : tails) {
       if (tail.length % a == 0 || tail.length > s) continue;
       auto const grows = a - tail.length % a, held = std::min((s - tail.length) / tail.period + 1, tail.count);
-      if (held > room / grows) continue;
-      room -= held * grows;
-      needed -= static_cast<double>(tail.count);
+      auto const grown = std::min(room / grows / held, tail.tensors);
+      room -= grown * held * grows;
+      needed -= static_cast<double>(grown) * static_cast<double>(tail.count);
     }
     if (needed < 0) return true;
   }

@@ -2,10 +2,12 @@
 /// The tensors of a unit side by side in lines, one a length of blocks: where each stands and may be cut.
 #pragma once
 
+#include <flatshard/interner.hpp>
 #include <flatshard/layouts/blocks.hpp>
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <span>
 #include <utility>
@@ -15,98 +17,95 @@ namespace flatshard {
 inline namespace v0 {
 namespace detail {
 
-/// The shorter blocks that the matrices of one tensor end in, one every `period` elements.
+/// The shorter blocks that the matrices of equal tensors end in, one every `period` elements.
 struct block_tails {
-  std::size_t length, count, period, whole;  ///< `whole`: the length of the other blocks
+  std::size_t length, count, period, whole;  ///< `count`: of one tensor; `whole`: the length of the other blocks
+  std::size_t tensors = 1;
 };
 
 /// The tensors of a unit in lines, longest blocks first: one a block length and length of the shorter blocks that
 /// matrices end in; where that takes more than 16, one a block length, of more than 16 of which the rest share the last
-/// line. A position counts through all lines; tensors begin at multiples of the alignment.
+/// line. In a line tensors keep their order. A position counts through all lines; tensors begin at multiples of the
+/// alignment. Memory: a byte a tensor and 16 bytes for every tensor that differs from the one before it in its line; 4
+/// bytes a tensor more while it is made.
 class block_lines {
  public:
   static constexpr std::size_t most = 16;
-  struct item {
-    std::size_t tensor{}, numel{}, start{}, line{};
-    block_grid grid;
-  };
   template <class BlockOf>
   constexpr block_lines(std::span<parameter const> of_unit, BlockOf block_of, std::size_t align) {
-    items_.reserve(of_unit.size());
-    std::vector<std::pair<std::size_t, std::size_t>> kinds;  // a block's length, and that of a matrix's last one
-    bool ends_apart = true;
-    auto const kind_of = [&](block_grid const& grid) {
-      return std::pair{grid.length, ends_apart ? grid.period % grid.length : 0};
+    auto const kind_of = kinds_in(of_unit, block_of, align);
+    line_up();
+    std::vector<std::uint32_t> last(size(), interner::none);
+    std::vector<std::size_t> runs(size() + 1, 0);
+    auto const begins_run = [&](std::size_t t) {  // what is empty stands nowhere
+      auto const k = kind_of[t];
+      return kinds_[k].numel > 0 && std::exchange(last[kinds_[k].line], k) != k;
     };
+    line_of_.resize(of_unit.size());
     for (std::size_t t = 0; t < of_unit.size(); ++t) {
-      auto const grid = grid_of(of_unit[t].dims, block_of(of_unit[t]), align);
-      items_.push_back({t, of_unit[t].dims.numel(), 0, 0, grid});
-      auto const some =
-          kinds.end() - static_cast<std::ptrdiff_t>(std::min<std::size_t>(kinds.size(), 4));  // few to sort
-      if (std::find(some, kinds.end(), kind_of(grid)) == kinds.end()) kinds.push_back(kind_of(grid));
+      line_of_[t] = static_cast<std::uint8_t>(kinds_[kind_of[t]].line);
+      if (begins_run(t)) ++runs[line_of_[t] + 1];
     }
-    std::sort(kinds.begin(), kinds.end(), std::greater<>{});
-    kinds.erase(std::unique(kinds.begin(), kinds.end()), kinds.end());
-    if (kinds.size() > most) {  // tensors of a length are better together than half of the lengths in one line
-      ends_apart = false;
-      for (auto& kind : kinds) kind.second = 0;
-      kinds.erase(std::unique(kinds.begin(), kinds.end()), kinds.end());
-    }
-    auto const lines = std::min(kinds.size(), most);
-    for (auto& i : items_) {
-      auto const at = std::lower_bound(kinds.begin(), kinds.end(), kind_of(i.grid), std::greater<>{});
-      i.line = std::min(static_cast<std::size_t>(at - kinds.begin()), most - 1);
-    }
-    std::sort(items_.begin(), items_.end(),
-              [](item const& a, item const& b) { return a.line != b.line ? a.line < b.line : a.tensor < b.tensor; });
-    std::size_t end = 0;
-    for (std::size_t k = 0; k < items_.size(); ++k) {
-      while (first_.size() <= items_[k].line) {
-        first_.push_back(k);
-        starts_.push_back(end);
-      }
-      items_[k].start = end;
-      end = round_up(checked_add(end, items_[k].numel), align);
-    }
-    while (first_.size() <= lines) {
-      first_.push_back(items_.size());
-      starts_.push_back(end);
+    for (std::size_t l = 0; l < size(); ++l) runs[l + 1] += runs[l];
+    first_ = runs;
+    runs_.resize(runs.back());
+    last.assign(size(), interner::none);
+    auto end = starts_;
+    for (std::size_t t = 0; t < of_unit.size(); ++t) {
+      auto const l = line_of_[t];
+      if (begins_run(t)) runs_[runs[l]++] = {end[l], kind_of[t]};
+      end[l] += kinds_[kind_of[t]].slot;
     }
   }
   [[nodiscard]] constexpr std::size_t size() const { return starts_.size() - 1; }
-  [[nodiscard]] constexpr std::vector<item> const& items() const { return items_; }
+  /// The line of each tensor.
+  [[nodiscard]] constexpr std::vector<std::uint8_t> const& line_of() const { return line_of_; }
   [[nodiscard]] constexpr std::size_t begin(std::size_t line) const { return starts_[line]; }
   [[nodiscard]] constexpr std::size_t end(std::size_t line) const { return starts_[line + 1]; }
   /// The longest block of a line.
-  [[nodiscard]] constexpr std::size_t length(std::size_t line) const { return items_[first_[line]].grid.length; }
+  [[nodiscard]] constexpr std::size_t length(std::size_t line) const { return lengths_[line]; }
   /// The last position of a line at or before `limit` where it may be cut. Complexity: O(log T).
   [[nodiscard]] constexpr std::size_t cut_before(std::size_t line, std::size_t limit) const {
+    auto run = first_[line];
+    return cut_before(line, limit, run);
+  }
+  /// The first run of a line, for what follows.
+  [[nodiscard]] constexpr std::size_t first_run(std::size_t line) const { return first_[line]; }
+  /// The same where nothing before the run numbered `run` is asked for; sets it to that of the limit. Complexity: O(log
+  /// of the runs between).
+  [[nodiscard]] constexpr std::size_t cut_before(std::size_t line, std::size_t limit, std::size_t& run) const {
     if (limit >= end(line)) return end(line);
-    auto low = first_[line], high = first_[line + 1];  // the last tensor that begins at or before the limit
-    while (high - low > 1) {
-      auto const middle = low + (high - low) / 2;
-      (items_[middle].start <= limit ? low : high) = middle;
+    std::size_t step = 1;
+    auto high = first_[line + 1];
+    while (run + step < high && runs_[run + step].start <= limit) {
+      run += step;
+      step *= 2;
     }
-    auto const& i = items_[low];
+    for (high = std::min(high, run + step); high - run > 1;) {  // the last run that begins at or before the limit
+      auto const middle = run + (high - run) / 2;
+      (runs_[middle].start <= limit ? run : high) = middle;
+    }
+    auto const& k = kinds_[runs_[run].kind];
+    auto const start = runs_[run].start + (limit - runs_[run].start) / k.slot * k.slot;
     // In the padding behind a tensor nothing may be cut, as the next piece would begin off the alignment.
-    return i.start + i.grid.cut_before(std::min(limit - i.start, i.numel - 1));
+    return start + k.grid.cut_before(std::min(limit - start, k.numel - 1));
   }
   /// Where the parts of the first `ranks` of w ranks end when each takes the same of the line, whatever that cuts.
   [[nodiscard]] constexpr std::size_t even_end(std::size_t line, std::size_t ranks, std::size_t w) const {
     auto const all = end(line) - begin(line);
     return begin(line) + all / w * ranks + all % w * ranks / w;
   }
-  /// All block lengths with their numbers, longest first. Complexity: O(T log T).
+  /// All block lengths with their numbers, longest first. Complexity: O(K log K) for K different tensors.
   [[nodiscard]] constexpr std::vector<std::pair<std::size_t, std::size_t>> blocks() const {
     std::vector<std::pair<std::size_t, std::size_t>> all;
     auto const add = [&](std::size_t length, std::size_t count) {
       if (length > 0 && count > 0) all.emplace_back(length, count);
     };
-    for (auto const& i : items_) {
-      if (i.numel == 0) continue;
-      auto const stacked = i.numel / i.grid.period;
-      add(i.grid.length, stacked * (i.grid.period / i.grid.length));
-      add(i.grid.period % i.grid.length, stacked);
+    for (auto const& k : kinds_) {
+      if (k.numel == 0) continue;
+      auto const stacked = k.numel / k.grid.period * k.tensors;
+      add(k.grid.length, stacked * (k.grid.period / k.grid.length));
+      add(k.grid.period % k.grid.length, stacked);
     }
     std::sort(all.begin(), all.end(), [](auto const& a, auto const& b) { return a.first > b.first; });
     std::size_t kept = 0;
@@ -120,20 +119,82 @@ class block_lines {
     all.resize(kept);
     return all;
   }
-  /// The shorter last blocks, one entry a tensor that has any, most first. Complexity: O(T log T).
+  /// The shorter last blocks, one entry for equal tensors that have any, most of a tensor first. Complexity: O(K log
+  /// K).
   [[nodiscard]] constexpr std::vector<block_tails> tails() const {
     std::vector<block_tails> all;
-    for (auto const& i : items_)
-      if (auto const tail = i.grid.period % i.grid.length; i.numel > 0 && tail > 0)
-        all.push_back({tail, i.numel / i.grid.period, i.grid.period, i.grid.length});
+    for (auto const& k : kinds_)
+      if (auto const tail = k.grid.period % k.grid.length; k.numel > 0 && tail > 0)
+        all.push_back({tail, k.numel / k.grid.period, k.grid.period, k.grid.length, k.tensors});
     std::sort(all.begin(), all.end(),
               [](auto const& a, auto const& b) { return a.count != b.count ? a.count > b.count : a.whole < b.whole; });
     return all;
   }
 
  private:
-  std::vector<item> items_;
-  std::vector<std::size_t> first_, starts_;
+  struct kind {
+    std::size_t numel{}, slot{};  ///< `slot`: up to where the next tensor of the line begins
+    block_grid grid;
+    std::size_t tensors{}, line{};
+  };
+  struct equal_run {  // of equal tensors, one behind the other in a line
+    std::size_t start{};
+    std::uint32_t kind{};
+  };
+  // The kind of each tensor.
+  template <class BlockOf>
+  constexpr std::vector<std::uint32_t> kinds_in(std::span<parameter const> unit, BlockOf block_of, std::size_t align) {
+    std::vector<std::uint32_t> of(unit.size());
+    interner numbers;
+    auto const hash = [](std::size_t n, block_grid const& grid) {
+      std::size_t const key[]{n, grid.length, grid.period};
+      return hash_of(key);
+    };
+    for (std::size_t t = 0; t < unit.size(); ++t) {
+      auto const n = unit[t].dims.numel();
+      auto const grid = grid_of(unit[t].dims, block_of(unit[t]), align);
+      of[t] = numbers.intern(
+          hash(n, grid), [&](std::uint32_t k) { return kinds_[k].numel == n && kinds_[k].grid == grid; },
+          [&](std::uint32_t k) { return hash(kinds_[k].numel, kinds_[k].grid); },
+          [&] {
+            kinds_.push_back({n, round_up(n, align), grid, 0, 0});
+            return static_cast<std::uint32_t>(kinds_.size() - 1);
+          });
+      ++kinds_[of[t]].tensors;
+    }
+    return of;
+  }
+  // The line of each kind, and where lines begin.
+  constexpr void line_up() {
+    std::vector<std::pair<std::size_t, std::size_t>> ends;  // a block's length, and that of a matrix's last one
+    for (auto const& k : kinds_) ends.emplace_back(k.grid.length, k.grid.period % k.grid.length);
+    auto const sort = [&] {
+      std::sort(ends.begin(), ends.end(), std::greater<>{});
+      ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
+    };
+    sort();
+    bool const apart = ends.size() <= most;
+    if (!apart) {  // tensors of a length are better together than half of the lengths in one line
+      for (auto& end : ends) end.second = 0;
+      sort();
+    }
+    lengths_.assign(std::min(ends.size(), most), 0);
+    starts_.assign(lengths_.size() + 1, 0);
+    for (auto& k : kinds_) {
+      auto const wanted = std::pair{k.grid.length, apart ? k.grid.period % k.grid.length : 0};
+      auto const at = std::lower_bound(ends.begin(), ends.end(), wanted, std::greater<>{});
+      k.line = std::min(static_cast<std::size_t>(at - ends.begin()), most - 1);
+      lengths_[k.line] = std::max(lengths_[k.line], k.grid.length);
+      starts_[k.line + 1] = checked_add(starts_[k.line + 1], checked_mul(k.tensors, k.slot));
+    }
+    for (std::size_t l = 0; l < size(); ++l) starts_[l + 1] = checked_add(starts_[l + 1], starts_[l]);
+  }
+
+  std::vector<kind> kinds_;
+  std::vector<std::uint8_t> line_of_;
+  std::vector<equal_run> runs_;     // line after line
+  std::vector<std::size_t> first_;  // run of each line, and the end
+  std::vector<std::size_t> starts_, lengths_;
 };
 
 }  // namespace detail

@@ -2,6 +2,7 @@
 /// Every parameter names a block that is never cut; the shortest segment that allows it is searched for.
 #pragma once
 
+#include <flatshard/cut_finder.hpp>
 #include <flatshard/fnv.hpp>
 #include <flatshard/layout.hpp>
 #include <flatshard/layouts/block_bounds.hpp>
@@ -32,8 +33,9 @@ inline namespace v0 {
 /// interval (block_bounds.hpp). Printed as `218112000/256 -> 1835008 + 251650048 pad, at least 1835008`.
 ///
 /// Pieces begin at multiples of `tensor_align`; a block that is no multiple of it grows until it is. The layout fills
-/// in the tables (`for_unit`): W + 1 cuts and W positions a line, at most 16 lines. Padding is zero.
-/// Source: S. P. Fekete, J. Schepers, New classes of fast lower bounds for bin packing problems, 2001.
+/// in the tables (`for_unit`): W + 1 cuts and W positions a line, at most 16 lines, 4 to 8 bytes a cut to find it by,
+/// and a byte a tensor. Padding is zero. Source: S. P. Fekete, J. Schepers, New classes of fast lower bounds for bin
+/// packing problems, 2001.
 class planned {
  public:
   static constexpr std::string_view name = "planned";
@@ -63,15 +65,21 @@ class planned {
     return grid_of(p.dims, block_of(p), tensor_align_).cut_before(i.value) == i.value;
   }
 
-  /// This policy with its tables for one unit and world. Complexity: O(T log T) and about 20 fillings of W segments in
-  /// at most three ways, O(lines * W * log T) each, one of which tries up to 48 parts a rank, and at most twice 10 more
+  /// This policy with its tables for one unit and world. Complexity: O(T) and about 20 fillings of W segments in at
+  /// most three ways, O(lines * W * log T) each, one of which tries up to 48 parts a rank, and at most twice 10 more
   /// that try up to 512.
   [[nodiscard]] constexpr planned for_unit(std::span<parameter const> unit, std::size_t w) const;
 
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
-    require(world_ == w, "a planned policy is placed by a layout");
-    auto const lines = lines_of(unit);
-    for (auto const& i : lines.items()) out[i.tensor] = {i.numel, i.start, i.line};
+    require(world_ == w && line_of_.size() == unit.size(), "a planned policy is placed by a layout");
+    std::vector<std::size_t> ends;  // of each line, so far
+    for (std::size_t first = 0; first < cuts_.size(); first += w + 1) ends.push_back(cuts_[first]);
+    for (std::size_t t = 0; t < unit.size(); ++t) {
+      auto const n = unit[t].dims.numel();
+      auto& end = ends[line_of_[t]];
+      out[t] = {n, end, line_of_[t]};
+      end += round_up(n, tensor_align_);
+    }
     return {segment_};
   }
   constexpr elements begin(placement const& t, std::size_t w, std::size_t r) const {
@@ -90,11 +98,10 @@ class planned {
     while (l + 1 < lines && offsets_[(l + 1) * w + r] <= j.value) ++l;
     return {cuts_[l * (w + 1) + r] + (j.value - offsets_[l * w + r])};
   }
-  /// Complexity: O(log W).
+  /// Complexity: O(1) where a line is cut about evenly, O(log W) for any.
   constexpr std::size_t owner(placement const& t, std::size_t w, elements i) const {
-    auto const first = cuts_.begin() + static_cast<std::ptrdiff_t>(t.step * (w + 1));
-    auto const after = std::upper_bound(first, first + static_cast<std::ptrdiff_t>(w + 1), t.start + i.value);
-    return static_cast<std::size_t>(after - first) - 1;
+    auto const at = t.start + i.value;
+    return finder_.at_or_before(cuts_, at) - 1 - t.step * (w + 1);
   }
   [[nodiscard]] constexpr std::uint64_t hash(std::uint64_t h) const {
     for (auto const c : cuts_) h = detail::fnv(h, c);
@@ -114,32 +121,37 @@ class planned {
     return fill(lines, w, segment, filling::longest_first) || fill(lines, w, segment, filling::even_shares) ||
            fill(lines, w, segment, filling::least_rest);
   }
+  constexpr void search(detail::block_lines const& lines, std::size_t w);
 
   std::vector<block_rule> rules_;
   block others_;
   std::size_t tensor_align_ = 8, segment_align_ = 128;
   std::size_t world_ = 0, segment_ = 0, lower_bound_ = 0;
-  std::vector<std::size_t> cuts_;     // [line][rank], the last of a line is its end
-  std::vector<std::size_t> offsets_;  // [line][rank], where a rank's part of the line lies in its segment
+  std::vector<std::size_t> cuts_;      // [line][rank], ascending, the last of a line is its end
+  std::vector<std::size_t> offsets_;   // [line][rank], where a rank's part of the line lies in its segment
+  detail::cut_finder finder_;          // of the cuts
+  std::vector<std::uint8_t> line_of_;  // of each tensor
 };
 
 // Fills the tables for one segment length; false if something is left over.
 constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, std::size_t segment, filling how,
                              detail::block_weights const& weights) {
   auto const count = lines.size();
-  std::vector<std::size_t> at(count, 0);
+  std::vector<std::size_t> at(count, 0), runs(count, 0);
   std::size_t left = 0;
   for (std::size_t l = 0; l < count; ++l) {
     at[l] = lines.begin(l);
+    runs[l] = lines.first_run(l);
     left += lines.end(l) - lines.begin(l);
     cuts_[l * (w + 1)] = at[l];
   }
   for (std::size_t r = 0; r < w; ++r) {
     if (left / (w - r) > segment) return false;
-    auto const from = at;
     std::size_t space = segment;
+    auto const from = [&](std::size_t l) { return cuts_[l * (w + 1) + r]; };
     auto const take = [&](std::size_t l, std::size_t limit) {
-      auto const cut = std::max(at[l], lines.cut_before(l, std::min(limit, at[l] + space)));
+      if (limit <= at[l]) return;
+      auto const cut = std::max(at[l], lines.cut_before(l, std::min(limit, at[l] + space), runs[l]));
       space -= cut - at[l];
       at[l] = cut;
     };
@@ -147,12 +159,10 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
       for (std::size_t l = 0; l < count; ++l) {
         take(l, lines.even_end(l, r + 1, w) + lines.length(l) - 1);
       }
-    } else if (how == filling::least_rest) {
-      at = detail::least_rest{lines, from, segment}.result();
-      for (std::size_t l = 0; l < count; ++l) space -= at[l] - from[l];
-    } else if (how == filling::fullest) {
-      at = detail::fullest{lines, weights, from, segment, r, w}.result();
-      for (std::size_t l = 0; l < count; ++l) space -= at[l] - from[l];
+    } else if (how == filling::least_rest || how == filling::fullest) {
+      at = how == filling::fullest ? detail::fullest{lines, weights, at, segment, r, w}.result()
+                                   : detail::least_rest{lines, at, segment}.result();
+      for (std::size_t l = 0; l < count; ++l) space -= at[l] - from(l);
     }
     for (std::size_t l = 0; l < count; ++l) take(l, at[l] + space);
     left -= segment - space;
@@ -160,7 +170,7 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
     for (std::size_t l = 0; l < count; ++l) {
       cuts_[l * (w + 1) + r + 1] = at[l];
       offsets_[l * w + r] = end;
-      end += at[l] - from[l];
+      end += at[l] - from(l);
     }
   }
   return left == 0;
@@ -168,20 +178,28 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
 
 constexpr planned planned::for_unit(std::span<parameter const> unit, std::size_t w) const {
   auto const lines = lines_of(unit);
-  auto const blocks = lines.blocks();
   planned p = *this;
   p.world_ = w;
+  p.line_of_ = lines.line_of();
   p.cuts_.assign(lines.size() * (w + 1), 0);
   p.offsets_.assign(lines.size() * w, 0);
-  p.lower_bound_ = p.segment_ = 0;
+  p.search(lines, w);
+  p.finder_ = {p.cuts_, 2 * (w + 1)};
+  return p;
+}
+
+// Finds the segment and its bound, and fills the tables for it.
+constexpr void planned::search(detail::block_lines const& lines, std::size_t w) {
+  auto const blocks = lines.blocks();
+  lower_bound_ = segment_ = 0;
   std::size_t volume = 0, longest = 0;
   for (auto const& [length, count] : blocks) {
     volume = checked_add(volume, checked_mul(length, count));
     longest = std::max(longest, length);
   }
   if (volume == 0) {
-    static_cast<void>(p.fill(lines, w, 0, filling::longest_first));
-    return p;
+    static_cast<void>(fill(lines, w, 0, filling::longest_first));
+    return;
   }
   // In units of the segment alignment: nothing below `bound` can work, `high` works.
   auto const unit_of = [&](std::size_t n) { return ceil_div(n, segment_align_); };
@@ -189,9 +207,14 @@ constexpr planned planned::for_unit(std::span<parameter const> unit, std::size_t
   require(checked_mul(checked_mul(checked_mul(least, segment_align_), w), 8) <=
               static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()),
           "the gathered buffer must stay below 2^63 bytes");  // longer ones would wrap below and never fit
+  std::size_t held = 0;  // what the tables hold, 0 after a length that did not work
+  auto const works = [&](std::size_t n) {
+    bool const filled = fill(lines, w, n * segment_align_);
+    held = filled ? n : 0;
+    return filled;
+  };
   auto high = least;
-  for (std::size_t step = std::max<std::size_t>(least / 512, 1); !p.fill(lines, w, high * segment_align_); step *= 2)
-    high += step;
+  for (std::size_t step = std::max<std::size_t>(least / 512, 1); !works(high); step *= 2) high += step;
   auto bound = least;
   auto const tails = lines.tails();
   auto const refuted = [&](std::size_t n) {
@@ -209,7 +232,7 @@ constexpr planned planned::for_unit(std::span<parameter const> unit, std::size_t
   auto const fine = std::max<std::size_t>(bound / 4096, 1);
   for (auto low = bound; low < high;) {
     auto const middle = low + (high - low) / 2;
-    if (p.fill(lines, w, middle * segment_align_)) {
+    if (works(middle)) {
       high = middle;
     } else {
       low = middle + fine;
@@ -222,18 +245,17 @@ constexpr planned planned::for_unit(std::span<parameter const> unit, std::size_t
   // Where that leaves more than 1/1024, ranks are searched for how to hold most, in few lengths from the bound on.
   auto const step = std::max<std::size_t>(bound / 1024, 1);
   auto const ends = detail::block_weights{tails.empty() ? 1 : tails.front().length};
-  bool filled = false;
-  for (std::size_t over = high - bound > step ? 0 : high; !filled && bound + over < high;) {
+  for (std::size_t over = high - bound > step ? 0 : high; bound + over < high;) {
     auto const segment = (bound + over) * segment_align_;
-    filled = p.fill(lines, w, segment, filling::fullest, ends) ||
-             p.fill(lines, w, segment, filling::fullest, detail::tightest(blocks, w, segment));
-    if (filled) high = bound + over;
+    held = 0;
+    if (fill(lines, w, segment, filling::fullest, ends) ||
+        fill(lines, w, segment, filling::fullest, detail::tightest(blocks, w, segment)))
+      held = high = bound + over;
     over = over == 0 ? step : 2 * over;
   }
-  if (!filled) static_cast<void>(p.fill(lines, w, high * segment_align_));
-  p.lower_bound_ = bound * segment_align_;
-  p.segment_ = high * segment_align_;
-  return p;
+  if (held != high) static_cast<void>(works(high));
+  lower_bound_ = bound * segment_align_;
+  segment_ = high * segment_align_;
 }
 
 }  // namespace v0

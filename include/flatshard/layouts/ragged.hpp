@@ -2,6 +2,7 @@
 /// veScale RaggedShard: every tensor cut into parts in proportion to one whole number a rank.
 #pragma once
 
+#include <flatshard/cut_finder.hpp>
 #include <flatshard/fnv.hpp>
 #include <flatshard/layout.hpp>
 
@@ -38,6 +39,7 @@ class ragged {
       require(units.size() == W, "ragged needs one unit count a rank");
     }
     for (std::size_t r = 0; r < units.size(); ++r) cuts_[r + 1] = checked_add(cuts_[r], units[r]);
+    if constexpr (W == std::dynamic_extent) finder_ = {cuts_, 2 * cuts_.size()};
   }
   constexpr ragged(std::initializer_list<std::size_t> units, std::size_t prefix_dims = 1)
       : ragged(std::span{units.begin(), units.size()}, prefix_dims) {}
@@ -62,10 +64,15 @@ class ragged {
   }
   constexpr elements begin(placement const& t, std::size_t, std::size_t r) const { return {t.step * cuts_[r]}; }
   constexpr elements local(placement const& t, std::size_t, std::size_t r) const { return {t.start * units(r)}; }
-  /// Complexity: O(log W).
+  /// Complexity: O(1) where the ranks' units are about alike, O(log W) for any and where `W` is part of the type.
   constexpr std::size_t owner(placement const& t, std::size_t, elements i) const {
-    auto const after = std::upper_bound(cuts_.begin(), cuts_.end(), i.value / t.step);
-    return static_cast<std::size_t>(after - cuts_.begin()) - 1;
+    auto const part = i.value / t.step;
+    if constexpr (W == std::dynamic_extent) {
+      return finder_.at_or_before(cuts_, part) - 1;
+    } else {
+      auto const after = std::upper_bound(cuts_.begin(), cuts_.end(), part);
+      return static_cast<std::size_t>(after - cuts_.begin()) - 1;
+    }
   }
   constexpr elements position(elements, std::size_t, std::size_t r, elements j) const {
     return {units(r) == 0 ? 0 : j.value / units(r)};
@@ -87,6 +94,7 @@ class ragged {
   }
   [[nodiscard]] constexpr std::size_t units(std::size_t r) const { return cuts_[r + 1] - cuts_[r]; }
   list cuts_{};
+  [[no_unique_address]] std::conditional_t<W == std::dynamic_extent, detail::cut_finder, detail::no_index> finder_{};
   std::size_t prefix_dims_ = 1;
 };
 ragged(std::initializer_list<std::size_t>)->ragged<>;
