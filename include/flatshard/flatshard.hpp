@@ -11,6 +11,7 @@
 #include <flatshard/dtype.hpp>                      // IWYU pragma: export
 #include <flatshard/estimate.hpp>                   // IWYU pragma: export
 #include <flatshard/extent.hpp>                     // IWYU pragma: export
+#include <flatshard/flat_layout.hpp>                // IWYU pragma: export
 #include <flatshard/fnv.hpp>                        // IWYU pragma: export
 #include <flatshard/full_weights.hpp>               // IWYU pragma: export
 #include <flatshard/initial_values.hpp>             // IWYU pragma: export
@@ -39,6 +40,7 @@
 #include <flatshard/mesh.hpp>                       // IWYU pragma: export
 #include <flatshard/name_pattern.hpp>               // IWYU pragma: export
 #include <flatshard/parameter_table.hpp>            // IWYU pragma: export
+#include <flatshard/piece.hpp>                      // IWYU pragma: export
 #include <flatshard/plan.hpp>                       // IWYU pragma: export
 #include <flatshard/policy.hpp>                     // IWYU pragma: export
 #include <flatshard/problem.hpp>                    // IWYU pragma: export
@@ -46,6 +48,7 @@
 #include <flatshard/require.hpp>                    // IWYU pragma: export
 #include <flatshard/reshard.hpp>                    // IWYU pragma: export
 #include <flatshard/schedule.hpp>                   // IWYU pragma: export
+#include <flatshard/sharding_traits.hpp>            // IWYU pragma: export
 #include <flatshard/stable_order.hpp>               // IWYU pragma: export
 #include <flatshard/unit.hpp>                       // IWYU pragma: export
 #include <flatshard/utf8.hpp>                       // IWYU pragma: export

@@ -5,9 +5,11 @@
 #include <flatshard/extent.hpp>
 #include <flatshard/fnv.hpp>
 #include <flatshard/parameter_table.hpp>
+#include <flatshard/piece.hpp>
 #include <flatshard/policy.hpp>
 #include <flatshard/quantity.hpp>
 #include <flatshard/require.hpp>
+#include <flatshard/sharding_traits.hpp>
 #include <flatshard/stable_order.hpp>
 
 #include <algorithm>
@@ -28,114 +30,6 @@
 namespace flatshard {
 inline namespace v0 {
 
-/// One rank's part of one run of elements.
-struct shard {
-  elements offset, size, padding;
-  friend constexpr bool operator==(shard const&, shard const&) = default;
-};
-
-/// One run of elements cut evenly: every rank but the last ones holds ceil(n / W). 1, 8 or 16 bytes for two, one or no
-/// static extents. `flat_layout{world<8>{}, numel<1001>{}}` and `flat_layout{world{8}, numel{1001}}` answer alike.
-template <std::size_t W, std::size_t N>
-class flat_layout {
- public:
-  constexpr flat_layout(world<W> w, numel<N> n) : world_{w}, numel_{n} {}
-  /// Elements of every rank's slot, padding included.
-  [[nodiscard]] constexpr elements shard_size() const { return {ceil_div(numel_.value(), world_.value())}; }
-  /// The part of one rank; the last ranks may be all padding. Complexity: O(1).
-  [[nodiscard]] constexpr shard operator[](rank_id r) const {
-    auto const i = index(r);
-    auto const full = shard_size().value;
-    require(i < world_.value(), "rank must be smaller than the world size");
-    auto const n = numel_.value();
-    auto const begin = full == 0 ? 0 : i < n / full ? i * full : std::min(n, i <= n / full ? i * full : n);
-    auto const size = std::min(full, n - begin);
-    return {{begin}, {size}, {full - size}};
-  }
-
- private:
-  [[no_unique_address]] world<W> world_;
-  [[no_unique_address]] numel<N> numel_;
-};
-
-/// The elements [begin, end) of tensor number `tensor`, at `local` of one rank's segment. Units: elements.
-struct piece {
-  std::size_t tensor{};
-  elements begin, end, local;
-  [[nodiscard]] constexpr elements size() const { return end - begin; }
-  friend constexpr bool operator==(piece const&, piece const&) = default;
-};
-
-/// One element of one tensor, or padding.
-struct element_place {
-  std::size_t tensor{};
-  elements index;
-  bool padding = false;
-  friend constexpr bool operator==(element_place const&, element_place const&) = default;
-};
-
-/// In which order a rank's pieces lie in its segment; a policy that says nothing is `by_tensor`.
-enum class piece_order : std::uint8_t {
-  by_tensor,  ///< `local(t, w, r)` never decreases in t
-  by_start,   ///< it never decreases in `placement::start`: the layout keeps a permutation, 4 bytes a tensor
-  any         ///< neither: `at` and `pieces` walk over all tensors
-};
-
-namespace detail {
-
-struct no_order {};
-struct no_index {
-  friend constexpr bool operator==(no_index, no_index) = default;
-};
-
-template <class P>
-constexpr piece_order order_of() {
-  if constexpr (requires { P::order; }) {
-    return P::order;
-  } else {
-    return piece_order::by_tensor;
-  }
-}
-/// Policies whose gathered buffer holds every tensor in one piece say `static constexpr bool contiguous_gather = true`.
-template <class P>
-constexpr bool contiguous_gather() {
-  if constexpr (requires { P::contiguous_gather; }) {
-    return P::contiguous_gather;
-  } else {
-    return false;
-  }
-}
-template <class P>
-constexpr bool even_pieces() {
-  if constexpr (requires { P::even_pieces; }) {
-    return P::even_pieces;
-  } else {
-    return false;
-  }
-}
-template <class P>
-constexpr std::string_view policy_name() {
-  if constexpr (requires { P::name; }) {
-    return P::name;
-  } else {
-    return "custom";
-  }
-}
-template <class P>
-concept has_segments = requires(P const& p, elements placed, std::size_t w, std::size_t r) {
-  { p.segment(placed, w, r) } -> std::same_as<elements>;
-};
-template <class P>
-concept tells_position = requires(P const& p, elements segment, std::size_t w, std::size_t r, elements j) {
-  { p.position(segment, w, r, j) } -> std::same_as<elements>;
-};
-template <class P>
-concept sees_unit = requires(P const& p, std::span<parameter const> unit, std::size_t w) {
-  { p.for_unit(unit, w) } -> std::same_as<P>;
-};
-
-}  // namespace detail
-
 /// Where every element of a unit lies: in which rank's segment, where in it, where in the gathered buffer.
 ///
 /// Names should differ: by name, the first of equal ones is found. Of a policy, building checks that every tensor is
@@ -145,27 +39,8 @@ concept sees_unit = requires(P const& p, std::span<parameter const> unit, std::s
 /// The gathered buffer is the segments of all ranks in rank order: W * S elements. One template for constant and
 /// run-time shapes (`std::array` or list of parameters) and for static and dynamic worlds. Memory: O(T), nothing of
 /// size T * W; a listed layout takes 44 bytes a tensor, 4 more if its pieces lie out of tensor order, 2 to 4 for an
-/// index of the starts, and each different kind (shape, type and traits) once. Beyond the three functions of
-/// `ShardingPolicy` a policy may say
-///   `name`               what it is called in hashes and messages
-///   `order`              a `piece_order`
-///   `contiguous_gather`  true if the gathered buffer holds each tensor in one piece
-///   `owner(t, w, i)`     the rank of element i, O(1); without it a search over the ranks
-///   `position(S, w, r, j)`
-///                        where element j of rank r's segment (S: the longest one) lies, counted as
-///                        `placement::start`: it belongs to the last tensor that starts there or before, or to none;
-///                        with it a listed layout keeps an index of the starts; asked for j = 0 of empty segments, too
-///   `even_pieces`        true if all ranks between the first and the last that hold a part of a tensor hold equally
-///                        much
-///   `segment(placed, w, r)`, `before(placed, w, r)`
-///                        rank r's segment and the sum of those before it, where they differ by rank; `placed` is what
-///                        `place` returned
-///   `padding_value()`    what fills the rest: a value, or nothing if undefined; zero without it
-///   `for_unit(unit, w)`  itself with the tables that it needs for this unit
-///   `hash(h)`            h continued over what its placements do not show
-///   `cuts_scalars`       false if `place` refuses tensors without a dimension
-///   `may_cut(parameter, i)`  whether a rank may begin at element i, 0 < i < numel; `alignment()`: what every piece
-///                        begins at a multiple of, in its tensor and in the segment. Both for the laws (laws.hpp)
+/// index of the starts, and each different kind (shape, type and traits) once. What a policy may say beyond the three
+/// functions of `ShardingPolicy`: sharding_traits.hpp.
 template <ShardingPolicy P, std::size_t W, class Table>
 class layout {
  public:
@@ -632,23 +507,6 @@ template <class Layout>
   return n;
 }
 }  // namespace detail
-
-/// A run of bytes of a file or buffer, [begin, end).
-struct byte_range {
-  bytes begin, end;
-  [[nodiscard]] constexpr bytes size() const { return end - begin; }
-  friend constexpr bool operator==(byte_range const&, byte_range const&) = default;
-};
-/// The bytes of a piece in a file that holds its tensor, whole and row-major, from byte `tensor_begin` on; a cut inside
-/// a byte (4- and 6-bit types) is a broken rule. Complexity: O(1). Source: docs/design.md, the model.
-[[nodiscard]] constexpr byte_range file_range(piece const& p, bytes tensor_begin, dtype type) {
-  return {tensor_begin + size_of(p.begin, type), tensor_begin + size_of(p.end, type)};
-}
-/// The largest power of two, up to 4096, that divides a position of a buffer in bytes. Units: bytes.
-[[nodiscard]] constexpr bytes alignment_of(elements position, dtype type) {
-  auto const at = size_of(position, type).value;
-  return {at == 0 ? 4096 : std::min<std::size_t>(at & (~at + 1), 4096)};
-}
 
 }  // namespace v0
 }  // namespace flatshard

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <flatshard/dtype.hpp>
+#include <flatshard/flat_layout.hpp>
 #include <flatshard/layout.hpp>
 
 #include <array>

@@ -1,6 +1,6 @@
 // must not compile: rank must be smaller than the world size
 // SPDX-License-Identifier: Apache-2.0
-#include <flatshard/layout.hpp>
+#include <flatshard/flat_layout.hpp>
 
 using namespace flatshard;
 #ifdef FLATSHARD_REPAIRED

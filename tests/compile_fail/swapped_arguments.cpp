@@ -1,7 +1,7 @@
 // must not compile: deduction
 // SPDX-License-Identifier: Apache-2.0
 // World and number of elements are two types: they cannot be swapped.
-#include <flatshard/layout.hpp>
+#include <flatshard/flat_layout.hpp>
 
 using namespace flatshard;
 #ifdef FLATSHARD_REPAIRED

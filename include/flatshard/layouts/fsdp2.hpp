@@ -2,6 +2,7 @@
 /// PyTorch FSDP2 (`fully_shard`), Shard(0): every parameter cut along its first dimension, whole rows.
 #pragma once
 
+#include <flatshard/flat_layout.hpp>
 #include <flatshard/layout.hpp>
 #include <flatshard/layouts/zero3.hpp>
 
