@@ -42,8 +42,9 @@ foreach(file IN LISTS files)
       if(NOT (name MATCHES "tools/(frontend|resolver)\\.hpp$" AND file MATCHES "^(tests|examples|bench)/") AND
          NOT (name MATCHES "tools/processor_name\\.hpp$" AND file MATCHES "^bench/") AND
          NOT (name MATCHES "tools/noted_signals\\.hpp$" AND file MATCHES "^(tests|examples)/") AND
+         NOT (name MATCHES "tools/perf_measure\\.hpp$" AND file MATCHES "^tests/") AND
          NOT (name MATCHES "tools/report\\.hpp$" AND file MATCHES "^examples/"))
-        complain("nothing includes tools/, tests/, examples/ or bench/, but tests, benchmarks and the trainer tools/frontend.hpp and tools/resolver.hpp, tests and the trainer tools/noted_signals.hpp, benchmarks tools/processor_name.hpp, the trainer also tools/report.hpp: \"${name}\"")
+        complain("nothing includes tools/, tests/, examples/ or bench/, but tests, benchmarks and the trainer tools/frontend.hpp and tools/resolver.hpp, tests and the trainer tools/noted_signals.hpp, tests tools/perf_measure.hpp, benchmarks tools/processor_name.hpp, the trainer also tools/report.hpp: \"${name}\"")
       endif()
     endif()
   endforeach()

@@ -49,6 +49,34 @@ TEST_CASE("ranks of one process: every collective, type and order is exact, befo
       0);
 }
 
+TEST_CASE("cold buffers rotate behind a device's cache too; a row says what of NCCL it went through") {
+  tool_test::folder const f;
+  auto const done = run({"all_gather", "reduce_scatter", "broadcast", "all_to_all", "--backend",
+                         "nccl",       "--ranks",        "2",         "-b",         "6000",
+                         "-e",         "6000",           "-n",        "3",          "-w",
+                         "1",          "--cold",         "1",         "-J",         f / "out.json"});
+  CHECK(done.err == "");
+  REQUIRE(done.code == 0);
+  CHECK(has(done.out, "buffers cold: sets of them, four times the cache, in turn\n"));
+  CHECK(has(done.out, "values : 0 OK"));
+  auto const file = flatshard::parse_file(f / "out.json");
+  REQUIRE(file.has_value());
+  auto const& whole = *file;
+  CHECK(whole["buffers"]->text() == "cold");
+  std::vector<std::string> paths;
+  for (auto const& one : whole["rows"]->elements()) {
+    paths.emplace_back(one["path"].text());
+    CHECK(one["reference"]["name"].text() == "cudaMemcpyAsync");
+  }
+  std::string const sums = "ncclAlltoAll, or ncclSend and ncclRecv in parts; our sum";
+  CHECK(paths == std::vector<std::string>{"ncclAllGather", "ncclAllGather", sums, sums, "ncclBroadcast",
+                                          "ncclSend and ncclRecv"});
+  auto const ring = run({"reduce_scatter", "--backend", "nccl", "--ranks", "2", "-b", "6000", "-e", "6000", "-n", "1",
+                         "-d", "float", "--order", "any", "-J", f / "ring.json"});
+  REQUIRE(ring.code == 0);
+  CHECK(has(tool_test::slurp(f / "ring.json"), "\"path\": \"ncclReduceScatter\""));
+}
+
 TEST_CASE("a process a rank: the id of the group comes through a file, or MPI") {
   tool_test::folder const f;
   auto const by_file = run({"--backend", "nccl", "--bootstrap", "file", "--id-file", f / "id", "--rank", "0", "--ranks",
@@ -73,6 +101,8 @@ TEST_CASE("a process a rank: the id of the group comes through a file, or MPI") 
   CHECK(gpu["compute_capability"].text() == "9.0");
   CHECK(!has(tool_test::slurp(f / "out.json"), "\"mpi\":"));
   CHECK(has(by_file.out, " processors; NCCL 2.28.9; CUDA 13.0, driver 13.2; 4 x emulated device\n"));
+  CHECK(whole["rows"]->elements()[0]["path"].text() == "no other rank");
+  CHECK(has(by_file.out, "\n# ranks not pinned, buffers warm: the same ones for every call\n"));
   auto const alone =
       run({"--backend", "nccl", "--bootstrap", "file", "--id-file", f / "other", "--rank", "1", "-T", "1"});
   CHECK(alone.code == 1);

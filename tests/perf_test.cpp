@@ -1,15 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 /// The program flatshard-perf: its table, its file, and wrong command lines.
+#include "../tools/perf_measure.hpp"
 #include "tool_run.hpp"
 
+#include <flatshard/communicator.hpp>
 #include <flatshard/json.hpp>
+#include <flatshard/quantity.hpp>
 
 #include <algorithm>
+#include <cstddef>
+#include <set>
+#include <span>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include <doctest/doctest.h>
+#include <sched.h>
 
 namespace {
 
@@ -29,6 +36,58 @@ std::vector<std::vector<std::string>> rows(std::string const& out) {
 }
 bool has(std::string const& text, std::string const& part) { return text.find(part) != std::string::npos; }
 double number(std::string const& text) { return std::stod(text); }
+
+/// The only rank of its group, which notes what memory each all-gather fills.
+struct noting_communicator {
+  using stream_type = flatshard::inline_stream;
+  std::vector<void const*> filled{};
+
+  [[nodiscard]] static int size() { return 1; }
+  [[nodiscard]] static flatshard::rank_id self() { return flatshard::rank_at(0); }
+  template <class T>
+  void all_gather(std::span<T> full, std::span<T const> shard, stream_type) {
+    filled.push_back(full.data());
+    if (full.data() != shard.data()) std::copy(shard.begin(), shard.end(), full.begin());
+  }
+  template <class... Any>
+  void reduce_scatter(Any const&...) {}
+  template <class... Any>
+  void all_to_all_v(Any const&...) {}
+  void broadcast(auto, flatshard::rank_id, stream_type) {}
+  void all_reduce(std::span<double>, flatshard::reduction, stream_type) {}
+  void barrier(stream_type) {}
+  void wait(stream_type) {}
+};
+/// The host's memory as if its cache were of 1000 bytes; copies are counted.
+struct behind_small_cache : perf::on_host {
+  std::size_t* copies;
+  [[nodiscard]] static std::size_t cache() { return 1000; }
+  void copy(std::span<std::byte> to, std::span<std::byte const> from) const {
+    ++*copies;
+    on_host::copy(to, from);
+  }
+};
+/// What one row of an all-gather of 1024 bytes filled, call after call: first out of place, then in place.
+struct noted {
+  std::vector<void const*> filled;
+  std::size_t copies = 0;
+  perf::row row;
+};
+noted measured(perf::request asked) {
+  asked.collectives = {"all_gather"};
+  asked.first = asked.last = 1024;
+  noting_communicator comm;
+  noted found;
+  auto const rows = perf::measure(comm, asked, behind_small_cache{{}, &found.copies}, {}, [](perf::row const&) {});
+  REQUIRE(rows.size() == 1);
+  found.row = rows[0];
+  found.filled = comm.filled;
+  return found;
+}
+std::set<void const*> different(std::vector<void const*> const& all, std::size_t first, std::size_t count) {
+  auto const from = all.begin() + static_cast<std::ptrdiff_t>(first);
+  return {from, from + static_cast<std::ptrdiff_t>(count)};
+}
 
 }  // namespace
 
@@ -102,6 +161,77 @@ TEST_CASE("every type, order and collective is exact; steps of bytes; unaligned 
   CHECK(all[6][9] == "N/A");   // nothing was checked
 }
 
+TEST_CASE("cold buffers: calls take sets of four times the cache in turn; warm ones are the same for every call") {
+  perf::request asked;
+  asked.iterations = 6;
+  asked.warm_up = 2;
+  asked.cold = true;
+  auto const cold = measured(asked);
+  REQUIRE(cold.filled.size() == 20);  // each way: one to verify, 2 + 6, one to verify
+  // A set out of place has 2048 bytes, in place 1024: two and four of them are four times the cache or more.
+  CHECK(different(cold.filled, 1, 8).size() == 2);
+  CHECK(different(cold.filled, 11, 8).size() == 4);
+  for (std::size_t i = 1; i + 2 < 9; ++i) {
+    CHECK(cold.filled[i] != cold.filled[i + 1]);
+    CHECK(cold.filled[i] == cold.filled[i + 2]);
+  }
+  CHECK(different(cold.filled, 11, 4).size() == 4);
+  CHECK(different(cold.filled, 12, 4).size() == 4);
+  CHECK(cold.row.out_of_place.wrong + cold.row.in_place.wrong == 0);
+  asked.cold = false;
+  auto const warm = measured(asked);
+  CHECK(different(warm.filled, 0, 10).size() == 1);
+  CHECK(different(warm.filled, 10, 10).size() == 1);
+  CHECK(warm.copies == 0);  // no file, no reference
+  CHECK(warm.row.out_of_place.copy == 0);
+}
+
+TEST_CASE("the reference is timed before and after, and has no ratio where its own speed changed") {
+  perf::request asked;
+  asked.iterations = 5;
+  asked.json = "unused";
+  auto const found = measured(asked);
+  CHECK(found.copies == 2 * 2 * (1 + 3));  // each way, before and after: once to fill, and three that are timed
+  CHECK(found.row.out_of_place.copy_before > 0);
+  CHECK(found.row.in_place.copy_after > 0);
+  perf::timing t{.ran = true, .median = 2, .copy_before = 1, .copy_after = 1.02, .copy = 1.01};
+  CHECK(t.of_copy().value() == 0.505);
+  t.copy_after = 1.04;
+  CHECK(!t.of_copy());
+  t.copy_after = 0.97;
+  CHECK(!t.of_copy());
+  t = {.ran = true, .copy_before = 1, .copy_after = 1, .copy = 1};  // no time passed
+  CHECK(!t.of_copy());
+}
+
+TEST_CASE("ranks are held to a processor each where there are enough, and the table says so") {
+  cpu_set_t before;
+  REQUIRE(::sched_getaffinity(0, sizeof before, &before) == 0);
+  auto const head = [](std::string const& ranks, std::string const& pin, std::string const& cold) {
+    auto const done = run({"all_gather", "-b", "64K", "-e", "64K", "-n", "1", "-w", "0", "--ranks", ranks, "--pin", pin,
+                           "--cold", cold, "-u", "3"});
+    CHECK(done.code == 0);
+    CHECK(has(done.out, ": 0 OK"));
+    return done.out;
+  };
+  std::string const held = "\n# ranks pinned, each to a processor of its own, buffers ",
+                    free = "\n# ranks not pinned, buffers ", warm = "warm: the same ones for every call\n",
+                    cold = "cold: sets of them, four times the cache, in turn\n";
+  CHECK(has(head("1", "1", "0"), held + warm));
+  CHECK(has(head("1", "1", "1"), held + cold));
+  CHECK(has(head("2", "1", "0"), (CPU_COUNT(&before) >= 2 ? held : free) + warm));
+  cpu_set_t one;  // of which processes that are started now inherit it
+  CPU_ZERO(&one);
+  for (int i = 0; i < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++i)
+    if (CPU_ISSET(i, &before)) CPU_SET(i, &one);
+  REQUIRE(::sched_setaffinity(0, sizeof one, &one) == 0);
+  auto const crowded = head("2", "1", "0"), alone = head("1", "1", "0");
+  REQUIRE(::sched_setaffinity(0, sizeof before, &before) == 0);
+  CHECK(has(crowded, free + warm));
+  CHECK(has(alone, held + warm));
+  CHECK(has(head("1", "0", "0"), free + warm));
+}
+
 TEST_CASE("the file holds every measurement and what it was made on") {
   tool_test::folder const f;
   auto const done = run({"-b", "64K", "-e", "64K", "-n", "5", "-w", "0", "-J", f / "out.json"});
@@ -115,6 +245,10 @@ TEST_CASE("the file holds every measurement and what it was made on") {
                                 "\"version\": \"0.", "\"instruction_set\": \"", "\"kernel\": \"Linux "})
     CHECK(has(text, key));
   auto const& whole = *file;
+  for (auto const* const key : {"\"buffers\": \"warm\"", "\"path\": \"the ranks' own buffers\"", "\"name\": \"memcpy\"",
+                                "\"before_seconds\": ", "\"after_seconds\": ", "\"ratio\": "})
+    CHECK(has(text, key));
+  CHECK(has(done.out, has(text, "\"pinned\": true") ? "ranks pinned, each" : "ranks not pinned"));
   CHECK(whole["compiler"]->text() == FLATSHARD_COMPILER);
   CHECK(whole["flags"]->text() == FLATSHARD_FLAGS);
   CHECK(has(std::string{whole["kernel_flags"]->text()}, "-ffp-contract=off"));
@@ -175,6 +309,8 @@ TEST_CASE("a wrong command line ends with 2, one line that says what is allowed,
            {{"-w", "-1"}, "--warmup_iters: must be a whole number"},
            {{"-c", "2"}, "--check: must be a whole number from 0 to 1, found '2'"},
            {{"-d", "int8"}, "--datatype: must be one of bfloat16, half, float, uint8, found 'int8'"},
+           {{"--pin", "2"}, "--pin: must be a whole number from 0 to 1, found '2'"},
+           {{"--cold", "yes"}, "--cold: must be a whole number from 0 to 1, found 'yes'"},
            {{"-o", "avg"}, "--op: must be one of sum, found 'avg'"},
            {{"-T", "0"}, "--timeout: must be a whole number from 1 to 1000000, found '0'"},
            {{"-d", "uint8"}, "uint8 is not summed: name another type, or collectives without reduce_scatter"},

@@ -19,7 +19,7 @@ if(GIT_FOUND)
 endif()
 # The program flatshard-perf, alone and started by mpirun.
 if(TARGET flatshard_perf)
-  flatshard_test(perf_test LABELS fast LINK flatshard::json)
+  flatshard_test(perf_test LABELS fast LINK flatshard::json flatshard::cpu)
   if(TARGET perf_test)
     target_compile_definitions(perf_test PRIVATE FLATSHARD_TOOL="$<TARGET_FILE:flatshard_perf>"
       FLATSHARD_COMPILER="${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}" FLATSHARD_FLAGS="${FLATSHARD_CXX_FLAGS}")

@@ -4,6 +4,7 @@
 #include "arguments.hpp"
 #include "perf_measure.hpp"
 #include "perf_nccl.hpp"
+#include "perf_pinning.hpp"
 #include "perf_platform.hpp"
 #include "report.hpp"
 
@@ -17,8 +18,10 @@
 #include <cstdio>
 #include <exception>
 #include <fstream>
+#include <functional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -104,6 +107,18 @@ void add_options(CLI::App& app, perf::request& r, perf::nccl_request& nccl) {
   app.add_option("--ranks", r.ranks, "Ranks (default 2); where mpirun starts them it decides")
       ->check(whole(1, 1024))
       ->type_name("N");
+  app.add_option(
+         "--pin", r.pin,
+         "Hold each rank to a processor of its own where they are enough: 1 (default) or 0; not with nccl, whose "
+         "own threads would be held too")
+      ->check(whole(0, 1))
+      ->type_name("0|1");
+  app.add_option(
+         "--cold", r.cold,
+         "Each call takes the next of so many sets of buffers that a rank's are four times the last-level cache, "
+         "on a GPU its L2: 1, or 0 (default), the same buffers for every call")
+      ->check(whole(0, 1))
+      ->type_name("0|1");
   app.add_option("--order", r.order, "The order of sums: by_rank (default), pairwise, any")
       ->check(tool::one_of({"by_rank", "pairwise", "any"}))
       ->type_name("ORDER");
@@ -118,10 +133,25 @@ void add_options(CLI::App& app, perf::request& r, perf::nccl_request& nccl) {
       ->type_name("FILE");
 }
 
-void print_head(perf::request const& r, std::size_t ranks, perf::libraries const& used) {
+/// What is the same in all rows, beside what was asked for.
+struct surroundings {
+  std::size_t ranks = 0;
+  bool pinned = false;  ///< every rank is held to a processor of its own
+  perf::libraries used{};
+  std::function<std::string(std::string_view collective)> path{};  ///< what data go through
+};
+/// What data go through from rank to rank; `means`: of a backend that has one way.
+std::function<std::string(std::string_view)> one_path(std::size_t ranks, std::string means) {
+  return [text = ranks == 1 ? "no other rank" : std::move(means)](std::string_view) { return text; };
+}
+
+void print_head(perf::request const& r, surroundings const& here) {
+  auto const ranks = here.ranks;
   fmt::print("# flatshard-perf {}: {}, {} rank{}, {} iterations after {}, median of the slowest rank{}\n", version(),
              r.backend, ranks, ranks == 1 ? "" : "s", r.iterations, r.warm_up, r.check ? "" : ", unchecked");
-  fmt::print("# {}\n", perf::platform_line(used));
+  fmt::print("# {}\n", perf::platform_line(here.used));
+  fmt::print("# ranks {}, buffers {}\n", here.pinned ? "pinned, each to a processor of its own" : "not pinned",
+             r.cold ? "cold: sets of them, four times the cache, in turn" : "warm: the same ones for every call");
   fmt::print("# {:>12} {:>14} {:>14} {:>9} {:>6} {:>5}  {:^36}  {:^36}\n", "", "", "", "", "", "", "out-of-place",
              "in-place");
   fmt::print("# {:>12} {:>14} {:>14} {:>9} {:>6} {:>5}", "size", "count", "collective", "type", "redop", "root");
@@ -144,8 +174,7 @@ void print_row(perf::request const& asked, std::size_t ranks, perf::row const& r
   std::fflush(stdout);
 }
 
-tool::json as_json(perf::request const& asked, std::size_t ranks, perf::libraries const& used,
-                   std::vector<perf::row> const& rows) {
+tool::json as_json(perf::request const& asked, surroundings const& here, std::vector<perf::row> const& rows) {
   using tool::json;
   json::array all;
   for (auto const& r : rows)
@@ -161,14 +190,24 @@ tool::json as_json(perf::request const& asked, std::size_t ranks, perf::librarie
                        {"min_seconds", t->least},
                        {"p99_seconds", t->p99},
                        {"algbw", perf::algbw(r, *t)},
-                       {"busbw", perf::busbw(r, *t, ranks)}};
+                       {"busbw", perf::busbw(r, *t, here.ranks)}};
       one.emplace_back("wrong", asked.check ? json{t->wrong} : json{});
+      one.emplace_back("path", here.path(r.collective));
+      auto const ratio = t->of_copy();
+      one.emplace_back("reference", json::object{{"name", asked.backend == "nccl" ? "cudaMemcpyAsync" : "memcpy"},
+                                                 {"bytes", r.bytes},
+                                                 {"median_seconds", t->copy},
+                                                 {"before_seconds", t->copy_before},
+                                                 {"after_seconds", t->copy_after},
+                                                 {"ratio", ratio ? json{*ratio} : json{}}});
       all.emplace_back(std::move(one));
     }
   json::object all_of_it{{"schema", 2}, {"program", "flatshard-perf " + version()}};
-  for (auto& member : perf::platform_members(used)) all_of_it.push_back(std::move(member));
+  for (auto& member : perf::platform_members(here.used)) all_of_it.push_back(std::move(member));
   all_of_it.emplace_back("backend", asked.backend);
-  all_of_it.emplace_back("ranks", ranks);
+  all_of_it.emplace_back("ranks", here.ranks);
+  all_of_it.emplace_back("pinned", here.pinned);
+  all_of_it.emplace_back("buffers", asked.cold ? "cold" : "warm");
   all_of_it.emplace_back("order", asked.order);
   all_of_it.emplace_back("misaligned_elements", asked.misaligned);
   all_of_it.emplace_back("rows", std::move(all));
@@ -176,22 +215,21 @@ tool::json as_json(perf::request const& asked, std::size_t ranks, perf::librarie
 }
 
 /// The last lines, the file, and the exit code.
-int finish(perf::request const& asked, std::size_t ranks, perf::libraries const& used,
-           std::vector<perf::row> const& rows) {
+int finish(perf::request const& asked, surroundings const& here, std::vector<perf::row> const& rows) {
   std::uint64_t wrong = 0, parts = 0;
   double bandwidth = 0;
   for (auto const& r : rows)
     for (auto const* const t : {&r.out_of_place, &r.in_place}) {
       if (!t->ran) continue;
       wrong += t->wrong;
-      bandwidth += perf::busbw(r, *t, ranks);
+      bandwidth += perf::busbw(r, *t, here.ranks);
       ++parts;
     }
   fmt::print("# Out of bounds values : {} {}\n", wrong, !asked.check ? "UNCHECKED" : wrong == 0 ? "OK" : "FAILED");
   fmt::print("# Avg bus bandwidth    : {:.2f}\n", parts == 0 ? 0.0 : bandwidth / static_cast<double>(parts));
   if (!asked.json.empty()) {
     std::ofstream file{asked.json};
-    file << as_json(asked, ranks, used, rows).text(2) << '\n';
+    file << as_json(asked, here, rows).text(2) << '\n';
     if (!file.flush()) throw tool::failure{fmt::format("{}: cannot be written", tool::one_line(asked.json))};
   }
   if (wrong > 0) throw tool::failure{fmt::format("{} values are wrong: the rows say where", wrong)};
@@ -200,18 +238,26 @@ int finish(perf::request const& asked, std::size_t ranks, perf::libraries const&
 
 int run_threads(perf::request const& asked) {
   auto const ranks = static_cast<std::size_t>(asked.ranks);
-  print_head(asked, ranks, {});
+  surroundings here{.ranks = ranks, .path = one_path(ranks, "the ranks' own buffers")};
+  std::vector<int> processors(ranks, -1);
   std::vector<perf::row> rows;
   flatshard::kernels::thread_group const group{flatshard::world{ranks},
                                                {.deadline = std::chrono::seconds{asked.deadline_seconds}}};
   group.run([&](flatshard::kernels::thread_communicator& comm) {
-    bool const first = index(comm.self()) == 0;
+    auto const self = index(comm.self());
+    bool const first = self == 0;
+    if (asked.pin) processors[self] = perf::pin(self, ranks);
+    comm.barrier({});
+    if (first) {
+      here.pinned = perf::one_each(processors);
+      print_head(asked, here);
+    }
     auto mine = perf::measure(comm, asked, perf::on_host{}, {}, [&](perf::row const& r) {
       if (first) print_row(asked, ranks, r);
     });
     if (first) rows = std::move(mine);
   });
-  return finish(asked, ranks, {}, rows);
+  return finish(asked, here, rows);
 }
 
 #if defined(FLATSHARD_MPI_BACKEND)
@@ -222,13 +268,32 @@ std::string mpi_library() {
   MPI_Get_library_version(text.data(), &size);
   return text.substr(0, text.find_first_of(std::string_view{"\r\n\0", 3}));
 }
+/// Whether every rank is held to a processor of its own, by this or by the launcher. All ranks call it.
+bool pin_processes(bool asked) {
+  MPI_Comm node = MPI_COMM_NULL;
+  int place = 0, ranks = 0;
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+  MPI_Comm_rank(node, &place);
+  MPI_Comm_size(node, &ranks);
+  int const own = asked ? perf::pin(static_cast<std::size_t>(place), static_cast<std::size_t>(ranks)) : -1;
+  std::vector<int> processors(static_cast<std::size_t>(ranks));
+  MPI_Allgather(&own, 1, MPI_INT, processors.data(), 1, MPI_INT, node);
+  MPI_Comm_free(&node);
+  int const here = perf::one_each(processors) ? 1 : 0;
+  int everywhere = 0;
+  MPI_Allreduce(&here, &everywhere, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
+  return everywhere != 0;
+}
 int run_mpi(perf::request const& asked) {
   flatshard::kernels::mpi_communicator comm{MPI_COMM_WORLD, {.deadline = std::chrono::seconds{asked.deadline_seconds}}};
   auto const ranks = static_cast<std::size_t>(comm.size());
   bool const first = index(comm.self()) == 0;
-  perf::libraries used;
-  used.mpi = mpi_library();
-  if (first) print_head(asked, ranks, used);
+  surroundings here{.ranks = ranks, .pinned = pin_processes(asked.pin)};
+  here.used.mpi = mpi_library();
+  here.path = one_path(ranks, comm.window_ranks() == comm.size() ? "a shared window"
+                              : comm.window_ranks() == 1         ? "messages"
+                                                                 : "a shared window and messages");
+  if (first) print_head(asked, here);
   std::vector<perf::row> rows;
   comm.run([&](flatshard::kernels::mpi_communicator& c) {
     rows = perf::measure(c, asked, perf::on_host{}, {}, [&](perf::row const& r) {
@@ -236,7 +301,7 @@ int run_mpi(perf::request const& asked) {
     });
   });
   comm.close();
-  return first ? finish(asked, ranks, used, rows) : tool::exit_fine;
+  return first ? finish(asked, here, rows) : tool::exit_fine;
 }
 #endif
 
@@ -246,15 +311,20 @@ int run_nccl(perf::request const& asked, perf::nccl_request const& where) {
     throw tool::wrong_usage{"--bootstrap file needs --rank and --id-file, and nothing else takes them"};
   if (by_file && *where.rank >= asked.ranks)
     throw tool::wrong_usage{fmt::format("--rank {} must be smaller than --ranks {}", *where.rank, asked.ranks)};
-  perf::libraries used;
+  surroundings here;
 #if defined(FLATSHARD_MPI_BACKEND)
-  if (where.bootstrap == "mpi") used.mpi = mpi_library();
+  if (where.bootstrap == "mpi") here.used.mpi = mpi_library();
 #endif
-  perf::add_nccl(used);
+  perf::add_nccl(here.used);
   auto const done = perf::measure_nccl(
-      asked, where, [&](std::size_t ranks) { print_head(asked, ranks, used); },
+      asked, where,
+      [&](std::size_t ranks) {
+        here.ranks = ranks;
+        here.path = ranks == 1 ? one_path(ranks, {}) : [&](std::string_view c) { return perf::nccl_path(asked, c); };
+        print_head(asked, here);
+      },
       [&](std::size_t ranks, perf::row const& r) { print_row(asked, ranks, r); });
-  return done.rows ? finish(asked, done.ranks, used, *done.rows) : tool::exit_fine;
+  return done.rows ? finish(asked, here, *done.rows) : tool::exit_fine;
 }
 
 void report_error(std::string const& text) {

@@ -4,6 +4,7 @@
 
 #include <flatshard/communicator.hpp>
 #include <flatshard/dtype.hpp>
+#include <flatshard/kernels/cpu.hpp>
 #include <flatshard/quantity.hpp>
 
 #include <algorithm>
@@ -11,7 +12,9 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -25,7 +28,7 @@ struct request {
   std::string backend = "threads", type = "bfloat16", operation = "sum", order = "by_rank";
   std::uint64_t first = std::uint64_t{1} << 20, last = std::uint64_t{32} << 20, factor = 2, increment = 0;
   std::uint64_t iterations = 20, warm_up = 5, misaligned = 0, ranks = 2, deadline_seconds = 60;
-  bool check = true;
+  bool check = true, pin = true, cold = false;
   std::string json;
 
   [[nodiscard]] flatshard::dtype element() const {
@@ -57,6 +60,14 @@ struct timing {
   bool ran = false;
   double median = 0, least = 0, p99 = 0;  ///< seconds, of the slowest rank each time
   std::uint64_t wrong = 0;                ///< values on all ranks
+  /// Medians of what it is compared with, timed before it, after it, and both; 0 where nothing was asked for.
+  double copy_before = 0, copy_after = 0, copy = 0;
+
+  /// How many times as fast as the copy; nothing where the copy's own speed changed by more than 3 % meanwhile.
+  [[nodiscard]] std::optional<double> of_copy() const {
+    if (median <= 0 || std::abs(copy_before - copy_after) > 0.03 * std::min(copy_before, copy_after)) return {};
+    return copy / median;
+  }
 };
 /// Units: bytes of all ranks, elements of one.
 struct row {
@@ -96,8 +107,14 @@ template <class T>
     return a.bits == b.bits;
 }
 
-/// Memory of a backend that works on the host's. Others have a `memory` of the same members.
+/// Memory of a backend that works on the host's. Others have the same members.
 struct on_host {
+  /// The cache that cold buffers must not be found in. Units: bytes.
+  [[nodiscard]] static std::size_t cache() { return flatshard::kernels::last_level_cache().value; }
+  /// What a collective is compared with: memcpy.
+  static void copy(std::span<std::byte> to, std::span<std::byte const> from) {
+    std::memcpy(to.data(), from.data(), from.size());
+  }
   /// Its first element lies `misaligned` elements behind a multiple of 256 bytes.
   template <class T>
   class memory {
@@ -108,10 +125,10 @@ struct on_host {
     }
     /// Where the backend works.
     [[nodiscard]] std::span<T> span() const { return {start_, n_}; }
-    /// Element i becomes of(i).
+    /// Element `first` + i becomes of(i), i < count.
     template <class Of>
-    void fill(Of const& of) const {
-      for (std::size_t i = 0; i < n_; ++i) start_[i] = of(i);
+    void fill(std::size_t first, std::size_t count, Of const& of) const {
+      for (std::size_t i = 0; i < count; ++i) start_[first + i] = of(i);
     }
     /// How many of elements `first` + i, i < count, are not of(i).
     template <class Of>
@@ -128,7 +145,16 @@ struct on_host {
   };
 };
 
+/// The median of `seconds`, which it sorts.
+[[nodiscard]] inline double median_of(std::span<double> seconds) {
+  std::sort(seconds.begin(), seconds.end());
+  return seconds.empty() ? 0 : seconds[seconds.size() / 2];
+}
+
 /// Runs and checks one collective again and again. All ranks call it alike; the result is the same on all of them.
+///
+/// Where cold buffers are asked for, each call takes the next of so many sets of them that a rank's are four times the
+/// cache: what a call touches was evicted since the call that touched it last.
 template <class C, class Where>
 class measurement {
  public:
@@ -159,19 +185,53 @@ class measurement {
   }
 
  private:
+  /// One of the buffers of a collective, in every set: element i of the set whose turn it is.
   template <class T>
-  using memory = typename Where::template memory<T>;
+  class in_turn {
+   public:
+    in_turn(measurement const& of, std::size_t sets, std::size_t n)
+        : of_{of},
+          sets_{sets},
+          n_{n},
+          step_{(n + grain - 1) / grain * grain},
+          all_{of.where_, step_ * sets, of.asked_.misaligned} {}
+    [[nodiscard]] std::span<T> span() const { return all_.span().subspan(first(), n_); }
+    template <class Of>
+    void fill(Of const& of) const {
+      all_.fill(first(), n_, of);
+    }
+    template <class Of>
+    [[nodiscard]] std::uint64_t wrong(std::size_t from, std::size_t count, Of const& of) const {
+      return all_.wrong(first() + from, count, of);
+    }
+
+   private:
+    static constexpr std::size_t grain = 256 / sizeof(T);  // every set is aligned as the first one
+    [[nodiscard]] std::size_t first() const { return of_.turn_ % sets_ * step_; }
+
+    measurement const& of_;
+    std::size_t sets_, n_, step_;
+    typename Where::template memory<T> all_;
+  };
+  /// How many sets of buffers of so many bytes calls take in turn.
+  [[nodiscard]] std::size_t sets(std::size_t bytes) const {
+    if (!asked_.cold) return 1;
+    auto const one = std::max<std::size_t>(bytes, 256);
+    return (4 * where_.cache() + one - 1) / one;
+  }
+
   template <class T>
   timing gather(std::size_t n, bool in_place) {
-    memory<T> const full{where_, n * ranks_, asked_.misaligned}, shard{where_, in_place ? 0 : n, asked_.misaligned};
-    auto const own = in_place ? full.span().subspan(self_ * n, n) : shard.span();
+    auto const count = sets((n * ranks_ + (in_place ? 0 : n)) * sizeof(T));
+    in_turn<T> const full{*this, count, n * ranks_}, shard{*this, count, in_place ? 0 : n};
+    auto const own = [&] { return in_place ? full.span().subspan(self_ * n, n) : shard.span(); };
     auto const fill = [&] {
       auto const mine = [&](std::size_t i) { return in_place && i / n == self_ ? element<T>(self_, i % n) : T{}; };
       full.fill(mine);
       if (!in_place) shard.fill([&](std::size_t i) { return element<T>(self_, i); });
     };
     return time(
-        fill, [&] { comm_.all_gather(full.span(), std::span<T const>{own}, s_); },
+        count, n * ranks_ * sizeof(T), fill, [&] { comm_.all_gather(full.span(), std::span<T const>{own()}, s_); },
         [&] { return full.wrong(0, n * ranks_, [&](std::size_t i) { return element<T>(i / n, i % n); }); });
   }
   /// Out of place the fp32 sums, in place rounded to the wire's type.
@@ -180,17 +240,19 @@ class measurement {
     if constexpr (std::same_as<T, std::byte>) {
       return {};
     } else {
-      memory<T> const grads{where_, n * ranks_, asked_.misaligned};
-      memory<float> const out{where_, in_place ? 0 : n, asked_.misaligned};
-      auto const own = grads.span().subspan(self_ * n, n);
+      auto const count = sets(n * ranks_ * sizeof(T) + (in_place ? 0 : n * sizeof(float)));
+      in_turn<T> const grads{*this, count, n * ranks_};
+      in_turn<float> const out{*this, count, in_place ? 0 : n};
       auto const fill = [&] {
         grads.fill([&](std::size_t i) { return element<T>(self_, i); });
-        out.fill([](std::size_t) { return std::numeric_limits<float>::quiet_NaN(); });  // what no sum is
+        if (!in_place) out.fill([](std::size_t) { return std::numeric_limits<float>::quiet_NaN(); });  // what no sum is
       };
       flatshard::reduce_options const o{.scale = 0.5f, .order = asked_.sum()};
-      std::span<T const> const in{grads.span()};
       auto const call = [&] {
-        in_place ? comm_.reduce_scatter(own, in, o, s_) : comm_.reduce_scatter(out.span(), in, o, s_);
+        auto const all = grads.span();
+        std::span<T const> const in{all};
+        in_place ? comm_.reduce_scatter(all.subspan(self_ * n, n), in, o, s_)
+                 : comm_.reduce_scatter(out.span(), in, o, s_);
       };
       auto const sum = [&](std::size_t i) {
         float all = 0;
@@ -201,33 +263,38 @@ class measurement {
         return in_place ? grads.wrong(self_ * n, n, [&](std::size_t i) { return flatshard::narrow<T>(sum(i)); })
                         : out.wrong(0, n, sum);
       };
-      return time(fill, call, check);
+      return time(count, n * ranks_ * sizeof(T), fill, call, check);
     }
   }
   template <class T>
   timing spread(std::size_t n, bool in_place) {
     if (!in_place) return {};  // its only form is in place
-    memory<T> const all{where_, n, asked_.misaligned};
-    return time([&] { all.fill([&](std::size_t i) { return element<T>(self_, i); }); },
-                [&] { comm_.broadcast(all.span(), flatshard::rank_at(0), s_); },
-                [&] { return all.wrong(0, n, [](std::size_t i) { return element<T>(0, i); }); });
+    auto const count = sets(n * sizeof(T));
+    in_turn<T> const all{*this, count, n};
+    return time(
+        count, n * sizeof(T), [&] { all.fill([&](std::size_t i) { return element<T>(self_, i); }); },
+        [&] { comm_.broadcast(all.span(), flatshard::rank_at(0), s_); },
+        [&] { return all.wrong(0, n, [](std::size_t i) { return element<T>(0, i); }); });
   }
   template <class T>
   timing exchange(std::size_t n, bool in_place) {
     if (in_place) return {};  // its buffers never overlap
-    memory<T> const in{where_, n * ranks_, asked_.misaligned}, out{where_, n * ranks_, asked_.misaligned};
+    auto const count = sets(2 * n * ranks_ * sizeof(T));
+    in_turn<T> const in{*this, count, n * ranks_}, out{*this, count, n * ranks_};
     std::vector<flatshard::elements> const counts(ranks_, flatshard::elements{n});
     auto const fill = [&] {
       out.fill([](std::size_t) { return T{}; });
       in.fill([&](std::size_t i) { return element<T>(self_, i); });
     };
     return time(
-        fill, [&] { comm_.all_to_all_v(out.span(), counts, std::span<T const>{in.span()}, counts, s_); },
+        count, n * ranks_ * sizeof(T), fill,
+        [&] { comm_.all_to_all_v(out.span(), counts, std::span<T const>{in.span()}, counts, s_); },
         [&] { return out.wrong(0, n * ranks_, [&](std::size_t i) { return element<T>(i / n, self_ * n + i % n); }); });
   }
 
+  /// `count` sets of buffers, each filled by `fill`; `bytes` is what the copy moves that it is compared with.
   template <class Fill, class Call, class Check>
-  timing time(Fill const& fill, Call const& call, Check const& check) {
+  timing time(std::size_t count, std::size_t bytes, Fill const& fill, Call const& call, Check const& check) {
     timing t;
     t.ran = true;
     auto const verify = [&] {
@@ -241,12 +308,33 @@ class measurement {
       comm_.wait(s_);
       t.wrong += static_cast<std::uint64_t>(wrong);
     };
-    fill();
+    for (turn_ = 0; turn_ < count; ++turn_) fill();
     verify();
-    for (std::uint64_t i = 0; i < asked_.warm_up; ++i) call();
+    std::vector<double> copies;
+    if (!asked_.json.empty()) {
+      copies = copy_seconds(bytes);
+      t.copy_before = median_of(copies);
+    }
+    for (std::uint64_t i = 0; i < asked_.warm_up; ++i, ++turn_) call();
     comm_.wait(s_);
+    auto seconds = seconds_of(asked_.iterations, call);
+    if (!asked_.json.empty()) {
+      auto again = copy_seconds(bytes);
+      t.copy_after = median_of(again);
+      copies.insert(copies.end(), again.begin(), again.end());
+      t.copy = median_of(copies);
+    }
+    verify();
+    t.median = median_of(seconds);
+    t.least = seconds.front();
+    t.p99 = seconds[std::min(seconds.size() - 1, seconds.size() * 99 / 100)];
+    return t;
+  }
+  /// Seconds of the slowest rank, each call on the next set of buffers.
+  template <class Call>
+  std::vector<double> seconds_of(std::uint64_t calls, Call const& call) {
     std::vector<double> seconds;
-    for (std::uint64_t i = 0; i < asked_.iterations; ++i) {
+    for (std::uint64_t i = 0; i < calls; ++i, ++turn_) {
       comm_.barrier(s_);
       comm_.wait(s_);
       auto const start = std::chrono::steady_clock::now();
@@ -259,13 +347,18 @@ class measurement {
                        flatshard::reduction::max, s_);
       comm_.wait(s_);
     }
-    verify();
-    if (seconds.empty()) return t;
-    std::sort(seconds.begin(), seconds.end());
-    t.least = seconds.front();
-    t.median = seconds[seconds.size() / 2];
-    t.p99 = seconds[std::min(seconds.size() - 1, seconds.size() * 99 / 100)];
-    return t;
+    return seconds;
+  }
+  /// What a collective is compared with: every rank copies `bytes` of its own, half as many times as there are calls.
+  std::vector<double> copy_seconds(std::size_t bytes) {
+    auto const count = sets(2 * bytes);
+    in_turn<std::byte> const from{*this, count, bytes}, to{*this, count, bytes};
+    auto const copy = [&] { where_.copy(to.span(), from.span()); };
+    for (turn_ = 0; turn_ < count; ++turn_) {
+      from.fill([](std::size_t i) { return static_cast<std::byte>(i); });
+      copy();
+    }
+    return seconds_of((asked_.iterations + 1) / 2, copy);
   }
 
   C& comm_;
@@ -273,6 +366,7 @@ class measurement {
   Where where_;
   std::size_t ranks_, self_;
   typename C::stream_type s_;
+  std::size_t turn_ = 0;  // calls so far: which set of buffers is next
 };
 
 /// All rows that were asked for, on memory that is `where`; `show` is called with each as it is done, on every rank.

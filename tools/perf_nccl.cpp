@@ -38,6 +38,13 @@ class device_stream {
 /// As `on_host`, on the device.
 struct on_device {
   kernels::stream_ref stream;
+  std::size_t l2 = 0;  ///< of the device. Units: bytes
+
+  [[nodiscard]] std::size_t cache() const { return l2; }
+  void copy(std::span<std::byte> to, std::span<std::byte const> from) const {
+    must(cudaMemcpyAsync(to.data(), from.data(), from.size(), cudaMemcpyDeviceToDevice, stream.stream),
+         "cudaMemcpyAsync");
+  }
   template <class T>
   class memory {
    public:
@@ -51,11 +58,12 @@ struct on_device {
     ~memory() { static_cast<void>(cudaFree(start_)); }
     [[nodiscard]] std::span<T> span() const { return {start_ + misaligned_, n_}; }
     template <class Of>
-    void fill(Of const& of) const {
-      if (n_ == 0) return;
-      std::vector<T> values(n_);
-      for (std::size_t i = 0; i < n_; ++i) values[i] = of(i);
-      must(cudaMemcpyAsync(span().data(), values.data(), n_ * sizeof(T), cudaMemcpyHostToDevice, stream_.stream),
+    void fill(std::size_t first, std::size_t count, Of const& of) const {
+      if (count == 0) return;
+      std::vector<T> values(count);
+      for (std::size_t i = 0; i < count; ++i) values[i] = of(i);
+      must(cudaMemcpyAsync(span().data() + first, values.data(), count * sizeof(T), cudaMemcpyHostToDevice,
+                           stream_.stream),
            "cudaMemcpyAsync");
       must(cudaStreamSynchronize(stream_.stream), "cudaStreamSynchronize");
     }
@@ -79,6 +87,11 @@ struct on_device {
   };
 };
 
+cudaDeviceProp properties(std::size_t device) {
+  cudaDeviceProp found{};
+  must(cudaGetDeviceProperties(&found, static_cast<int>(device)), "cudaGetDeviceProperties");
+  return found;
+}
 std::size_t devices() {
   int count = 0;
   must(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
@@ -94,7 +107,8 @@ std::vector<row> run_rank(request const& asked, std::size_t ranks, std::size_t s
   device_stream const stream;
   kernels::nccl_communicator comm{
       world{ranks}, rank_at(self), id, {.deadline = std::chrono::seconds{asked.deadline_seconds}}};
-  auto rows = measure(comm, asked, on_device{stream.get()}, stream.get(), show);
+  on_device const where{stream.get(), static_cast<std::size_t>(properties(device).l2CacheSize)};
+  auto rows = measure(comm, asked, where, stream.get(), show);
   comm.close();
   return rows;
 }
@@ -102,6 +116,14 @@ std::vector<row> run_rank(request const& asked, std::size_t ranks, std::size_t s
 }  // namespace
 
 bool const nccl_built = true;
+
+std::string nccl_path(request const& asked, std::string_view collective) {
+  if (collective == "all_gather") return "ncclAllGather";
+  if (collective == "broadcast") return "ncclBroadcast";
+  if (collective == "all_to_all") return "ncclSend and ncclRecv";
+  bool const ring = asked.sum() == sum_order::any && asked.element() == dtype::f32;
+  return ring ? "ncclReduceScatter" : "ncclAlltoAll, or ncclSend and ncclRecv in parts; our sum";
+}
 
 void add_nccl(libraries& used) {
   int code = 0;
@@ -115,8 +137,7 @@ void add_nccl(libraries& used) {
   must(cudaDriverGetVersion(&code), "cudaDriverGetVersion");
   used.cuda_driver = cuda_version(code);
   for (std::size_t i = 0; i < devices(); ++i) {
-    cudaDeviceProp found{};
-    must(cudaGetDeviceProperties(&found, static_cast<int>(i)), "cudaGetDeviceProperties");
+    auto const found = properties(i);
     used.gpus.push_back({found.name, found.totalGlobalMem, found.multiProcessorCount, found.major, found.minor});
   }
 }

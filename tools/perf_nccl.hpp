@@ -9,6 +9,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace perf {
@@ -22,6 +23,9 @@ struct nccl_request {
   std::string id_file;                ///< file: rank 0 writes the group's id there
   std::optional<std::size_t> rank;    ///< file: this process
 };
+
+/// What of NCCL a collective between several ranks goes through. Source: kernels/nccl.cpp.
+[[nodiscard]] std::string nccl_path(request const& asked, std::string_view collective);
 
 /// What NCCL, CUDA and the GPUs of this process say of themselves. Throws what the backend throws.
 void add_nccl(libraries& used);

@@ -18,7 +18,7 @@ typedef struct CUstream_st* cudaStream_t;
 struct cudaDeviceProp {
   char name[256];
   std::size_t totalGlobalMem;
-  int multiProcessorCount, major, minor;
+  int multiProcessorCount, major, minor, l2CacheSize;
 };
 typedef void (*cudaHostFn_t)(void* data);
 

@@ -194,6 +194,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* found, int device) {
   found->totalGlobalMem = std::size_t{1} << 30;
   found->multiProcessorCount = 8;
   found->major = 9;
+  found->l2CacheSize = 64 << 10;
   return cudaSuccess;
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
