@@ -3,6 +3,7 @@
 #include "call_notice.hpp"
 #include "call_rules.hpp"
 #include "cpu_run.hpp"
+#include "store_pace.hpp"
 
 #include <flatshard/kernels/mpi.hpp>
 #include <flatshard/require.hpp>
@@ -120,7 +121,8 @@ struct setup_memory {
 /// Data move in rounds: each rank lays what its peers need into its half of the staging area, meets them, and reads
 /// theirs. Ranks of one node read each other's window; others are sent messages. The halves take turns, so one meeting
 /// a round is enough: who comes to meeting m + 1 has read the half of meeting m. What is too large for the caches is
-/// laid there past them: ranks that share no cache read memory faster than each other's caches.
+/// laid there past them: ranks that share no cache read memory faster than each other's caches. What is small goes
+/// there past them while the cores of the ranks do not share one (store_pace.hpp).
 class mpi_group {
  public:
   mpi_group(MPI_Comm borrowed, mpi_ref_options const& o)
@@ -225,6 +227,18 @@ class mpi_group {
     }
   }
 
+  /// Lays n elements of `from` into the area, where `reader` reads them, or, if it is this rank, all others do.
+  void lay(std::size_t reader, std::byte* to, dtype wire, void const* from, dtype type, std::size_t n, reuse how) {
+    if (how == reuse::later || window_peers_.empty() || heads_[reader] == nullptr)
+      return run_cast(to, wire, from, type, n, {.output = how});
+    auto const size = size_of(elements{n}, wire).value;
+    auto& pace = paces_[reader];
+    if (pace.past_caches(size)) return run_cast(to, wire, from, type, n, {.output = reuse::later});
+    auto const start = std::chrono::steady_clock::now();
+    run_cast(to, wire, from, type, n, {.output = how});
+    pace.timed(size, std::chrono::steady_clock::now() - start);
+  }
+
   /// Fails this rank and, as far as they can be reached, all others; the first failure stays.
   void fail(std::vector<rank_id> who, std::string text) {
     if (!failure_.empty()) return;
@@ -253,6 +267,7 @@ class mpi_group {
     size_ = static_cast<std::size_t>(size);
     self_ = static_cast<std::size_t>(self);
     heads_.resize(size_);
+    paces_.resize(size_);
     slot_.resize(size_);
   }
   static void await_everyone(MPI_Request& request, deadline limit, std::unique_ptr<setup_memory>& setup) {
@@ -507,6 +522,7 @@ class mpi_group {
   std::vector<std::size_t> window_peers_, message_peers_, slot_;
   std::vector<MPI_Request> requests_;
   std::vector<std::size_t> request_peers_;
+  std::vector<store_pace> paces_;  // by reader; the own one is of what all others read
   bool announced_ = false, asked_ = false;
   std::vector<char> alive_;  // who said in this meeting that it waits
   std::uint64_t step_ = 0;   // meetings so far
@@ -549,7 +565,8 @@ void mpi_collectives<Self>::gather_memory(memory_ref full, const_memory_ref shar
     g.rounds(
         parts(count, step), [&](auto, auto, std::size_t k) { return part(count, step, k) * width(wire); }, for_all,
         [&](std::size_t k, std::byte* area) {
-          run_cast(area, wire, offset(shard.data, k * step, shard.type), shard.type, part(count, step, k), how);
+          g.lay(self, area, wire, offset(shard.data, k * step, shard.type), shard.type, part(count, step, k),
+                how.output);
         },
         [&](std::size_t k, auto const& area_of) {
           auto const n = part(count, step, k);
@@ -573,7 +590,7 @@ void mpi_collectives<Self>::reduce_memory(memory_ref out, const_memory_ref grads
   auto const room = std::max<std::size_t>(g.half() / ranks / 64 * 64, 64);  // bytes for one peer
   require(room * ranks <= g.half(), "the staging area holds at least 64 bytes a rank");
   auto const step = room / w;
-  work_options const how{.output = hint(size_of(elements{grads.size}, grads.type).value)};
+  auto const how = hint(size_of(elements{grads.size}, grads.type).value);
   auto const place = [&](std::size_t to) { return to * room; };
   std::vector<void const*> in(ranks);
   g.call(notice, limit_, [&] {
@@ -583,8 +600,8 @@ void mpi_collectives<Self>::reduce_memory(memory_ref out, const_memory_ref grads
           auto const n = part(count, step, k);
           for (std::size_t r = 0; r < ranks; ++r)
             if (r != self)
-              run_cast(area + place(r), grads.type, offset(grads.data, r * count + k * step, grads.type), grads.type, n,
-                       how);
+              g.lay(r, area + place(r), grads.type, offset(grads.data, r * count + k * step, grads.type), grads.type, n,
+                    how);
         },
         [&](std::size_t k, auto const& area_of) {
           for (std::size_t r = 0; r < ranks; ++r)
@@ -606,8 +623,7 @@ void mpi_collectives<Self>::spread_memory(memory_ref buffer, rank_id root, inlin
         parts(all, step),
         [&](std::size_t r, auto, std::size_t k) { return r == from ? part(all, step, k) : std::size_t{0}; }, for_all,
         [&](std::size_t k, std::byte* area) {
-          if (g.self() == from)
-            run_cast(area, dtype::u8, data + k * step, dtype::u8, part(all, step, k), {.output = hint(all)});
+          if (g.self() == from) g.lay(from, area, dtype::u8, data + k * step, dtype::u8, part(all, step, k), hint(all));
         },
         [&](std::size_t k, auto const& area_of) {
           if (g.self() != from) run_cast(data + k * step, dtype::u8, area_of(from), dtype::u8, part(all, step, k), {});
@@ -624,7 +640,7 @@ void mpi_collectives<Self>::exchange_memory(memory_ref out, std::span<elements c
   auto const room = std::max<std::size_t>(g.half() / ranks / 64 * 64, 64), row = 2 * ranks * sizeof(std::uint64_t);
   require(room * ranks <= g.half() && row <= g.half(), "the staging area holds at least 64 bytes a rank");
   auto const step = room / w;
-  work_options const how{.output = hint(size_of(elements{in.size}, in.type).value)};
+  auto const how = hint(size_of(elements{in.size}, in.type).value);
   auto const place = [&](std::size_t to) { return to * room; };
   std::vector<std::uint64_t> counts(2 * ranks * ranks);  // of each rank: what it sends, what it takes
   auto const sent = [&](std::size_t from, std::size_t to) { return counts[2 * ranks * from + to]; };
@@ -666,8 +682,8 @@ void mpi_collectives<Self>::exchange_memory(memory_ref out, std::span<elements c
         [&](std::size_t k, std::byte* area) {
           for (std::size_t r = 0; r < ranks; ++r)
             if (r != self)
-              run_cast(area + place(r), in.type, offset(in.data, to_at[r] + k * step, in.type), in.type,
-                       elements_of(self, r, k), how);
+              g.lay(r, area + place(r), in.type, offset(in.data, to_at[r] + k * step, in.type), in.type,
+                    elements_of(self, r, k), how);
         },
         [&](std::size_t k, auto const& area_of) {
           for (std::size_t r = 0; r < ranks; ++r)
