@@ -229,9 +229,9 @@ class mpi_group {
 
   /// Lays n elements of `from` into the area, where `reader` reads them, or, if it is this rank, all others do.
   void lay(std::size_t reader, std::byte* to, dtype wire, void const* from, dtype type, std::size_t n, reuse how) {
-    if (how == reuse::later || window_peers_.empty() || heads_[reader] == nullptr)
-      return run_cast(to, wire, from, type, n, {.output = how});
     auto const size = size_of(elements{n}, wire).value;
+    if (how == reuse::later || size < store_pace::least || window_peers_.empty() || heads_[reader] == nullptr)
+      return run_cast(to, wire, from, type, n, {.output = how});
     auto& pace = paces_[reader];
     if (pace.past_caches(size)) return run_cast(to, wire, from, type, n, {.output = reuse::later});
     auto const start = std::chrono::steady_clock::now();
