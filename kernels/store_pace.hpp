@@ -17,7 +17,7 @@ class store_pace {
  public:
   static constexpr std::size_t least = 4096;       ///< bytes; smaller blocks go into the caches, untimed
   static constexpr std::size_t slow_in_a_row = 4;  ///< a single one may have lost its core meanwhile
-  static constexpr std::size_t sent_past = 200;    ///< blocks; then one is tried again
+  static constexpr std::size_t sent_past = 32;     ///< blocks; then one is tried again
 
   /// Whether the next block goes past the caches. One that does not is to be `timed`.
   [[nodiscard]] bool past_caches(std::size_t bytes) {

@@ -16,7 +16,7 @@ constexpr auto fast = 3000ns, slow = 13000ns;  // of cores that share a cache, a
 
 }  // namespace
 
-TEST_CASE("blocks go past the caches after four slow ones in a row, and one is tried again after 200") {
+TEST_CASE("blocks go past the caches after four slow ones in a row, and one is tried again after 32") {
   store_pace pace;
   for (int i = 0; i < 3; ++i) {
     CHECK(!pace.past_caches(block));
@@ -28,10 +28,10 @@ TEST_CASE("blocks go past the caches after four slow ones in a row, and one is t
     CHECK(!pace.past_caches(block));
     pace.timed(block, slow);
   }
-  for (int i = 0; i < 200; ++i) CHECK(pace.past_caches(block));
+  for (int i = 0; i < 32; ++i) CHECK(pace.past_caches(block));
   CHECK(!pace.past_caches(block));
   pace.timed(block, slow);  // still so
-  for (int i = 0; i < 200; ++i) CHECK(pace.past_caches(block));
+  for (int i = 0; i < 32; ++i) CHECK(pace.past_caches(block));
   CHECK(!pace.past_caches(block));
   pace.timed(block, fast);  // no more
   CHECK(!pace.past_caches(block));
@@ -46,6 +46,6 @@ TEST_CASE("the limit is an eighth of a nanosecond a byte, and small blocks are n
   for (int i = 0; i < 4; ++i) pace.timed(4096, 513ns);
   CHECK(!pace.past_caches(4095));
   CHECK(!pace.past_caches(0));
-  for (int i = 0; i < 200; ++i) CHECK(pace.past_caches(4096));
+  for (int i = 0; i < 32; ++i) CHECK(pace.past_caches(4096));
   CHECK(!pace.past_caches(4096));
 }
