@@ -223,6 +223,10 @@ TEST_CASE("frozen tensors have segments of their own; experts of some ranks alon
     CHECK(r.out.empty());
   };
   fails(1, "--frozen 'norm' fits no parameter of " + model, {"--frozen", "norm"});
+  fails(1, "--frozen '*.weight' decides nothing: an earlier one fits", {"--frozen", "*", "--frozen", "*.weight"});
+  std::string const fp32 = "=parameter_storage:fp32";
+  fails(1, "--override '*norm*" + fp32 + "' decides nothing: an earlier one fits each of its parameters",
+        {"--override", "*" + fp32, "--override", "*norm*" + fp32});
   auto const why = "--expert-parallel: load cuts every tensor over all ranks of a copy, also experts";
   fails(2, why, {"--expert-parallel", "2"});
   fails(2, why, {"--expert-parallel", "2", "--experts", "*.mlp.*"});

@@ -31,11 +31,13 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <iterator>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -132,20 +134,31 @@ std::vector<fs::dtype> storage_of(fs::model_unit const& unit, load_plan const& p
   return types;
 }
 
-/// Throws `failure` for a pattern of `option` that fits no tensor.
-void check_pattern(std::string_view option, std::string_view pattern, std::vector<fs::model_unit> const& units,
-                   std::string_view directory) {
-  auto const fits = [&](fs::parameter const& p) { return fs::matches(pattern, p.name); };
-  if (std::none_of(units.begin(), units.end(), [&](fs::model_unit const& unit) {
-        return std::any_of(unit.parameters.begin(), unit.parameters.end(), fits);
-      }))
-    throw failure{fits_nothing(option, pattern, directory,
-                               units.empty() ? std::string_view{} : units.front().parameters.front().name)};
+/// Throws `failure` for a pattern that decides about no tensor; `of(rule)` and `text(rule)` are its pattern and what
+/// was written.
+template <class Rules, class Pattern, class Text>
+void check_patterns(std::string_view option, Rules const& rules, Pattern of, Text text,
+                    std::vector<fs::model_unit> const& units, std::string_view directory) {
+  std::set<std::string_view> decided;
+  for (auto const& rule : rules) {
+    bool fits = false, decides = false;
+    for (auto const& unit : units)
+      for (auto const& p : unit.parameters) {
+        if (!fs::matches(of(rule), p.name)) continue;
+        fits = true;
+        decides |= decided.insert(p.name).second;
+      }
+    if (!fits)
+      throw failure{fits_nothing(option, of(rule), directory,
+                                 units.empty() ? std::string_view{} : units.front().parameters.front().name)};
+    if (!decides) throw failure{decides_nothing(option, text(rule))};
+  }
 }
 
 void check_patterns(std::vector<fs::model_unit> const& units, load_plan const& plan, std::string_view directory) {
-  for (auto const& one : plan.overrides) check_pattern("--override", one.pattern, units, directory);
-  for (auto const& pattern : plan.frozen) check_pattern("--frozen", pattern, units, directory);
+  check_patterns("--override", plan.overrides, std::mem_fn(&parameter_override::pattern),
+                 std::mem_fn(&parameter_override::text), units, directory);
+  check_patterns("--frozen", plan.frozen, std::identity{}, std::identity{}, units, directory);
 }
 
 bool is_frozen(std::string_view name, load_plan const& plan) {

@@ -139,4 +139,8 @@ std::string fits_nothing(std::string_view option, std::string_view pattern, std:
                      part ? fmt::format(", * for any characters in it: '*{}*'", one_line(pattern)) : std::string{});
 }
 
+std::string decides_nothing(std::string_view option, std::string_view text) {
+  return fmt::format("{} '{}' decides nothing: an earlier one fits each of its parameters", option, one_line(text));
+}
+
 }  // namespace tool

@@ -46,5 +46,7 @@ void add_trait_options(CLI::App& command, parameter_rules& rules);
 /// `--frozen 'x' fits no parameter of model; ...`: a failure's text. `first`: a name that the model has.
 [[nodiscard]] std::string fits_nothing(std::string_view option, std::string_view pattern, std::string_view model,
                                        std::string_view first);
+/// `--frozen 'x' decides nothing; ...`: a failure's text, for a pattern whose parameters earlier ones fit.
+[[nodiscard]] std::string decides_nothing(std::string_view option, std::string_view text);
 
 }  // namespace tool

@@ -213,8 +213,7 @@ inline void apply_rules(parameter_rules const& rules, plan_model const& m, train
   };
   auto const say = [&](std::string_view option, std::string const& text, std::string const& pattern, tally const& sum) {
     if (!sum.fits) throw failure{fits_nothing(option, pattern, m.name, m.parts.front().parameters.front().name)};
-    if (sum.tensors == 0)
-      throw failure{fmt::format("{} '{}' decides nothing: an earlier one fits each of its parameters", option, text)};
+    if (sum.tensors == 0) throw failure{decides_nothing(option, text)};
     c.notes.push_back(fmt::format("{} '{}': {} tensor{}, {} elements", option, one_line(text), grouped(sum.tensors),
                                   sum.tensors == 1 ? "" : "s", grouped(sum.elements)));
   };
