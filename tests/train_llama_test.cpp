@@ -171,7 +171,8 @@ TEST_CASE("any number of ranks stays close to one rank, clipped or not, in eithe
     for (auto const& options : {twenty, pairwise(twenty)})
       for (auto const& products : products_here()) settings.push_back({others, options, products});
   for (auto const& [others, options, products] : settings) {
-    CAPTURE(products);
+    auto const& with = products;  // clang 14 captures no structured binding
+    CAPTURE(with);
     auto const one = folder.trained(others->front().config, 1, options, products);
     if (others == &clipped)  // by the limit of 0.5, and at every step
       for (auto const norm : one.at("grad_norms").values) CHECK(norm > 0.5);
@@ -785,8 +786,9 @@ TEST_CASE("an optimizer that is not AdamW is refused, and betas that are none") 
         std::pair{R"({"amsgrad": true})", "/amsgrad: error: amsgrad is true, which would give other weights"},
         std::pair{R"({"lr": 0.001, "bogus": 1})", "/bogus: error: AdamW takes no argument \"bogus\""},
         std::pair{"[1]", "/optimizer/params: error: "}}) {
-    CAPTURE(params);
-    auto const done = with(R"({"type": "AdamW", "params": )" + std::string{params} + "}");
+    std::string const wrong = params;  // clang 14 captures no structured binding
+    CAPTURE(wrong);
+    auto const done = with(R"({"type": "AdamW", "params": )" + wrong + "}");
     CHECK(done.exit_code == 1);
     CHECK(done.out.empty());
     CHECK_MESSAGE(has(done.err, says), done.err);
