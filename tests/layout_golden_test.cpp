@@ -12,10 +12,12 @@
 #include <flatshard/layouts/zero3.hpp>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -60,6 +62,20 @@ std::uint64_t gathered_hash(L const& l) {
       h = (h ^ v) * 0x100000001b3u;
     }
   return h;
+}
+
+// Calls `f` with the parameters as an array, whose length is part of its type: of at most 8, as each length is a layout
+// that is compiled for every policy. Longer ones are laid out statically in constant expressions alone
+// (constant_cases.cpp).
+template <std::size_t T = 1, class F>
+void with_array(std::span<parameter const> unit, F f) {
+  if (unit.size() == T) {
+    std::array<parameter, T> fixed;
+    std::copy(unit.begin(), unit.end(), fixed.begin());
+    f(fixed);
+  } else if constexpr (T < 8) {
+    with_array<T + 1>(unit, f);
+  }
 }
 
 #define EXPECT(...)                   \
@@ -146,6 +162,60 @@ template <class P, class L>
   return true;
 }
 
+// Whether two layouts of the same unit place every element alike: all ranks' segments and pieces, the hash, and the
+// gathered buffer, of which large ones are looked at where the file has samples. Without a check of its own: there is
+// one of it for each number of tensors.
+template <class A, class B>
+[[nodiscard]] bool alike(A const& a, B const& b, js::object const& expect) {
+  if (a.hash() != b.hash() || a.gathered() != b.gathered() || a.real() != b.real()) return false;
+  for (std::size_t t = 0; t < a.size(); ++t)
+    if (a.place_at(t) != b.place_at(t) || a.parameter_at(t) != b.parameter_at(t)) return false;
+  for (std::size_t r = 0; r < a.world_size(); ++r) {
+    auto const rank = rank_at(r);
+    if (a.segment(rank) != b.segment(rank) || a.padding(rank) != b.padding(rank)) return false;
+    for (std::size_t t = 0; t < a.size(); ++t)
+      if (a.piece_of(t, rank) != b.piece_of(t, rank)) return false;
+  }
+  if (expect.contains("hash") && gathered_hash(a) != gathered_hash(b)) return false;
+  if (auto const* samples = expect.if_contains("samples"))
+    for (auto const& s : samples->as_array()) {
+      auto const t = number(s.at(0));
+      elements const i{number(s.at(1))}, g{number(s.at(4))};
+      if (a.owner(t, i) != b.owner(t, i) || a.local(t, i) != b.local(t, i) || a.gathered(t, i) != g ||
+          a.at_gathered(g) != element_place{t, i, false})
+        return false;
+    }
+  return true;
+}
+
+// The layout with a static table, and with a static world where there is one, against the listed one.
+template <class P, class L>
+[[nodiscard]] bool static_forms(P const& policy, L const& listed, std::vector<parameter> const& unit,
+                                js::object const& expect) {
+  world const w{listed.world_size()};
+  bool same = true;
+  auto const compare = [&](auto const& fixed) { same &= alike(layout{policy, fixed, w}, listed, expect); };
+  with_array(unit, compare);
+  EXPECT(same);
+  EXPECT(with_static_world(w.value(), [&](auto of_type) {
+    return alike(layout{policy, unit, of_type}, listed, expect);
+  }));
+  return true;
+}
+
+// Whether building a layout breaks a rule with one of these sentences.
+template <class Build>
+[[nodiscard]] bool refuses(std::vector<std::string> const& sentences, Build build) {
+  try {
+    build();
+  } catch (broken_rule const& broken) {
+    return std::any_of(sentences.begin(), sentences.end(), [&](std::string const& sentence) {
+      return std::string_view{broken.what()}.find(sentence) != std::string_view::npos;
+    });
+  }
+  return false;
+}
+
 template <class P>
 bool run_case(P const& policy, js::object const& one) {
   auto const& expect = one.at("expect").as_object();
@@ -167,7 +237,7 @@ bool run_case(P const& policy, js::object const& one) {
     layout const l{policy, unit, world{w}};
     for (std::size_t r = 0; r < w; ++r) owned += l.owned(rank_at(r)).value;
     EXPECT(owned == l.real().value);
-    return true;
+    return static_forms(policy, l, unit, expect);
   } else if (error != nullptr) {
     static std::map<std::string, std::vector<std::string>> const sentences{
         {"scalar", {"cannot shard a scalar"}},
@@ -175,14 +245,13 @@ bool run_case(P const& policy, js::object const& one) {
         {"not_divisible", {"the units must divide every tensor"}},
         {"not_row_aligned", {"every part must be a whole number of blocks"}},
         {"bad_units", {"one unit count a rank", "at least one unit"}}};
-    try {
-      layout{policy, unit, world{w}};
-    } catch (broken_rule const& broken) {
-      for (auto const& sentence : sentences.at(std::string{error->as_string()}))
-        if (std::string_view{broken.what()}.find(sentence) != std::string_view::npos) return true;
-    }
-    CHECK_MESSAGE(false, "not refused with its sentence: ", std::string{error->as_string()});
-    return false;
+    auto const& wanted = sentences.at(std::string{error->as_string()});
+    bool refused = refuses(wanted, [&] { layout{policy, unit, world{w}}; });
+    with_array(unit, [&](auto const& fixed) {
+      refused = refused && refuses(wanted, [&] { layout{policy, fixed, world{w}}; });
+    });
+    CHECK_MESSAGE(refused, "not refused with its sentence: ", std::string{error->as_string()});
+    return refused;
   }
   layout const l{policy, unit, world{w}};
   if (auto const* segment = expect.if_contains("segment")) {
@@ -232,6 +301,7 @@ bool run_case(P const& policy, js::object const& one) {
     std::from_chars(text.data(), text.data() + text.size(), wanted, 16);
     EXPECT(gathered_hash(l) == wanted);
   }
+  if (!static_forms(policy, l, unit, expect)) return false;
   return extras(policy, l, unit, one.at("options").as_object(), expect);
 }
 
