@@ -48,6 +48,12 @@ std::string fsdp2(folder const& dir, std::string_view batch, std::string_view mo
                   "}");
   return path;
 }
+flatshard::value layout_of(flatshard::document const& d, std::string_view name) {
+  for (auto const& l : d["layouts"]->elements())
+    if (l["layout"].is_text(name)) return l;
+  FAIL("no such layout: ", std::string{name});
+  return {};
+}
 outcome plan(std::vector<std::string> words) {
   words.insert(words.begin(), "plan");
   return run(words);
@@ -431,11 +437,12 @@ TEST_CASE("plan: every layout is compared, and what cannot place the model says 
   for (auto const& l : d["layouts"]->elements()) {
     names.insert(std::string{l["layout"].text()});
     if (l["layout"].is_text("ragged")) CHECK(l["refused"].is_text("the units must divide every tensor"));
+    if (l["layout"].is_text("llmc")) CHECK(l["refused"].is_text("llm.c needs a world size that divides every tensor"));
     if (l["layout"].is_text("hsdp")) CHECK(number(l["replicas"]) == 3);
     if (l["layout"].is_text("native")) CHECK(number(l["copied_gathers"]) == 0);
   }
-  CHECK(names == std::set<std::string>{"native", "zero3", "zero12", "fsdp1", "fsdp2", "megatron", "ragged", "owned",
-                                       "planned", "hsdp", "hpz"});
+  CHECK(names == std::set<std::string>{"native", "zero3", "zero12", "fsdp1", "fsdp2", "megatron",
+                                       "megatron_experimental", "llmc", "ragged", "owned", "planned", "hsdp", "hpz"});
   CHECK(d["layouts"]->elements()[0]["layout"].is_text("zero3"));  // the configuration's own
   CHECK((*d["recommendation"])["layout"].is_text("native"));
   CHECK((*d["recommendation"])["others"].elements().size() == names.size() - 1);
@@ -444,8 +451,61 @@ TEST_CASE("plan: every layout is compared, and what cannot place the model says 
   for (auto const* const part :
        {"Memory of a rank", "Shards", "Collectives of a step", "DeepSpeed's published estimate", "Layouts compared",
         "Recommended: native", "Not counted: activations", "cannot: the units must divide every tensor",
+        "cannot: llm.c needs a world size that divides every tensor", "\n  llmc: cannot place this model: llm.c needs",
         "24 ranks on 3 nodes of 8"})
     CHECK_MESSAGE(text.out.find(part) != std::string::npos, part);
+}
+
+TEST_CASE("plan: llm.c cuts optimizer states alone, each tensor evenly") {
+  folder dir;
+  auto const d = plan_json({"--arch", "llama-3-8b", "--config", configuration(dir, R"("stage": 3)"), "--world", "8",
+                            "--micro-batches", "3", "--html", dir / "p.html"});
+  auto const l = layout_of(d, "llmc");
+  CHECK(l["refused"].is(flatshard::value_kind::null));
+  CHECK(l["runs"].is_false());
+  CHECK(number(l["padding_elements"]) == 0);
+  // bf16 parameters and gradients whole, an eighth of the master copy and two states
+  CHECK(number(l["device_peak"]["most"]) == 4 * llama_elements + 12 * llama_elements / 8);
+  // once a step a reduce-scatter and an all-gather in bf16, seven eighths of the model each; 8 bytes of the norm
+  CHECK(number(l["wire"]["inside"]) == 2 * (2 * llama_elements / 8 * 7) + 14);
+  CHECK((*d["recommendation"])["layout"].is_text("native"));
+  auto const page = slurp(dir / "p.html");
+  for (auto const* const name : {"llmc", "megatron_experimental"}) CHECK(page.find(name) != std::string::npos);
+  // a configuration that cuts nothing is compared with it, too
+  auto const whole =
+      plan_json({"--arch", "llama-3-8b", "--config", configuration(dir, R"("stage": 0)"), "--world", "8"});
+  CHECK(number(layout_of(whole, "llmc")["device_peak"]["most"]) <
+        number(layout_of(whole, "whole")["device_peak"]["most"]));
+}
+
+TEST_CASE("plan: the packings of Megatron-FSDP differ where the row of a short tensor does not divide the others'") {
+  folder dir;
+  files::create_directory(dir / "m");
+  std::string header = R"({"a":{"dtype":"F32","shape":[8,10],"data_offsets":[0,320]},)"
+                       R"("b":{"dtype":"F32","shape":[2,3],"data_offsets":[320,344]}})";
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  std::string file(8, '\0');
+  file[0] = static_cast<char>(header.size());
+  spill(dir / "m/model.safetensors", file + header + std::string(344, '\0'));
+  auto const d = plan_json({"--model", dir / "m", "--config", configuration(dir, R"("stage": 3)"), "--world", "8"});
+  CHECK(number(layout_of(d, "megatron")["padding_elements"]) == 8 * 20 - 86);               // multiples of 10
+  CHECK(number(layout_of(d, "megatron_experimental")["padding_elements"]) == 8 * 30 - 86);  // and of 3
+  CHECK(layout_of(d, "llmc")["refused"].is_text("llm.c needs a world size that divides every tensor"));
+  auto const same =
+      plan_json({"--arch", "gpt-oss-20b", "--config", configuration(dir, R"("stage": 3)"), "--world", "8"});
+  CHECK(number(layout_of(same, "megatron")["padding_elements"]) ==
+        number(layout_of(same, "megatron_experimental")["padding_elements"]));
+  // rows of nothing and scalars: one refuses both, the other rows alone
+  header = R"({"a":{"dtype":"F32","shape":[8,10],"data_offsets":[0,320]},)"
+           R"("b":{"dtype":"F32","shape":[],"data_offsets":[320,324]}})";
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  file[0] = static_cast<char>(header.size());
+  spill(dir / "m/model.safetensors", file + header + std::string(324, '\0'));
+  auto const scalar =
+      plan_json({"--model", dir / "m", "--config", configuration(dir, R"("stage": 3)"), "--world", "8"});
+  CHECK(layout_of(scalar, "megatron")["refused"].is(flatshard::value_kind::null));
+  CHECK(layout_of(scalar, "megatron_experimental")["refused"].is_text(
+      "the experimental packing of megatron cannot shard a scalar"));
 }
 
 TEST_CASE("plan: the recommendation for the published shapes, and that its reasons hold") {

@@ -9,6 +9,7 @@
 #include <flatshard/estimate.hpp>
 #include <flatshard/layouts/fsdp1.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
+#include <flatshard/layouts/llmc.hpp>
 #include <flatshard/layouts/megatron.hpp>
 #include <flatshard/layouts/native.hpp>
 #include <flatshard/layouts/owned.hpp>
@@ -145,6 +146,10 @@ inline std::string above_bound(fs::training_plan const& plan) {
     whole.bucket = {500'000'000};  // DeepSpeed's default
     whole.all_reduce = true;
   }
+  auto states = whole;  // llm.c has no other stage
+  states.cut = fs::cut_states::optimizer;
+  states.bucket = {};
+  states.all_reduce = false;
   auto cut = c.settings;
   if (cut.cut != fs::cut_states::parameters) {
     cut.cut = fs::cut_states::parameters;
@@ -185,9 +190,17 @@ inline std::string above_bound(fs::training_plan const& plan) {
   });
   add(row("fsdp2", "PyTorch FSDP2: each tensor cut by rows"),
       [&] { return plan_of(m, c, r, w, cut, in_layout(fs::fsdp2{})); });
-  add(row("megatron", "Megatron-FSDP: whole rows packed; experts apart"), [&] {
-    return plan_of(m, c, r, w, cut, in_layout(fs::megatron{}, fs::sharding_rule{"*.experts.*", fs::megatron{}}));
-  });
+  auto const packed = [&](fs::megatron const& policy) {
+    return plan_of(m, c, r, w, cut, in_layout(policy, fs::sharding_rule{"*.experts.*", policy}));
+  };
+  fs::megatron experimental;
+  experimental.packing = fs::megatron_packing::experimental;
+  add(row("megatron", "Megatron-FSDP: whole rows packed; experts apart"), [&] { return packed({}); });
+  add(row("megatron_experimental", "its experimental packing: short tensors' rows whole, too"),
+      [&] { return packed(experimental); });
+  auto llmc = row("llmc", "llm.c: optimizer states alone cut, each tensor evenly or not at all");
+  llmc.runs = false;
+  add(llmc, [&] { return plan_of(m, c, r, w, states, in_layout(fs::llmc{})); });
   auto even = row("ragged", "veScale: each tensor cut in proportion, here evenly");
   even.runs = false;
   auto const evenly = [](std::size_t ranks_of_group) {
