@@ -45,6 +45,8 @@ struct nccl_ref_options {
   timeout on_timeout = timeout::report;  ///< abort: ncclCommAbort on the borrowed communicator
   std::span<std::byte> workspace{};      ///< the caller's device memory, aligned to 256; see `nccl_workspace`
   int checked_every = -1;
+  ncclComm_t sums = nullptr;  ///< a second communicator of the same ranks, borrowed too, for reduce-scatters: see
+                              ///< `overlaps`. The caller makes it (ncclCommSplit), as a borrowed one is never split
 };
 
 /// The least workspace of a group of so many ranks; sums and widening gathers take as much more as there is.
@@ -66,12 +68,18 @@ class nccl_group;
 
 /// What the owner and the borrower share. Buffers are device memory; calls enqueue on `stream` and neither wait nor
 /// allocate, but for those that say so. Sums of order `by_rank` and `pairwise` have the bits of the other backends;
-/// fp32 sums of order `any` are NCCL's own.
+/// fp32 sums of order `any` are NCCL's own. Calls on several streams that use the workspace (sums, widening gathers)
+/// take turns; a stream lives until `wait` has passed it.
 template <class Self>
 class nccl_collectives : public typed_collectives<Self, stream_ref> {
  public:
   [[nodiscard]] int size() const;
   [[nodiscard]] rank_id self() const;
+  /// Whether reduce-scatters have a communicator of NCCL of their own, so that one on another stream runs beside a
+  /// gather; without, NCCL does one after the other. An owner splits it off where the environment holds
+  /// NCCL_LAUNCH_ORDER_IMPLICIT=1 (or NCCL's own files of settings do), for kernels of two communicators that start in
+  /// another order on another rank may wait for each other for ever; a borrower has what it was given as `sums`.
+  [[nodiscard]] bool overlaps() const;
   /// Host memory, at most 64 values; waits for its result.
   void all_reduce(std::span<double> values, reduction how, stream_ref);
   void barrier(stream_ref);
@@ -109,7 +117,8 @@ class nccl_collectives : public typed_collectives<Self, stream_ref> {
 };
 }  // namespace detail
 
-/// Borrows a communicator of NCCL, blocking or not; never splits, finalises or destroys it. A blocking one may hold its
+/// Borrows a communicator of NCCL, blocking or not, and perhaps a second one for sums; never splits, finalises or
+/// destroys them, and aborts them only where `on_timeout` says so. A blocking one may hold its
 /// caller inside NCCL, where no deadline can interrupt it. Copies are views of the same rank and share its records.
 class nccl_ref : public detail::nccl_collectives<nccl_ref> {
  public:
@@ -121,8 +130,8 @@ class nccl_ref : public detail::nccl_collectives<nccl_ref> {
   nccl_ref(std::shared_ptr<detail::nccl_group> group, deadline limit) : nccl_collectives{std::move(group), limit} {}
 };
 
-/// Owns a non-blocking communicator of NCCL on the current device, and a workspace. One thread at a time uses it; every
-/// rank makes the same calls in the same order.
+/// Owns a non-blocking communicator of NCCL on the current device, perhaps a second one for sums (`overlaps`), and a
+/// workspace. One thread at a time uses it; every rank makes the same calls in the same order, on whatever streams.
 class nccl_communicator : public detail::nccl_collectives<nccl_communicator> {
  public:
   /// Collective, by the deadline. Throws `mismatch` on every rank if the options or versions differ.
