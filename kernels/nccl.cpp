@@ -6,6 +6,7 @@
 #include <flatshard/fnv.hpp>
 #include <flatshard/kernels/nccl.hpp>
 #include <flatshard/require.hpp>
+#include <flatshard/version.hpp>
 
 #include <algorithm>
 #include <array>
@@ -21,6 +22,7 @@
 #include <optional>
 #include <thread>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 namespace flatshard {
@@ -54,11 +56,17 @@ buffer_ref buffer(void const* p, dtype t, std::size_t n) {
   return {const_cast<std::byte*>(static_cast<std::byte const*>(p)), t, {n}};
 }
 
-/// What ranks compare before the first collective.
+/// What ranks compare before the first collective. Layouts and configurations, which they have later, are `agree`'s;
+/// types and the order of sums are compared with the calls.
 struct setup_record {
-  std::int32_t version = 1, compiled = NCCL_VERSION_CODE, running = 0, checked_every = 0;
+  std::int32_t version = 2;
+  std::int32_t library = FLATSHARD_VERSION_MAJOR * 10000 + FLATSHARD_VERSION_MINOR * 100 + FLATSHARD_VERSION_PATCH;
+  std::int32_t compiled = NCCL_VERSION_CODE, running = 0;
+  std::int32_t ranks = 0, self = 0;
+  std::int32_t checked_every = 0, own_sums = 0;
   std::uint64_t workspace = 0;
 };
+static_assert(std::has_unique_object_representations_v<setup_record>);
 
 constexpr std::size_t most_values = 64;
 /// What one rank adds to a gather of host memory, at most.
@@ -73,9 +81,16 @@ bool launch_order_binds() {
   return text != nullptr && std::strtoll(text, nullptr, 0) != 0;
 }
 
+/// Ranks compare the first call of each operation, and no other.
+constexpr int first_calls = -1;
 int environment_says() {
   auto const* const text = std::getenv("FLATSHARD_CHECKED_COLLECTIVES");
-  return text == nullptr ? 0 : std::max(0, std::atoi(text));
+  return text == nullptr ? first_calls : std::max(0, std::atoi(text));
+}
+
+/// `2.28.9`. Source: NCCL_VERSION of nccl.h, from 2.9 on.
+std::string spelled_version(int code) {
+  return std::to_string(code / 10000) + '.' + std::to_string(code / 100 % 100) + '.' + std::to_string(code % 100);
 }
 
 }  // namespace
@@ -113,7 +128,8 @@ class nccl_group {
       calls_.begin("the construction", {}, dtype::none, dtype::none);
       auto const code = ncclCommInitRankConfig(&gathers_, static_cast<int>(size), id, static_cast<int>(self), &config);
       complete(code, "ncclCommInitRankConfig", o.deadline);
-      compare_setups(o);
+      limit_ = o.deadline;
+      compare_setups(own_stream_, launch_order_binds());
       if (launch_order_binds() && size_ > 1) split(o.deadline);
       calls_ = {};
     } catch (...) {
@@ -155,7 +171,8 @@ class nccl_group {
     limit_ = limit;
     if (std::find(streams_.begin(), streams_.end(), stream.stream) == streams_.end()) streams_.push_back(stream.stream);
     try {
-      if (checked_every_ > 0) compare(notice, stream);
+      if (!compared_setups_) compare_setups(stream, overlaps());
+      if (size_ > 1 && checked_every_ != 0) compare(notice, stream);
       work();
     } catch (...) {
       calls_.progress(call_record::state::failed);
@@ -385,35 +402,56 @@ class nccl_group {
     memory_ = {};
   }
 
-  void compare_setups(nccl_options const& o) {
-    setup_record own{.checked_every = checked_every_, .workspace = o.workspace.value};
-    int running = 0;
-    complete(ncclGetVersion(&running), "ncclGetVersion", o.deadline);
-    own.running = running;
-    limit_ = o.deadline;
-    std::vector<setup_record> all(size_);
-    gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&own), sizeof own,
-                own_stream_);
+  void compare_setups(stream_ref stream, bool own_sums) {
+    setup_record own{.ranks = static_cast<std::int32_t>(size_),
+                     .self = static_cast<std::int32_t>(self_),
+                     .checked_every = checked_every_,
+                     .own_sums = own_sums,
+                     .workspace = memory_.size() - nccl_workspace(world{size_}).value};
+    complete(ncclGetVersion(&own.running), "ncclGetVersion", limit_);
+    std::vector<setup_record> all{own};
+    if (size_ > 1) {
+      all.resize(size_);
+      gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&own), sizeof own,
+                  stream);
+    }
     auto const differ = [&](char const* field, auto setup_record::*member) {
       for (std::size_t r = 1; r < size_; ++r)
         if (auto const a = all[0].*member, b = all[r].*member; a != b)
           raise(mismatch{field, {rank_at(0), rank_at(r)}, {std::to_string(a), std::to_string(b)}});
     };
     differ("version of the records", &setup_record::version);
+    differ("version of flatshard", &setup_record::library);
     differ("version of NCCL that it was compiled with", &setup_record::compiled);
     differ("version of NCCL that is loaded", &setup_record::running);
+    differ("number of ranks", &setup_record::ranks);
+    for (std::size_t r = 0; r < size_; ++r)
+      if (auto const said = static_cast<std::size_t>(all[r].self); said != r)
+        raise(mismatch{"the number of rank " + std::to_string(r),
+                       {rank_at(0), rank_at(r)},
+                       {std::to_string(r), std::to_string(said)}});
     differ("how often calls are compared", &setup_record::checked_every);
+    differ("a second communicator for sums", &setup_record::own_sums);
     differ("bytes of the workspace", &setup_record::workspace);
+    // The same on every rank by now, so that every rank throws. Structures that reach the device carry no version.
+    if (own.running != own.compiled)
+      raise(nccl_error{ncclInvalidUsage, "NCCL " + spelled_version(own.running) +
+                                             " is loaded, and flatshard was compiled with the headers of " +
+                                             spelled_version(own.compiled) + ": these must be of one version"});
+    compared_setups_ = true;
   }
-  /// Every call, as it is; or every so many, a hash of all so far.
+  /// Every call, or the first of each operation, as it is; or every so many, a hash of all so far.
   void compare(call_notice const& notice, stream_ref stream) {
+    auto& known = compared_[static_cast<std::size_t>(notice.operation)];
+    if (checked_every_ == first_calls && known) return;
     hash_ = hash_of(hash_, notice);
-    if (checked_every_ == 1) {
+    if (checked_every_ == 1 || checked_every_ == first_calls) {
       std::vector<call_notice> all(size_);
       gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&notice), sizeof notice,
                   stream);
       compare_notices(
           size_, [&](std::size_t r) -> call_notice const& { return all[r]; }, [&] { return context(); });
+      known = true;
     } else if (calls_.made() % static_cast<std::uint64_t>(checked_every_) == 0) {
       std::vector<std::uint64_t> all(size_);
       gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&hash_), sizeof hash_,
@@ -450,6 +488,8 @@ class nccl_group {
   cudaEvent_t turn_ = nullptr;
   std::size_t size_ = 0, self_ = 0;
   int checked_every_ = 0;
+  bool compared_setups_ = false;
+  std::array<bool, static_cast<std::size_t>(collective::agree) + 1> compared_{};  // by operation
   std::uint64_t hash_ = flatshard::detail::fnv_offset;
   deadline limit_{};
   std::string failure_;  // empty: none

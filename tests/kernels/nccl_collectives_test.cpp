@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include <sys/mman.h>
 
@@ -325,6 +326,7 @@ TEST_CASE("a borrowed communicator is aborted where its owner asked for that") {
     REQUIRE(ncclCommInitRankConfig(&theirs, 2, id, static_cast<int>(r), nullptr) == ncclSuccess);
     nccl_ref c{theirs,
                {.deadline = 200ms, .on_timeout = timeout::abort, .workspace = {workspace.data(), workspace.size()}}};
+    c.with_deadline(20s).barrier(stream.get());
     if (r == 0) c.barrier(stream.get());
     c.with_deadline(300ms).wait(stream.get());
     if (r == 1) {
@@ -332,7 +334,7 @@ TEST_CASE("a borrowed communicator is aborted where its owner asked for that") {
       c.abort();
     }
   });
-  CHECK(has(out[0].second, "before the deadline of 300 ms in barrier (call 1) of rank 0"));
+  CHECK(has(out[0].second, "before the deadline of 300 ms in barrier (call 2) of rank 0"));
   CHECK(out[1].second.empty());
   check_books();
 }
@@ -408,6 +410,8 @@ bool sums_pass_a_gather(Comm& c, kernels::stream_ref gathers, kernels::stream_re
   std::fill_n(grads.data(), grads.size(), 1.0f);
   std::fill_n(shard.data(), shard.size(), 2.0f);
   bool const holds = index(c.self()) == 1;
+  c.barrier(gathers);  // what ranks compare first is behind them
+  c.wait(gathers);
   gate held{gathers};
   if (!holds) held.open();
   c.all_gather(std::span{full.data(), full.size()}, std::span<float const>{shard.data(), 4}, gathers);
@@ -433,7 +437,7 @@ TEST_CASE("a reduce-scatter passes a gather on another stream where it has a com
     auto const id = kernels::new_nccl_id();
     auto const out = on_threads(2, [&](std::size_t r) {
       stream_owner const gathers, sums;
-      nccl_communicator c{world{2}, rank_at(r), id, {.deadline = 20s, .workspace = {8192}}};
+      nccl_communicator c{world{2}, rank_at(r), id, {.deadline = 20s, .workspace = {8192}, .checked_every = 0}};
       CHECK(nccl_on_host::what_lives().communicators >= (own ? 2 : 1));
       CHECK(c.overlaps() == own);
       bool const passed = sums_pass_a_gather(c, gathers.get(), sums.get(), own ? deadline{20s} : deadline{50ms});
@@ -448,8 +452,9 @@ TEST_CASE("a reduce-scatter passes a gather on another stream where it has a com
     stream_owner const gathers, sums;
     device_memory<std::byte> const workspace{kernels::nccl_workspace(world{2}).value + 8192};
     borrowed_pair const theirs{2, r, id};
-    nccl_ref c{theirs.gathers,
-               {.deadline = 20s, .workspace = {workspace.data(), workspace.size()}, .sums = theirs.sums}};
+    nccl_ref c{
+        theirs.gathers,
+        {.deadline = 20s, .workspace = {workspace.data(), workspace.size()}, .checked_every = 0, .sums = theirs.sums}};
     CHECK(c.overlaps());
     CHECK(sums_pass_a_gather(c, gathers.get(), sums.get(), 20s));
   });
@@ -462,7 +467,7 @@ TEST_CASE("calls on several streams take turns with the workspace") {
   auto const id = kernels::new_nccl_id();
   auto const out = on_threads(2, [&](std::size_t r) {
     stream_owner const first, second;
-    nccl_communicator c{world{2}, rank_at(r), id, {.deadline = 20s, .workspace = {8192}}};
+    nccl_communicator c{world{2}, rank_at(r), id, {.deadline = 20s, .workspace = {8192}, .checked_every = 0}};
     device_memory<float> const full{8}, grads{8}, sum{4};
     device_memory<bf16> const shard{4};
     std::fill_n(grads.data(), grads.size(), 1.0f);
@@ -596,6 +601,128 @@ TEST_CASE("set-up: a missing rank, another world, other options, a small workspa
   one.close();
   CHECK_THROWS_WITH_AS(one.close(), "a communicator is closed once", broken_rule);
   CHECK_THROWS_WITH_AS(one.barrier(stream.get()), "a closed communicator makes no calls", broken_rule);
+}
+
+TEST_CASE("set-up: every byte of what ranks compare is compared, of owners and of borrowers, on every rank") {
+  for (bool const owned : {true, false}) {
+    CAPTURE(owned);
+    std::set<std::string> fields;
+    bool more = true;
+    for (std::size_t byte = 0; more; ++byte) {
+      auto const id = kernels::new_nccl_id();
+      std::array<std::string, 2> found;
+      auto const out = on_threads(2, [&](std::size_t r) {
+        stream_owner const stream;
+        device_memory<std::byte> const workspace{kernels::nccl_workspace(world{2}).value};
+        auto const made = [&](auto const& use) {
+          try {
+            if (owned) {
+              nccl_communicator c{world{2}, rank_at(r), id, {.deadline = 20s, .workspace = {4096}, .checked_every = 0}};
+              return c.close();
+            }
+            borrowed_pair const theirs{2, r, id};
+            nccl_ref c{theirs.gathers, {.deadline = 20s, .workspace = {workspace.data(), workspace.size()}}};
+            use(c);
+          } catch (mismatch const& e) {
+            found[r] = e.field;
+            CHECK(e.ranks == std::array{rank_at(0), rank_at(1)});
+          }
+        };
+        if (r == 1) nccl_on_host::alter(byte);
+        made([&](nccl_ref& c) {
+          c.barrier(stream.get());
+          c.wait(stream.get());
+        });
+      });
+      CHECK(quiet(out));
+      CHECK(found[0] == found[1]);
+      more = !found[0].empty();
+      if (more) fields.insert(found[0]);
+      REQUIRE(byte < 64);
+    }
+    CHECK(fields == std::set<std::string>{"version of the records", "version of flatshard",
+                                          "version of NCCL that it was compiled with", "version of NCCL that is loaded",
+                                          "number of ranks", "the number of rank 1", "how often calls are compared",
+                                          "a second communicator for sums", "bytes of the workspace"});
+  }
+  check_books();
+}
+
+TEST_CASE("set-up: a library of NCCL that is not that of the headers is refused, on every rank, before a call") {
+  for (std::size_t const ranks : {1u, 2u})
+    for (bool const owned : {true, false}) {
+      auto const id = kernels::new_nccl_id();
+      auto const out = on_threads(ranks, [&](std::size_t r) {
+        nccl_on_host::pretend_version(22703);
+        if (owned) {
+          nccl_communicator const c{world{ranks}, rank_at(r), id, {.deadline = 20s}};
+          return;
+        }
+        stream_owner const stream;
+        device_memory<std::byte> const workspace{kernels::nccl_workspace(world{ranks}).value};
+        borrowed_pair const theirs{ranks, r, id};
+        nccl_ref c{theirs.gathers, {.deadline = 20s, .workspace = {workspace.data(), workspace.size()}}};
+        c.barrier(stream.get());
+      });
+      for (auto const& one : out)
+        CHECK(one.second ==
+              "NCCL 2.27.3 is loaded, and flatshard was compiled with the headers of 2.28.9: these must be of one "
+              "version");
+    }
+  auto const id = kernels::new_nccl_id();
+  auto const out = on_threads(2, [&](std::size_t r) {
+    if (r == 1) nccl_on_host::pretend_version(22907);
+    nccl_communicator const c{world{2}, rank_at(r), id, {.deadline = 20s}};
+  });
+  for (auto const& one : out)
+    CHECK(one.second == "ranks 0 and 1 disagree on version of NCCL that is loaded: 22809 against 22907");
+  check_books();
+}
+
+TEST_CASE("set-up: ranks of which some have a second communicator, or other options, when they are borrowed") {
+  for (bool const second : {true, false}) {
+    auto const id = kernels::new_nccl_id();
+    auto const out = on_threads(2, [&](std::size_t r) {
+      stream_owner const stream;
+      device_memory<std::byte> const workspace{kernels::nccl_workspace(world{2}).value + 4096};
+      borrowed_pair const theirs{2, r, id};
+      nccl_ref c{theirs.gathers,
+                 {.deadline = 20s,
+                  .workspace = {workspace.data(), workspace.size() - (second ? 0 : r * 1024)},
+                  .sums = second && r == 0 ? theirs.sums : nullptr}};
+      for (int turn = 0; turn < 2; ++turn) {  // the second time too
+        CAPTURE(turn);
+        CHECK_THROWS_WITH_AS(c.barrier(stream.get()),
+                             second ? "ranks 0 and 1 disagree on a second communicator for sums: 1 against 0"
+                                    : "ranks 0 and 1 disagree on bytes of the workspace: 4096 against 3072",
+                             mismatch);
+      }
+    });
+    CHECK(quiet(out));
+    check_books();
+  }
+}
+
+TEST_CASE("the first call of each operation is compared without asking, and no other") {
+  for (auto const& way : disagreements<device_rank>()) {
+    CAPTURE(way.field);
+    auto const id = kernels::new_nccl_id();
+    auto const out = on_threads(2, [&](std::size_t r) {
+      stream_owner const stream;
+      nccl_communicator owner{world{2}, rank_at(r), id, {.deadline = 20s, .workspace = {8192}}};
+      device_rank rank{owner.with_deadline(20s), stream.get()};
+      CHECK_THROWS_WITH_AS(
+          way.call(rank, r == 1),
+          doctest::Contains(("ranks 0 and 1 disagree on " + way.field + ": " + way.a + " against " + way.b).c_str()),
+          mismatch);
+      way.call(rank, false);
+      if (way.field == "scale" || way.field == "accumulate") way.call(rank, r == 1);  // NCCL does not see it
+      rank.comm.wait(rank.stream);
+      owner.close();
+    });
+    CHECK_MESSAGE(quiet(out), out[0].second, out[1].second);
+  }
+  check_books();
 }
 
 TEST_CASE("one rank alone: no call of NCCL, the same bits, and counts that differ are an error") {

@@ -22,6 +22,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -511,6 +512,8 @@ struct open_group {
   std::vector<cudaStream_t> streams;
 };
 thread_local open_group current;
+thread_local std::optional<std::size_t> altered;
+thread_local int pretended_version = 0;
 
 /// One thread at a time, and no call while another is in progress.
 class entered {
@@ -586,6 +589,12 @@ void execute(ncclComm_t comm, std::uint64_t number, std::vector<operation> ops) 
 }
 
 ncclResult_t submit(ncclComm_t comm, std::vector<operation> ops, cudaStream_t stream) {
+  if (auto const byte = std::exchange(altered, std::nullopt))
+    if (*byte < sent_bytes(ops[0], comm->ranks))
+      stream->add([p = ops[0].send, at = *byte] {
+        auto& changed = static_cast<std::byte*>(const_cast<void*>(p))[at];
+        changed ^= std::byte{1};
+      });
   ++comm->running;
   auto const number = ++comm->launches;
   if (enqueue(stream, [=] { execute(comm, number, ops); }) != cudaSuccess) {
@@ -631,7 +640,7 @@ char const* ncclGetErrorString(ncclResult_t r) {
 char const* ncclGetLastError(ncclComm_t) { return "the stand-in said so"; }
 ncclResult_t ncclGetVersion(int* version) {
   if (fails(__func__)) return ncclSystemError;
-  *version = NCCL_VERSION_CODE;
+  *version = pretended_version != 0 ? pretended_version : NCCL_VERSION_CODE;
   return ncclSuccess;
 }
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
@@ -826,6 +835,8 @@ void inject(ncclComm_t comm, std::size_t n, ncclResult_t error) {
 }
 ncclComm_t last_made() { return made; }
 ncclComm_t last_split() { return made_by_split; }
+void alter(std::size_t byte) { altered = byte; }
+void pretend_version(int code) { pretended_version = code; }
 void expose(void const* start, std::size_t size) {
   std::lock_guard const lock{books};
   memory[reinterpret_cast<std::uintptr_t>(start)] = size;

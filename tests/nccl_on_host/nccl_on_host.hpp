@@ -27,6 +27,10 @@ void inject(ncclComm_t comm, std::size_t n, ncclResult_t error);
 ncclComm_t last_made();
 /// The same of a split.
 ncclComm_t last_split();
+/// What this thread sends in its next collective has this byte changed, if it has so many.
+void alter(std::size_t byte);
+/// What ncclGetVersion tells this thread from now on; 0: the truth.
+void pretend_version(int code);
 /// Host memory that counts as device memory.
 void expose(void const* start, std::size_t size);
 
