@@ -258,6 +258,13 @@ class mpi_group {
     MPI_Initialized(&started);
     MPI_Finalized(&ended);
     require(started != 0 && ended == 0, "MPI must be initialised, and not yet finalised");
+    int level = MPI_THREAD_SINGLE, first_thread = 0;
+    FLATSHARD_MPI(MPI_Query_thread, &level);
+    FLATSHARD_MPI(MPI_Is_thread_main, &first_thread);
+    require(level >= MPI_THREAD_FUNNELED,
+            "a communicator needs MPI_THREAD_FUNNELED: MPI must be initialised by MPI_Init_thread, which asks for it");
+    require(level >= MPI_THREAD_SERIALIZED || first_thread != 0,
+            "a communicator on another thread than that of MPI_Init_thread needs MPI_THREAD_SERIALIZED");
   }
   void place() {
     require_running();
