@@ -188,7 +188,7 @@ class mpi_group {
   void call(call_notice notice, deadline limit, Work const& work) {
     require(!closed_, "a closed communicator makes no calls");
     notice.unit = calls_.unit();
-    calls_.begin(name(notice.operation), elements{notice.count + notice.sent}, notice.out, notice.in);
+    calls_.begin(name(notice.operation), elements{notice.count + notice.sent}, notice.out, notice.in, order_of(notice));
     limit_ = limit;
     try {
       if (!failure_.empty()) fail_here();

@@ -166,7 +166,7 @@ class nccl_group {
   void call(call_notice notice, stream_ref stream, deadline limit, Work const& work) {
     require(!closed_, "a closed communicator makes no calls");
     notice.unit = calls_.unit();
-    calls_.begin(name(notice.operation), elements{notice.count + notice.sent}, notice.out, notice.in);
+    calls_.begin(name(notice.operation), elements{notice.count + notice.sent}, notice.out, notice.in, order_of(notice));
     if (!failure_.empty()) fail_here();
     limit_ = limit;
     if (std::find(streams_.begin(), streams_.end(), stream.stream) == streams_.end()) streams_.push_back(stream.stream);

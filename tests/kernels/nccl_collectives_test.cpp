@@ -531,10 +531,11 @@ TEST_CASE("a split that fails, or that a rank does not come to, ends by the dead
     if (r == 1) nccl_on_host::fail_call("ncclCommSplit", 1);
     nccl_communicator const c{world{3}, rank_at(r), id, {.deadline = 200ms}};
   });
-  for (auto const& [r, text] : out) {
+  for (auto const& one : out) {
+    auto const& text = one.second;
     CAPTURE(text);
-    CHECK(has(text, r == 1 ? "ncclCommSplit: unhandled system error in the construction"
-                           : "ncclCommSplit was not done before the deadline of 200 ms in the construction"));
+    CHECK(has(text, one.first == 1 ? "ncclCommSplit: unhandled system error in the construction"
+                                   : "ncclCommSplit was not done before the deadline of 200 ms in the construction"));
   }
   nccl_on_host::fail_call({}, 0);
   check_books();
