@@ -238,10 +238,12 @@ TEST_CASE("each call of the runtime fails once: an exception that names it, noth
   array<bf16> const out{64};
   array<std::byte> const workspace{workspace_size(table).value}, pointers{16};
   array<value_totals> const found{1};
+  array<std::uint64_t> const not_finite{1};
   array<peer> const peers{1};
   array<std::uint32_t> const flags{1}, epochs{1};
   array<peer_status> const status{1};
   array<rank_work> const works{1};
+  not_finite.fill(0, stream);
   in.fill(0, stream);
   flags.fill(0, stream);
   epochs.fill(0, stream);
@@ -265,6 +267,7 @@ TEST_CASE("each call of the runtime fails once: an exception that names it, noth
       {"cast", [&] { cast(out.span(), wide, stream); }},
       {"cast", [&] { cast(out.span(), wide, random_stream{}, {}, stream); }},
       {"cast", [&] { cast(view(out), view(in), stream); }},
+      {"cast", [&] { cast(out.span(), wide, not_finite.data(), stream); }},
       {"cast", [&] { cast(out.span(), wide, tiles, random_stream{}, 0, stream); }},
       {"pack", [&] { pack(view(out), bases, tiles, stream); }},
       {"pack", [&] { pack(out.span(), bases, tiles, random_stream{}, 0, stream); }},
@@ -307,15 +310,18 @@ TEST_CASE("in a capture: each function enqueues one kernel and calls nothing els
   flat_run const runs[]{{0, 0, 0, 1000}, {no_tensor, 0, 1000, 24}};
   auto const table = make_tiles(runs);
   array<float> const in{values, stream}, wide{1024}, flat{1024}, back{1000}, sums{500}, pulled{1024};
-  array<bf16> const narrow{1024}, rounded{1024}, rounded_flat{1024}, wire{1024}, packed{1024}, pushed{1024};
+  array<bf16> const narrow{1024}, rounded{1024}, rounded_flat{1024}, wire{1024}, packed{1024}, pushed{1024},
+      counted{1024};
   auto gathered = values;
   gathered.resize(1024, std::numeric_limits<float>::quiet_NaN());  // padding holds anything
   array<float> const grads{gathered, stream};
   array<std::byte> const workspace{workspace_size(table).value}, pointers{16}, back_pointers{16};
   array<value_totals> const found{1};
+  array<std::uint64_t> const not_finite{1};
   array<peer> const peers{1};
   array<std::uint32_t> const flags{1}, epochs{1};
   array<peer_status> const status{1};
+  not_finite.fill(0, stream);
   wide.fill(0, stream);
   flags.fill(0, stream);
   epochs.fill(0, stream);
@@ -333,6 +339,7 @@ TEST_CASE("in a capture: each function enqueues one kernel and calls nothing els
   std::vector<std::function<void()>> const steps{
       [&] { cast(narrow.part(0, 1000), source, stream); },
       [&] { cast(rounded.part(0, 1000), source, random, {}, stream); },
+      [&] { cast(counted.part(0, 1024), std::span<float const>{grads.span()}, not_finite.data(), stream); },
       [&] {
         stochastic_rounding{tiles, random}(wire.span(), std::span<float const>{grads.span()}, stream_ref{stream});
       },
@@ -382,6 +389,7 @@ TEST_CASE("in a capture: each function enqueues one kernel and calls nothing els
     CHECK(differing(sums.get(stream), want_sums) == 0);
     CHECK(differing(pulled.get(stream), std::vector<float>(1024)) == 0);
     CHECK(found.get(stream)[0] == want_totals);
+    CHECK(not_finite.get(stream)[0] == 24u * static_cast<unsigned>(turn + 1));
     CHECK(status.get(stream)[0].failed == 0);
     CHECK(epochs.get(stream)[0] == 6u * static_cast<unsigned>(turn + 1));  // two meetings a fused call
   }

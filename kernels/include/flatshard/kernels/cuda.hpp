@@ -52,6 +52,12 @@ void cast(buffer_ref out, buffer_ref in, stream_ref stream);  ///< equal types a
 void cast(std::span<bf16> out, std::span<float const> in, random_stream const& random, element_origin first,
           stream_ref stream);
 
+/// The same, and adds to `*not_finite`, in device memory, how many results are infinite or NaN, as cpu.hpp does.
+void cast(std::span<bf16> out, std::span<float const> in, std::uint64_t* not_finite, stream_ref stream);
+void cast(std::span<f16> out, std::span<float const> in, std::uint64_t* not_finite, stream_ref stream);
+void cast(std::span<f16> out, std::span<bf16 const> in, std::uint64_t* not_finite, stream_ref stream);
+void cast(buffer_ref out, buffer_ref in, std::uint64_t* not_finite, stream_ref stream);
+
 /// Base pointers of the tensors of a unit, an array in device memory, and their type.
 struct tensor_pointers {
   std::byte* const* base{};
