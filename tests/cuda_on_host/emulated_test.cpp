@@ -6,16 +6,21 @@
 #include "device_packs.hpp"
 #include "left_behind.hpp"
 #include "tier.hpp"
+#include "virtual_ranks.hpp"
 
 #include <flatshard/kernels/cpu.hpp>
 #include <flatshard/kernels/cuda.hpp>
 #include <flatshard/kernels/stochastic_rounding.hpp>
 
 #include <array>
+#include <chrono>
 #include <csignal>
 #include <functional>
 #include <limits>
+#include <memory>
+#include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -294,13 +299,86 @@ TEST_CASE("each call of the runtime fails once: an exception that names it, noth
       CHECK(std::string{e.what()} == std::string{s.name} + ": cudaErrorUnknown (emulated device)");
     }
     CHECK(cuda_on_host::calls() == before + 1);  // one call each: no query, no synchronisation
-    CHECK_NOTHROW(s.run());
+    auto const taken = cuda_on_host::heap_allocations();
+    s.run();
+    CHECK(cuda_on_host::heap_allocations() == taken);
     CHECK(cuda_on_host::calls() == before + 2);
     CHECK(cuda_on_host::allocations() == allocated);
     stream.wait();
   }
   CHECK(status.get(stream)[0].failed == 0);
   CHECK(cuda_on_host::violations().empty());
+}
+
+TEST_CASE("operator new is counted outside the runtime alone") {
+  test_stream const stream;
+  array<float> const a{8}, b{8};
+  auto const taken = cuda_on_host::heap_allocations();
+  auto const one = std::make_unique<int>(1);
+  CHECK(cuda_on_host::heap_allocations() == taken + 1);
+  must(cudaMemcpyAsync(a.data(), b.data(), 32, cudaMemcpyDeviceToDevice, stream));
+  CHECK(cuda_on_host::heap_allocations() == taken + 1);
+  stream.wait();
+}
+
+TEST_CASE("the current device is the thread's own, and stays") {
+  must(cudaSetDevice(1));
+  {
+    test_stream const stream;
+    array<float> const in{64};
+    array<bf16> const out{64};
+    in.fill(0, stream);
+    cast(out.span(), std::span<float const>{in.span()}, stream);
+    stream.wait();
+  }
+  int here = -1, elsewhere = -1;
+  must(cudaGetDevice(&here));
+  CHECK(here == 1);
+  CHECK(cudaSetDevice(2) == cudaErrorInvalidDevice);
+  std::thread{[&] { must(cudaGetDevice(&elsewhere)); }}.join();
+  CHECK(elsewhere == 0);
+  must(cudaSetDevice(0));
+}
+
+TEST_CASE("ranks that pause at random, at barriers and where they wait: pushes and pulls give the same bits") {
+  using namespace std::chrono_literals;
+  constexpr std::size_t ranks = 3, n = 65;
+  std::mt19937 random{29};
+  virtual_ranks gathered{ranks, ranks * n * sizeof(bf16), 2};
+  std::vector<array<float>> shards, sums;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    shards.emplace_back(n);
+    sums.emplace_back(n);
+  }
+  static_cast<void>(cuda_on_host::pauses(100us));
+  for (std::uint64_t seed = 0; seed < (sanitized ? 3 : 10); ++seed) {
+    cuda_on_host::schedule(1000 * seed);
+    std::vector<bf16> want(ranks * n);
+    std::vector<float> want_sums(ranks * n);
+    for (std::size_t r = 0; r < ranks; ++r) {
+      auto const values = moderate<float>(n, random);
+      shards[r].put(values, gathered.streams[r]);
+      cast(std::span{want}.subspan(r * n, n), values);
+      gathered.memory[r].fill(0x7F, gathered.streams[r]);
+    }
+    for (std::size_t i = 0; i < want.size(); ++i) want_sums[i] = (widen(want[i]) + widen(want[i])) + widen(want[i]);
+    for (auto const& s : gathered.streams) s.wait();
+    for (std::size_t r = 0; r < ranks; ++r) {  // what was gathered is what the next call sums
+      push(gathered.group(r), dtype::bf16, view(shards[r]), gathered.streams[r]);
+      pull(gathered.group(r), sums[r].span(), dtype::bf16, {}, gathered.streams[r]);
+    }
+    for (auto const& s : gathered.streams) s.wait();
+    gathered.check_all();
+    for (std::size_t r = 0; r < ranks; ++r) {
+      CHECK(differing(gathered.get<bf16>(r, want.size()), want) == 0);
+      auto const first = want_sums.begin() + static_cast<std::ptrdiff_t>(r * n);
+      CHECK(differing(sums[r].get(gathered.streams[r]), {first, first + static_cast<std::ptrdiff_t>(n)}) == 0);
+    }
+  }
+  CHECK(cuda_on_host::pauses(0us) > 100);
+  for (std::size_t r = 0; r < ranks; ++r) push(gathered.group(r), dtype::bf16, view(shards[r]), gathered.streams[r]);
+  for (auto const& s : gathered.streams) s.wait();
+  CHECK(cuda_on_host::pauses(0us) == 0);
 }
 
 TEST_CASE("in a capture: each function enqueues one kernel and calls nothing else; replayed, it gives the same bits") {
@@ -356,8 +434,9 @@ TEST_CASE("in a capture: each function enqueues one kernel and calls nothing els
   auto const allocated = cuda_on_host::allocations();
   cuda_on_host::begin_capture();
   for (auto const& step : steps) {
-    auto const before = cuda_on_host::calls();
-    CHECK_NOTHROW(step());
+    auto const before = cuda_on_host::calls(), taken = cuda_on_host::heap_allocations();
+    step();
+    CHECK(cuda_on_host::heap_allocations() == taken);
     CHECK(cuda_on_host::calls() == before + 1);
   }
   auto const graph = cuda_on_host::end_capture();
