@@ -157,7 +157,7 @@ void cast_as(std::span<To> out, std::span<From const> in, stream_ref stream) {
 }
 
 launch_shape tile_shape(device_tiles const& tiles, std::size_t shared = 0) {
-  return {dim3{blocks_for(tiles.count)}, block_threads, shared};
+  return {dim3{blocks_for(tiles.count, tiles.multiprocessors)}, block_threads, shared};
 }
 void check_tiles(elements flat, tensor_pointers const& tensors, device_tiles const& tiles) {
   require(tiles.flat_size <= flat, "the flat buffer must hold every tile of the table");
@@ -223,13 +223,17 @@ device_tiles upload(tile_table const& table, std::span<std::byte> workspace, str
   if (!raw.empty())
     check(cudaMemcpyAsync(workspace.data(), raw.data(), raw.size(), cudaMemcpyHostToDevice, stream.stream),
           "cudaMemcpyAsync of a table of tiles");
+  int device = 0, multiprocessors = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
   return {workspace.data(),
           reinterpret_cast<value_totals*>(workspace.data() + raw.size()),
           static_cast<std::uint32_t>(table.size()),
           table.packed(),
           table.flat_size(),
           table.tensor_sizes().size(),
-          table.covered()};
+          table.covered(),
+          static_cast<std::uint32_t>(multiprocessors)};
 }
 
 tensor_pointers upload(std::span<std::byte* const> pointers, dtype type, std::span<std::byte> workspace,

@@ -113,7 +113,7 @@ struct device {
   bool capturing = false;
   std::vector<std::pair<cudaStream_t, stream_job>> graph;
   std::mutex mutex;
-  std::size_t calls = 0, allocations = 0, failing = 0, streams = 0;
+  std::size_t calls = 0, allocations = 0, failing = 0, streams = 0, blocks = 0;
   cudaError_t failure = cudaSuccess;
   std::string wrong;
   std::uint64_t seed = 1;
@@ -252,6 +252,10 @@ std::size_t allocations() {
   std::lock_guard const lock{the_device().mutex};
   return the_device().allocations;
 }
+std::size_t last_blocks() {
+  std::lock_guard const lock{the_device().mutex};
+  return the_device().blocks;
+}
 std::size_t live_bytes() { return the_device().memory.live(); }
 std::size_t live_streams() {
   std::lock_guard const lock{the_device().mutex};
@@ -304,6 +308,10 @@ cudaError_t enqueue(cudaLaunchConfig_t const& config, bool good_arguments, std::
   }
   if (blocks == 0 || config.blockDim.x == 0 || config.blockDim.x > 1024 || config.dynamicSmemBytes > 48 * 1024)
     return cudaErrorInvalidValue;
+  {
+    std::lock_guard const lock{the_device().mutex};
+    the_device().blocks = blocks;
+  }
   if (cooperative && blocks > grid_runner::most_cooperative) return cudaErrorCooperativeLaunchTooLarge;
   grid_job job{config.gridDim, config.blockDim, config.dynamicSmemBytes, cooperative, std::move(thread)};
   config.stream->push([job = std::move(job)](grid_runner& runner) {
@@ -376,6 +384,10 @@ cudaError_t cudaSetDevice(int device) {
   auto const status = device == 0 || device == 1 ? counted() : cudaErrorInvalidDevice;
   if (status == cudaSuccess) current_device = device;
   return status;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+  *value = multiprocessors;
+  return device == 0 || device == 1 ? counted() : cudaErrorInvalidDevice;
 }
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
   auto const status = counted();

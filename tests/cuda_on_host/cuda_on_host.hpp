@@ -22,6 +22,9 @@ void fail_call(std::size_t n, cudaError_t code);
 /// Calls of the runtime so far, and how many of them were allocations.
 std::size_t calls();
 std::size_t allocations();
+/// Blocks of the last kernel that was enqueued, and the multiprocessors that devices say they have.
+std::size_t last_blocks();
+inline constexpr int multiprocessors = 3;
 /// How often this thread called operator new, outside the runtime.
 std::size_t heap_allocations();
 /// Bytes that are allocated now, streams that exist, and whether a call is still to fail.

@@ -12,6 +12,7 @@
 #include <flatshard/kernels/cuda.hpp>
 #include <flatshard/kernels/stochastic_rounding.hpp>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <csignal>
@@ -21,6 +22,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -261,12 +263,27 @@ TEST_CASE("each call of the runtime fails once: an exception that names it, noth
   std::span<bf16 const> const narrow_in = out.span();
   device_tiles tiles;
   tensor_pointers bases;
+  std::size_t queries = 0;
   struct step {
     char const* name;
     std::function<void()> run;
   };
+  for (std::size_t const n : {2u, 3u}) {  // the queries of `upload`
+    cuda_on_host::fail_call(n, cudaErrorUnknown);
+    CHECK_THROWS_WITH_AS(static_cast<void>(upload(table, workspace.span(), stream)),
+                         n == 2 ? "cudaGetDevice: cudaErrorUnknown (emulated device)"
+                                : "cudaDeviceGetAttribute: cudaErrorUnknown (emulated device)",
+                         cuda_error);
+    stream.wait();
+  }
+  tiles = upload(table, workspace.span(), stream);
   std::vector<step> const steps{
-      {"cudaMemcpyAsync of a table of tiles", [&] { tiles = upload(table, workspace.span(), stream); }},
+      {"cudaMemcpyAsync of a table of tiles",
+       [&] {
+         auto const before = cuda_on_host::calls();
+         static_cast<void>(upload(table, workspace.span(), stream));
+         queries = cuda_on_host::calls() - before - 1;
+       }},
       {"cudaMemcpyAsync of the pointers of tensors",
        [&] { bases = upload(base, dtype::f32, pointers.span(), stream); }},
       {"cast", [&] { cast(out.span(), wide, stream); }},
@@ -302,12 +319,39 @@ TEST_CASE("each call of the runtime fails once: an exception that names it, noth
     auto const taken = cuda_on_host::heap_allocations();
     s.run();
     CHECK(cuda_on_host::heap_allocations() == taken);
-    CHECK(cuda_on_host::calls() == before + 2);
+    CHECK(cuda_on_host::calls() == before + 2 + std::exchange(queries, 0));
     CHECK(cuda_on_host::allocations() == allocated);
     stream.wait();
   }
   CHECK(status.get(stream)[0].failed == 0);
   CHECK(cuda_on_host::violations().empty());
+}
+
+TEST_CASE("kernels over a table have as many blocks as tiles, up to eight a multiprocessor of the device") {
+  test_stream const stream;
+  constexpr std::size_t most = 8 * cuda_on_host::multiprocessors;
+  for (std::size_t const count : {std::size_t{1}, most, most + 1, 3 * most}) {
+    CAPTURE(count);
+    flat_run const runs[]{{0, 0, 0, 8 * count}};
+    auto const table = make_tiles(runs, {.most = elements{8}});
+    REQUIRE(table.size() == count);
+    array<float> const in{8 * count}, flat{8 * count};
+    array<std::byte> const workspace{workspace_size(table).value}, pointers{16};
+    in.fill(0, stream);
+    std::byte* const base[]{reinterpret_cast<std::byte*>(in.data())};
+    auto const tiles = upload(table, workspace.span(), stream);
+    auto const bases = upload(base, dtype::f32, pointers.span(), stream);
+    CHECK(tiles.multiprocessors == cuda_on_host::multiprocessors);
+    auto const wanted = std::min(count, most);
+    pack(view(flat), bases, tiles, stream);
+    CHECK(cuda_on_host::last_blocks() == wanted);
+    pack(flat.span(), bases, tiles, pack_options{}, stream);
+    CHECK(cuda_on_host::last_blocks() == wanted);
+    unpack(bases, view(flat), tiles, stream);
+    CHECK(cuda_on_host::last_blocks() == wanted);
+    stream.wait();
+    CHECK(flat.get(stream) == std::vector<float>(8 * count));
+  }
 }
 
 TEST_CASE("operator new is counted outside the runtime alone") {
