@@ -125,7 +125,8 @@ int measure(std::size_t p, int calls) {
 
 int main(int argc, char** argv) {
   if (argc != 3) return std::fprintf(stderr, "usage: mpi_bench ELEMENTS CALLS, started by mpirun\n"), 2;
-  MPI_Init(&argc, &argv);
+  int level = 0;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &level);
   auto const code = measure(std::strtoull(argv[1], nullptr, 10), std::max(1, std::atoi(argv[2])));
   MPI_Finalize();
   return code;

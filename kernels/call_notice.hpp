@@ -43,6 +43,8 @@ struct call_notice {
   std::size_t sent = 0;  ///< what this rank sends in an exchange; for its records only
 };
 static_assert(std::is_trivially_copyable_v<call_notice>);
+/// In which order the call adds, if it does.
+[[nodiscard]] std::optional<sum_order> order_of(call_notice const&);
 
 struct disagreement {
   std::string field, a, b;

@@ -188,6 +188,40 @@ void run_cast(void* out, dtype to, void const* in, dtype from, std::size_t n, wo
             [&](std::size_t first, std::size_t count) { loop(at(out, first, to), at(in, first, from), count, how); });
 }
 
+namespace {
+
+count_loop counter_of(kernel_table const& t, dtype to, dtype from) {
+  if (from == dtype::f32 && to == dtype::bf16) return t.f32_beyond_bf16;
+  if (from == dtype::f32 && to == dtype::f16) return t.f32_beyond_f16;
+  if (from == dtype::bf16 && to == dtype::f16) return t.bf16_beyond_f16;
+  return nullptr;
+}
+
+std::uint64_t run_counting_cast(void* out, dtype to, void const* in, dtype from, std::size_t n,
+                                work_options const& options) {
+  auto const& t = table(options.at_most);
+  auto const count = counter_of(t, to, from);
+  require(count != nullptr, "a cast that counts goes from fp32 to bf16 or fp16, or from bf16 to fp16");
+  if (n == 0) return 0;
+  auto const loop = loop_of(t, to, from);
+  auto const how = treatment(options, size_of(elements{n}, to).value, size_of(elements{n}, from).value);
+  constexpr std::size_t block = 16 * 1024;  // read again while the second cache holds it
+  std::atomic<std::uint64_t> all = 0;
+  share_out(n, options.threads, [&](std::size_t first, std::size_t length) {
+    std::uint64_t found = 0;
+    for (std::size_t done = 0; done < length; done += block) {
+      auto const part = std::min(block, length - done);
+      auto const* const source = at(in, first + done, from);
+      found += count(source, part);
+      loop(at(out, first + done, to), source, part, how & streaming);
+    }
+    all.fetch_add(found, std::memory_order_relaxed);
+  });
+  return all;
+}
+
+}  // namespace
+
 void run_stochastic_cast(void* out, float const* in, std::size_t n, random_stream const& random, element_origin first,
                          work_options const& options) {
   if (n == 0) return;
@@ -225,6 +259,20 @@ void checked_cast(std::span<To> out, std::span<From const> in, work_options cons
   run_cast(out.data(), dtype_of<To>, in.data(), dtype_of<From>, in.size(), options);
 }
 
+template <class To, class From>
+std::uint64_t checked_counting_cast(std::span<To> out, std::span<From const> in, work_options const& options) {
+  require(out.size() == in.size(), "a cast writes as many elements as it reads");
+  return run_counting_cast(out.data(), dtype_of<To>, in.data(), dtype_of<From>, in.size(), options);
+}
+
+/// Two buffers of a cast.
+void check_buffers(buffer_ref out, buffer_ref in) {
+  require(out.count == in.count, "a cast writes as many elements as it reads");
+  for (auto const& b : {out, in})
+    require(bits(b.type) < 16 || reinterpret_cast<std::uintptr_t>(b.data) % (bits(b.type) / 8) == 0,
+            "a buffer must be aligned for its element type");
+}
+
 template <class Out, class In>
 void checked_sum(std::span<Out> out, std::span<std::span<In const> const> in, reduce_options const& options,
                  work_options const& work) {
@@ -252,11 +300,22 @@ void cast(std::span<bf16> out, std::span<float const> in, random_stream const& r
   run_stochastic_cast(out.data(), in.data(), in.size(), random, first, o);
 }
 
+void cast(std::span<bf16> out, std::span<float const> in, std::uint64_t& not_finite, work_options o) {
+  not_finite += checked_counting_cast(out, in, o);
+}
+void cast(std::span<f16> out, std::span<float const> in, std::uint64_t& not_finite, work_options o) {
+  not_finite += checked_counting_cast(out, in, o);
+}
+void cast(std::span<f16> out, std::span<bf16 const> in, std::uint64_t& not_finite, work_options o) {
+  not_finite += checked_counting_cast(out, in, o);
+}
+void cast(buffer_ref out, buffer_ref in, std::uint64_t& not_finite, work_options o) {
+  check_buffers(out, in);
+  not_finite += run_counting_cast(out.data, out.type, in.data, in.type, in.count.value, o);
+}
+
 void cast(buffer_ref out, buffer_ref in, work_options o) {
-  require(out.count == in.count, "a cast writes as many elements as it reads");
-  for (auto const& b : {out, in})
-    require(bits(b.type) < 16 || reinterpret_cast<std::uintptr_t>(b.data) % (bits(b.type) / 8) == 0,
-            "a buffer must be aligned for its element type");
+  check_buffers(out, in);
   if (out.type == in.type) return copy_bytes(flatshard::detail::raw(out), flatshard::detail::raw(in), o);
   run_cast(out.data, out.type, in.data, in.type, in.count.value, o);
 }

@@ -318,6 +318,22 @@ std::uint64_t add_squares(double* part, float const* in, std::size_t n) {
   return not_finite;
 }
 
+/// How many of the values that `Beyond` holds for the bits of.
+template <class In, bool (*Beyond)(std::uint32_t)>
+std::uint64_t count_beyond(void const* in_memory, std::size_t n) {
+  auto const* const in = static_cast<typename In::storage const*>(in_memory);
+  std::uint64_t all = 0;
+  constexpr std::size_t chunk = 4096;  // counted in 32 bits
+  for (std::size_t i = 0; i < n; i += chunk) {
+    auto const count = n - i < chunk ? n - i : chunk;
+    std::uint32_t found = 0;
+    for (std::size_t k = 0; k < count; ++k)
+      found += Beyond(__builtin_bit_cast(std::uint32_t, In::template load<one_lane>(in + i + k)));
+    all += found;
+  }
+  return all;
+}
+
 template <class L>
 constexpr kernel_table table_of() {
   return {cast_all<L, in_f32, in_bf16>,
@@ -332,7 +348,10 @@ constexpr kernel_table table_of() {
           sum_all<L, in_f16>,
           sum_all<L, in_f32>,
           square_sum,
-          add_squares};
+          add_squares,
+          count_beyond<in_f32, element::bf16_not_finite>,
+          count_beyond<in_f32, element::f16_not_finite>,
+          count_beyond<in_bf16, element::f16_not_finite>};
 }
 
 }  // namespace

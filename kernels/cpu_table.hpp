@@ -34,6 +34,7 @@ struct random_origin {
 
 using cast_loop = void (*)(void* out, void const* in, std::size_t n, unsigned how);
 using stochastic_loop = void (*)(void* out, float const* in, std::size_t n, random_origin const&, unsigned how);
+using count_loop = std::uint64_t (*)(void const* in, std::size_t n);
 using sum_loop = void (*)(float* out, sum_job const& job, std::size_t n, unsigned how);
 
 struct kernel_table {
@@ -44,6 +45,8 @@ struct kernel_table {
   double (*sum_of_squares)(float const* in, std::size_t n);
   /// Adds the square of in[i] to part[i % 2048]; gives how many values are infinite or NaN.
   std::uint64_t (*add_squares)(double* part, float const* in, std::size_t n);
+  /// How many values a cast makes infinite or NaN.
+  count_loop f32_beyond_bf16, f32_beyond_f16, bf16_beyond_f16;
 };
 
 extern kernel_table const generic_kernels;

@@ -8,6 +8,7 @@
 #include <flatshard/require.hpp>
 
 #include <algorithm>
+#include <type_traits>
 
 namespace flatshard {
 inline namespace v0 {
@@ -17,6 +18,15 @@ namespace {
 template <class Operation>
 __global__ void __launch_bounds__(block_threads) cast_kernel(Operation op, std::uint64_t n) {
   walk_array(op, n);
+}
+
+/// Values that are not finite are few: each thread that met some adds them by itself.
+template <class Out, class In>
+__global__ void __launch_bounds__(block_threads)
+    counting_cast_kernel(cast_operation<Out, In> cast, std::uint64_t n, std::uint64_t* not_finite) {
+  counting_operation<Out, In> op{cast};
+  walk_array(op, n);
+  if (op.not_finite > 0) add_to(not_finite, op.not_finite);
 }
 
 /// Fills a flat buffer, a tile a block: padding with zeros, the rest by the operation of its tile.
@@ -117,11 +127,26 @@ __global__ void __launch_bounds__(block_threads)
   write_totals(out, mine.squares, mine.not_finite);
 }
 
+launch_shape array_shape(std::size_t n) {
+  return {dim3{blocks_for(ceil_div(n, 16 * std::size_t{block_threads}))}, block_threads};
+}
 template <class Operation>
 void launch_cast(Operation const& op, std::size_t n, stream_ref stream) {
   if (n == 0) return;
-  launch("cast", cast_kernel<Operation>,
-         {dim3{blocks_for(ceil_div(n, 16 * std::size_t{block_threads}))}, block_threads}, stream, op, std::uint64_t{n});
+  launch("cast", cast_kernel<Operation>, array_shape(n), stream, op, std::uint64_t{n});
+}
+template <class Out, class In>
+void launch_counting_cast(buffer_ref out, buffer_ref in, std::uint64_t* not_finite, stream_ref stream) {
+  require(out.count == in.count, "a cast writes as many elements as it reads");
+  if (in.count.value == 0) return;
+  launch("cast", counting_cast_kernel<Out, In>, array_shape(in.count.value), stream,
+         cast_operation<Out, In>{storage_of<Out>(out), storage_of<In>(in)}, std::uint64_t{in.count.value}, not_finite);
+}
+template <class T>
+buffer_ref buffer_of(std::span<T> s) {
+  return {reinterpret_cast<std::byte*>(const_cast<std::remove_const_t<T>*>(s.data())),
+          dtype_of<std::remove_const_t<T>>,
+          {s.size()}};
 }
 template <class Out, class In, class To, class From>
 void cast_as(std::span<To> out, std::span<From const> in, stream_ref stream) {
@@ -132,7 +157,7 @@ void cast_as(std::span<To> out, std::span<From const> in, stream_ref stream) {
 }
 
 launch_shape tile_shape(device_tiles const& tiles, std::size_t shared = 0) {
-  return {dim3{blocks_for(tiles.count)}, block_threads, shared};
+  return {dim3{blocks_for(tiles.count, tiles.multiprocessors)}, block_threads, shared};
 }
 void check_tiles(elements flat, tensor_pointers const& tensors, device_tiles const& tiles) {
   require(tiles.flat_size <= flat, "the flat buffer must hold every tile of the table");
@@ -157,6 +182,27 @@ void cast(std::span<bf16> out, std::span<float const> in, random_stream const& r
               stream);
 }
 
+void cast(std::span<bf16> out, std::span<float const> in, std::uint64_t* not_finite, stream_ref s) {
+  launch_counting_cast<as_bf16, as_f32>(buffer_of(out), buffer_of(in), not_finite, s);
+}
+void cast(std::span<f16> out, std::span<float const> in, std::uint64_t* not_finite, stream_ref s) {
+  launch_counting_cast<as_f16, as_f32>(buffer_of(out), buffer_of(in), not_finite, s);
+}
+void cast(std::span<f16> out, std::span<bf16 const> in, std::uint64_t* not_finite, stream_ref s) {
+  launch_counting_cast<as_f16, as_bf16>(buffer_of(out), buffer_of(in), not_finite, s);
+}
+void cast(buffer_ref out, buffer_ref in, std::uint64_t* not_finite, stream_ref s) {
+  bool const wide = in.type == dtype::f32;
+  require((wide && out.type == dtype::bf16) || ((wide || in.type == dtype::bf16) && out.type == dtype::f16),
+          "a cast that counts goes from fp32 to bf16 or fp16, or from bf16 to fp16");
+  for (auto const& b : {out, in})
+    require(reinterpret_cast<std::uintptr_t>(b.data) % (bits(b.type) / 8) == 0,
+            "a buffer must be aligned for its element type");
+  if (out.type == dtype::bf16) return launch_counting_cast<as_bf16, as_f32>(out, in, not_finite, s);
+  if (wide) return launch_counting_cast<as_f16, as_f32>(out, in, not_finite, s);
+  launch_counting_cast<as_f16, as_bf16>(out, in, not_finite, s);
+}
+
 void cast(buffer_ref out, buffer_ref in, stream_ref stream) {
   require(out.count == in.count, "a cast writes as many elements as it reads");
   with_formats(out, in, [&]<class Out, class In>(Out, In) {
@@ -177,13 +223,17 @@ device_tiles upload(tile_table const& table, std::span<std::byte> workspace, str
   if (!raw.empty())
     check(cudaMemcpyAsync(workspace.data(), raw.data(), raw.size(), cudaMemcpyHostToDevice, stream.stream),
           "cudaMemcpyAsync of a table of tiles");
+  int device = 0, multiprocessors = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
   return {workspace.data(),
           reinterpret_cast<value_totals*>(workspace.data() + raw.size()),
           static_cast<std::uint32_t>(table.size()),
           table.packed(),
           table.flat_size(),
           table.tensor_sizes().size(),
-          table.covered()};
+          table.covered(),
+          static_cast<std::uint32_t>(multiprocessors)};
 }
 
 tensor_pointers upload(std::span<std::byte* const> pointers, dtype type, std::span<std::byte> workspace,

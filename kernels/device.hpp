@@ -169,6 +169,14 @@ __device__ inline bool claim(std::uint32_t* p) {
   return __atomic_exchange_n(p, 1u, __ATOMIC_ACQ_REL) == 0;
 #endif
 }
+/// Adds a count that is read when the kernel has ended.
+__device__ inline void add_to(std::uint64_t* p, std::uint64_t x) {
+#if defined(__CUDACC__)
+  atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x));
+#else
+  __atomic_fetch_add(p, x, __ATOMIC_RELAXED);
+#endif
+}
 __device__ inline std::uint64_t nanoseconds() {
 #if defined(__CUDACC__)
   std::uint64_t t;

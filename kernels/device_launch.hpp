@@ -14,10 +14,10 @@ inline namespace v0 {
 namespace kernels {
 namespace {
 
-/// Blocks for so many pieces of work: at most a few on every multiprocessor of the largest parts, 132 * 8; a block goes
-/// on with the next piece.
-[[maybe_unused]] unsigned blocks_for(std::size_t pieces) {
-  return static_cast<unsigned>(std::clamp<std::size_t>(pieces, 1, 1056));
+/// Blocks for so many pieces of work: at most as many on every multiprocessor as it holds, 8 of 256 threads; a block
+/// goes on with the next piece. 132: an H100's, where nobody has asked the device.
+[[maybe_unused]] unsigned blocks_for(std::size_t pieces, std::size_t multiprocessors = 132) {
+  return static_cast<unsigned>(std::clamp<std::size_t>(pieces, 1, 8 * multiprocessors));
 }
 
 [[maybe_unused]] tile_list list_of(device_tiles const& t) { return {t.tiles, t.count, t.packed, 0}; }

@@ -63,6 +63,7 @@ struct as_bf16 {
                      bf16_pair(v.x[6], v.x[7])}});
   }
   __device__ static void store_one(storage* p, float x) { *p = element::bf16_of(bits_of(x)); }
+  __device__ static bool not_finite(float x) { return element::bf16_not_finite(bits_of(x)); }
 };
 struct as_f16 {
   using storage = std::uint16_t;
@@ -82,6 +83,7 @@ struct as_f16 {
         p, {{f16_pair(v.x[0], v.x[1]), f16_pair(v.x[2], v.x[3]), f16_pair(v.x[4], v.x[5]), f16_pair(v.x[6], v.x[7])}});
   }
   __device__ static void store_one(storage* p, float x) { *p = element::f16_of(bits_of(x)); }
+  __device__ static bool not_finite(float x) { return element::f16_not_finite(bits_of(x)); }
 };
 
 template <class A, class B>
@@ -189,6 +191,24 @@ struct cast_operation {
     } else {
       Out::store_one(out + i, In::load_one(in + i));
     }
+  }
+};
+
+/// The same to a narrower format, with a count of the results that are infinite or NaN.
+template <class Out, class In>
+struct counting_operation {
+  cast_operation<Out, In> cast;
+  std::uint64_t not_finite = 0;
+  __device__ walk_plan plan(std::uint64_t n) const { return cast.plan(n); }
+  __device__ eight get(std::uint64_t i) const { return cast.get(i); }
+  __device__ void put(std::uint64_t i, eight const& v) {
+    cast.put(i, v);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) not_finite += Out::not_finite(v.x[k]);
+  }
+  __device__ void one(std::uint64_t i, unsigned k) {
+    cast.one(i, k);
+    not_finite += Out::not_finite(In::load_one(cast.in + i));
   }
 };
 

@@ -18,9 +18,10 @@ unit_label::unit_label(std::string_view name) {
   size_ = static_cast<std::uint8_t>(name.size());
 }
 
-void flight_recorder::begin(std::string_view operation, elements count, dtype out, dtype in) {
+void flight_recorder::begin(std::string_view operation, elements count, dtype out, dtype in,
+                            std::optional<sum_order> order) {
   ++made_;
-  recent_[(made_ - 1) % kept] = {made_, operation, count, out, in, call_record::state::waiting, unit_};
+  recent_[(made_ - 1) % kept] = {made_, operation, count, out, in, call_record::state::waiting, unit_, order};
 }
 
 void flight_recorder::progress(call_record::state s) noexcept {
@@ -51,8 +52,9 @@ std::string flight_recorder::history(rank_id self) const {
   std::string text = "\nlast calls of rank " + std::to_string(index(self)) + ":";
   for (auto const& c : calls()) {
     text += "\n  " + std::to_string(c.sequence) + " " + std::string{c.operation} + " " + std::to_string(c.count.value) +
-            " " + std::string{name(c.in)} + " -> " + std::string{name(c.out)} + " " +
-            std::string{states[static_cast<std::size_t>(c.progress)]};
+            " " + std::string{name(c.in)} + " -> " + std::string{name(c.out)};
+    if (c.order.has_value()) text += " " + std::string{name(*c.order)};
+    text += " " + std::string{states[static_cast<std::size_t>(c.progress)]};
     if (!c.unit.text().empty()) text += " " + std::string{c.unit.text()};
   }
   return text;
@@ -62,6 +64,11 @@ std::string_view name(collective operation) {
   constexpr std::array<std::string_view, 7> names{"all_gather", "reduce_scatter", "broadcast", "all_to_all_v",
                                                   "all_reduce", "barrier",        "agree"};
   return names[static_cast<std::size_t>(operation)];
+}
+
+std::optional<sum_order> order_of(call_notice const& call) {
+  if (call.operation != collective::reduce_scatter) return {};
+  return call.options.order;
 }
 
 namespace {

@@ -6,6 +6,7 @@
 #include <flatshard/fnv.hpp>
 #include <flatshard/kernels/nccl.hpp>
 #include <flatshard/require.hpp>
+#include <flatshard/version.hpp>
 
 #include <algorithm>
 #include <array>
@@ -18,7 +19,10 @@
 #include <fstream>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 
 namespace flatshard {
@@ -52,20 +56,41 @@ buffer_ref buffer(void const* p, dtype t, std::size_t n) {
   return {const_cast<std::byte*>(static_cast<std::byte const*>(p)), t, {n}};
 }
 
-/// What ranks compare before the first collective.
+/// What ranks compare before the first collective. Layouts and configurations, which they have later, are `agree`'s;
+/// types and the order of sums are compared with the calls.
 struct setup_record {
-  std::int32_t version = 1, compiled = NCCL_VERSION_CODE, running = 0, checked_every = 0;
+  std::int32_t version = 2;
+  std::int32_t library = FLATSHARD_VERSION_MAJOR * 10000 + FLATSHARD_VERSION_MINOR * 100 + FLATSHARD_VERSION_PATCH;
+  std::int32_t compiled = NCCL_VERSION_CODE, running = 0;
+  std::int32_t ranks = 0, self = 0;
+  std::int32_t checked_every = 0, own_sums = 0;
   std::uint64_t workspace = 0;
 };
+static_assert(std::has_unique_object_representations_v<setup_record>);
 
 constexpr std::size_t most_values = 64;
 /// What one rank adds to a gather of host memory, at most.
 constexpr std::size_t word_bytes = most_values * sizeof(double);
 static_assert(sizeof(call_notice) <= word_bytes && sizeof(setup_record) <= word_bytes);
 
+/// Whether kernels of several communicators start on the device in the order in which the host made the calls. NCCL
+/// reads the variable once, and puts what its own files of settings say of it into the environment when it is first
+/// used. Source: NCCL 2.28.9, src/enqueue.cc:1396, src/misc/param.cc:53.
+bool launch_order_binds() {
+  auto const* const text = std::getenv("NCCL_LAUNCH_ORDER_IMPLICIT");
+  return text != nullptr && std::strtoll(text, nullptr, 0) != 0;
+}
+
+/// Ranks compare the first call of each operation, and no other.
+constexpr int first_calls = -1;
 int environment_says() {
   auto const* const text = std::getenv("FLATSHARD_CHECKED_COLLECTIVES");
-  return text == nullptr ? 0 : std::max(0, std::atoi(text));
+  return text == nullptr ? first_calls : std::max(0, std::atoi(text));
+}
+
+/// `2.28.9`. Source: NCCL_VERSION of nccl.h, from 2.9 on.
+std::string spelled_version(int code) {
+  return std::to_string(code / 10000) + '.' + std::to_string(code / 100 % 100) + '.' + std::to_string(code % 100);
 }
 
 }  // namespace
@@ -74,15 +99,15 @@ int environment_says() {
 class nccl_group {
  public:
   nccl_group(ncclComm_t borrowed, nccl_ref_options const& o)
-      : comm_{borrowed}, owner_{false}, on_timeout_{o.on_timeout}, memory_{o.workspace} {
-    int size = 0, self = 0;
-    complete(ncclCommCount(comm_, &size), "ncclCommCount", o.deadline);
-    complete(ncclCommUserRank(comm_, &self), "ncclCommUserRank", o.deadline);
-    size_ = static_cast<std::size_t>(size);
-    self_ = static_cast<std::size_t>(self);
+      : gathers_{borrowed}, sums_{o.sums}, owner_{false}, on_timeout_{o.on_timeout}, memory_{o.workspace} {
+    std::tie(size_, self_) = place(gathers_, o.deadline);
+    require(sums_ != gathers_ && (sums_ == nullptr || place(sums_, o.deadline) == std::pair{size_, self_}),
+            "the second communicator of a rank is another one of the same ranks, in the same order");
     checked_every_ = o.checked_every < 0 ? environment_says() : o.checked_every;
     require(memory_.size() >= nccl_workspace(world{size_}).value,
             "the workspace of a borrowed communicator holds at least nccl_workspace(ranks) bytes");
+    streams_.reserve(4);
+    FLATSHARD_CUDA(cudaEventCreateWithFlags, &turn_, cudaEventDisableTiming);
   }
   nccl_group(std::size_t size, std::size_t self, ncclUniqueId const& id, nccl_options const& o)
       : owner_{true}, on_timeout_{timeout::abort}, size_{size}, self_{self} {
@@ -94,13 +119,18 @@ class nccl_group {
       FLATSHARD_CUDA(cudaMalloc, &memory, bytes_of_it);
       memory_ = {static_cast<std::byte*>(memory), bytes_of_it};
       FLATSHARD_CUDA(cudaStreamCreate, &own_stream_);
-      last_stream_ = own_stream_;
+      FLATSHARD_CUDA(cudaEventCreateWithFlags, &turn_, cudaEventDisableTiming);
+      streams_.reserve(4);
+      streams_.push_back(own_stream_);
       ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
       config.blocking = 0;
+      config.splitShare = 0;  // an abort of one communicator does not end the other
       calls_.begin("the construction", {}, dtype::none, dtype::none);
-      auto const code = ncclCommInitRankConfig(&comm_, static_cast<int>(size), id, static_cast<int>(self), &config);
+      auto const code = ncclCommInitRankConfig(&gathers_, static_cast<int>(size), id, static_cast<int>(self), &config);
       complete(code, "ncclCommInitRankConfig", o.deadline);
-      compare_setups(o);
+      limit_ = o.deadline;
+      compare_setups(own_stream_, launch_order_binds());
+      if (launch_order_binds() && size_ > 1) split(o.deadline);
       calls_ = {};
     } catch (...) {
       give_up();
@@ -110,27 +140,39 @@ class nccl_group {
   nccl_group(nccl_group const&) = delete;
   ~nccl_group() {
     if (owner_ && !closed_) give_up();
+    if (!owner_) release();
     if (landing_busy_) static_cast<void>(new auto(std::move(landing_)));  // a copy may still arrive
   }
 
   [[nodiscard]] std::size_t size() const { return size_; }
   [[nodiscard]] std::size_t self() const { return self_; }
   [[nodiscard]] flight_recorder& calls() { return calls_; }
-  [[nodiscard]] ncclComm_t comm() const { return comm_; }
-  /// Device memory for one call's sums, behind what gathers of host memory use.
-  [[nodiscard]] std::span<std::byte> room() const { return memory_.subspan(nccl_workspace(world{size_}).value); }
+  [[nodiscard]] ncclComm_t comm() const { return gathers_; }
+  /// The communicator of reduce-scatters.
+  [[nodiscard]] ncclComm_t sums() const { return sums_ != nullptr ? sums_ : gathers_; }
+  [[nodiscard]] bool overlaps() const { return sums_ != nullptr; }
+  /// Device memory for one call's sums, behind what gathers of host memory use. Calls on several streams take turns.
+  [[nodiscard]] std::span<std::byte> room(stream_ref stream) {
+    if (room_stream_.has_value() && *room_stream_ != stream.stream) {
+      FLATSHARD_CUDA(cudaEventRecord, turn_, *room_stream_);
+      FLATSHARD_CUDA(cudaStreamWaitEvent, stream.stream, turn_, 0);
+    }
+    room_stream_ = stream.stream;
+    return memory_.subspan(nccl_workspace(world{size_}).value);
+  }
 
   /// Records a call, compares it where that is asked for, and enqueues it.
   template <class Work>
   void call(call_notice notice, stream_ref stream, deadline limit, Work const& work) {
     require(!closed_, "a closed communicator makes no calls");
     notice.unit = calls_.unit();
-    calls_.begin(name(notice.operation), elements{notice.count + notice.sent}, notice.out, notice.in);
+    calls_.begin(name(notice.operation), elements{notice.count + notice.sent}, notice.out, notice.in, order_of(notice));
     if (!failure_.empty()) fail_here();
     limit_ = limit;
-    last_stream_ = stream.stream;
+    if (std::find(streams_.begin(), streams_.end(), stream.stream) == streams_.end()) streams_.push_back(stream.stream);
     try {
-      if (checked_every_ > 0) compare(notice, stream);
+      if (!compared_setups_) compare_setups(stream, overlaps());
+      if (size_ > 1 && checked_every_ != 0) compare(notice, stream);
       work();
     } catch (...) {
       calls_.progress(call_record::state::failed);
@@ -146,19 +188,31 @@ class nccl_group {
     while (code == ncclInProgress) {
       if (std::chrono::steady_clock::now() >= until) time_out(call, limit);
       std::this_thread::sleep_for(std::chrono::microseconds{20});
-      ncclResult_t state = ncclSuccess;
-      if (auto const asked = ncclCommGetAsyncError(comm_, &state); asked != ncclSuccess)
-        refuse(asked, "ncclCommGetAsyncError");
-      code = state;
+      code = asynchronous();
     }
     if (code != ncclSuccess) refuse(code, call);
   }
   void enqueue(ncclResult_t code, char const* call) { complete(code, call, limit_); }
+  /// What NCCL says of both communicators: the error of one, else "in progress" while one of them is.
+  [[nodiscard]] ncclResult_t asynchronous() {
+    auto both = ncclSuccess;
+    for (auto* const comm : {gathers_, sums_}) {
+      if (comm == nullptr) continue;
+      auto state = ncclSuccess;
+      if (auto const asked = ncclCommGetAsyncError(comm, &state); asked != ncclSuccess)
+        refuse(asked, "ncclCommGetAsyncError");
+      if (state != ncclSuccess && state != ncclInProgress) return state;
+      if (state == ncclInProgress) both = state;
+    }
+    return both;
+  }
 
   /// Several sends and receives as one. Without `end` the communicator is failed: part of them may be on their way.
   class group {
    public:
-    explicit group(nccl_group& owner) : owner_{owner} { owner_.enqueue(ncclGroupStart(), "ncclGroupStart"); }
+    group(nccl_group& owner, ncclComm_t comm) : owner_{owner}, comm_{comm} {
+      owner_.enqueue(ncclGroupStart(), "ncclGroupStart");
+    }
     group(group const&) = delete;
     ~group() {
       if (!open_) return;
@@ -170,10 +224,10 @@ class nccl_group {
       owner_.enqueue(ncclGroupEnd(), "ncclGroupEnd");
     }
     void send(void const* from, std::size_t n, dtype t, std::size_t to, stream_ref s) {
-      if (n > 0) now(ncclSend(from, n, on_wire(t), static_cast<int>(to), owner_.comm_, s.stream), "ncclSend");
+      if (n > 0) now(ncclSend(from, n, on_wire(t), static_cast<int>(to), comm_, s.stream), "ncclSend");
     }
     void receive(void* to, std::size_t n, dtype t, std::size_t from, stream_ref s) {
-      if (n > 0) now(ncclRecv(to, n, on_wire(t), static_cast<int>(from), owner_.comm_, s.stream), "ncclRecv");
+      if (n > 0) now(ncclRecv(to, n, on_wire(t), static_cast<int>(from), comm_, s.stream), "ncclRecv");
     }
 
    private:
@@ -184,6 +238,7 @@ class nccl_group {
       raise(nccl_error{code, why_ + owner_.calls_.history(rank_at(owner_.self_))});
     }
     nccl_group& owner_;
+    ncclComm_t comm_;
     bool open_ = true;
     std::string why_ = "a group of calls was left open" + owner_.where();
   };
@@ -192,7 +247,6 @@ class nccl_group {
   void wait(stream_ref stream, deadline limit) {
     require(!closed_, "a closed communicator makes no calls");
     if (!failure_.empty()) fail_here();
-    last_stream_ = stream.stream;
     auto const until = end_of(limit);
     for (int turn = 0;; ++turn) {
       auto const stream_says = cudaStreamQuery(stream.stream);
@@ -201,13 +255,13 @@ class nccl_group {
         failed("the stream of rank " + std::to_string(self_) + " has failed");
         check(stream_says, "cudaStreamQuery");
       }
-      ncclResult_t state = ncclSuccess;
-      auto const asked = ncclCommGetAsyncError(comm_, &state);
-      if (asked != ncclSuccess) refuse(asked, "ncclCommGetAsyncError");
+      auto const state = asynchronous();
       if (state != ncclSuccess && state != ncclInProgress) refuse(state, "an asynchronous error");
       if (std::chrono::steady_clock::now() >= until) time_out("the stream", limit);
       if (turn > 100) std::this_thread::sleep_for(std::chrono::microseconds{20});
     }
+    if (room_stream_ == stream.stream) room_stream_.reset();
+    std::erase(streams_, stream.stream);
     calls_.settle();
   }
 
@@ -220,7 +274,7 @@ class nccl_group {
     auto* const host_all = landing_.data() + word_bytes;
     std::copy_n(own, size, landing_.data());
     FLATSHARD_CUDA(cudaMemcpyAsync, device_own, landing_.data(), size, cudaMemcpyHostToDevice, stream.stream);
-    enqueue(ncclAllGather(device_own, device_all, size, ncclUint8, comm_, stream.stream), "ncclAllGather");
+    enqueue(ncclAllGather(device_own, device_all, size, ncclUint8, gathers_, stream.stream), "ncclAllGather");
     wait(stream, limit_);
     FLATSHARD_CUDA(cudaMemcpyAsync, host_all, device_all, size * size_, cudaMemcpyDeviceToHost, stream.stream);
     landing_busy_ = true;
@@ -231,7 +285,7 @@ class nccl_group {
   /// One byte of every rank, on the stream.
   void touch_all(stream_ref stream) {
     auto* const device_all = memory_.data() + rounded(word_bytes);
-    enqueue(ncclAllGather(memory_.data(), device_all, 1, ncclUint8, comm_, stream.stream), "ncclAllGather");
+    enqueue(ncclAllGather(memory_.data(), device_all, 1, ncclUint8, gathers_, stream.stream), "ncclAllGather");
   }
   [[nodiscard]] std::string context() const { return " in " + calls_.current() + calls_.history(rank_at(self_)); }
 
@@ -240,20 +294,42 @@ class nccl_group {
     require(!closed_, "a communicator is closed once");
     if (!failure_.empty()) fail_here();
     wait(own_stream_, limit);
-    complete(ncclCommFinalize(comm_), "ncclCommFinalize", limit);
-    auto* const comm = std::exchange(comm_, nullptr);
-    auto const code = ncclCommDestroy(comm);
-    if (code != ncclSuccess) static_cast<void>(ncclCommAbort(comm));
+    for (auto* const comm : {sums_, gathers_})
+      if (comm != nullptr) complete(ncclCommFinalize(comm), "ncclCommFinalize", limit);
+    auto code = ncclSuccess;
+    for (auto* const comm : {std::exchange(sums_, nullptr), std::exchange(gathers_, nullptr)}) {
+      if (comm == nullptr) continue;
+      auto const destroyed = ncclCommDestroy(comm);
+      if (destroyed == ncclSuccess) continue;
+      static_cast<void>(ncclCommAbort(comm));
+      code = destroyed;
+    }
     closed_ = true;
     release();
     if (code != ncclSuccess) raise(nccl_error{code, said(code, "ncclCommDestroy")});
   }
 
  private:
+  /// How many ranks a communicator has, and which of them this is.
+  [[nodiscard]] std::pair<std::size_t, std::size_t> place(ncclComm_t comm, deadline limit) {
+    int size = 0, self = 0;
+    complete(ncclCommCount(comm, &size), "ncclCommCount", limit);
+    complete(ncclCommUserRank(comm, &self), "ncclCommUserRank", limit);
+    return {static_cast<std::size_t>(size), static_cast<std::size_t>(self)};
+  }
+  /// A second communicator of the same ranks: one alone does its calls one after another, on two streams too.
+  void split(deadline limit) {
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    splitting_ = std::make_shared<ncclComm_t>();
+    complete(ncclCommSplit(gathers_, 0, static_cast<int>(self_), splitting_.get(), &config), "ncclCommSplit", limit);
+    sums_ = *splitting_;
+    splitting_.reset();
+  }
   [[nodiscard]] std::string where() const { return " in " + calls_.current() + " of rank " + std::to_string(self_); }
   /// An error of NCCL. All but a wrong argument end the communicator.
   [[noreturn]] void refuse(ncclResult_t code, char const* call) {
-    auto const* const last = comm_ == nullptr ? nullptr : ncclGetLastError(comm_);
+    auto const* const last = gathers_ == nullptr ? nullptr : ncclGetLastError(gathers_);
     auto text = said(code, call) + where();
     if (last != nullptr && *last != 0) text += " (" + std::string{last} + ")";
     if (code != ncclInvalidArgument) failed(text);
@@ -268,31 +344,43 @@ class nccl_group {
   void failed(std::string const& text, bool from_call = true) {
     if (!failure_.empty()) return;
     failure_ = text;
-    if (comm_ == nullptr || on_timeout_ != timeout::abort) return;
+    if (gathers_ == nullptr || on_timeout_ != timeout::abort) return;
     struct progress {
       std::mutex mutex;
       std::condition_variable changed;
-      bool done = false;
+      int left = 2;
     };
     auto const state = std::make_shared<progress>();
-    std::thread{[state, comm = std::exchange(comm_, nullptr)] {
+    auto const end = [&](auto const& aborts) {
+      std::thread{[state, aborts] {
+        aborts();
+        std::lock_guard const lock{state->mutex};
+        --state->left;
+        state->changed.notify_all();
+      }}.detach();
+    };
+    // Side by side: what one of them waits for on a stream may be a call of the other.
+    end([comm = std::exchange(gathers_, nullptr), made = std::exchange(splitting_, nullptr)] {
       static_cast<void>(ncclCommAbort(comm));
-      std::lock_guard const lock{state->mutex};
-      state->done = true;
-      state->changed.notify_all();
-    }}.detach();
+      // NCCL writes what it made of an unfinished split until this abort is through.
+      if (made != nullptr && *made != nullptr) static_cast<void>(ncclCommAbort(*made));
+    });
+    end([comm = std::exchange(sums_, nullptr)] {
+      if (comm != nullptr) static_cast<void>(ncclCommAbort(comm));
+    });
     std::unique_lock lock{state->mutex};
-    abandoned_ = !state->changed.wait_for(lock, std::chrono::milliseconds{900}, [&] { return state->done; });
+    abandoned_ = !state->changed.wait_for(lock, std::chrono::milliseconds{900}, [&] { return state->left == 0; });
     if (!from_call) return;
     if (drained())
       landing_busy_ = false;
     else
       abandoned_ = true;
   }
-  /// What was behind the aborted calls on the stream is through too.
+  /// What was behind the aborted calls on the streams is through too.
   [[nodiscard]] bool drained() const {
     for (int turn = 0; turn < 200; ++turn) {
-      if (cudaStreamQuery(last_stream_) == cudaSuccess) return true;
+      if (std::all_of(streams_.begin(), streams_.end(), [](auto s) { return cudaStreamQuery(s) == cudaSuccess; }))
+        return true;
       std::this_thread::sleep_for(std::chrono::milliseconds{1});
     }
     return false;
@@ -307,41 +395,63 @@ class nccl_group {
   }
   /// What an abort that did not end may still use is left alone.
   void release() noexcept {
+    if (turn_ != nullptr) static_cast<void>(cudaEventDestroy(std::exchange(turn_, nullptr)));
     if (!owner_ || abandoned_) return;
     if (own_stream_ != nullptr) static_cast<void>(cudaStreamDestroy(std::exchange(own_stream_, nullptr)));
     if (!memory_.empty()) static_cast<void>(cudaFree(memory_.data()));
     memory_ = {};
   }
 
-  void compare_setups(nccl_options const& o) {
-    setup_record own{.checked_every = checked_every_, .workspace = o.workspace.value};
-    int running = 0;
-    complete(ncclGetVersion(&running), "ncclGetVersion", o.deadline);
-    own.running = running;
-    limit_ = o.deadline;
-    std::vector<setup_record> all(size_);
-    gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&own), sizeof own,
-                own_stream_);
+  void compare_setups(stream_ref stream, bool own_sums) {
+    setup_record own{.ranks = static_cast<std::int32_t>(size_),
+                     .self = static_cast<std::int32_t>(self_),
+                     .checked_every = checked_every_,
+                     .own_sums = own_sums,
+                     .workspace = memory_.size() - nccl_workspace(world{size_}).value};
+    complete(ncclGetVersion(&own.running), "ncclGetVersion", limit_);
+    std::vector<setup_record> all{own};
+    if (size_ > 1) {
+      all.resize(size_);
+      gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&own), sizeof own,
+                  stream);
+    }
     auto const differ = [&](char const* field, auto setup_record::*member) {
       for (std::size_t r = 1; r < size_; ++r)
         if (auto const a = all[0].*member, b = all[r].*member; a != b)
           raise(mismatch{field, {rank_at(0), rank_at(r)}, {std::to_string(a), std::to_string(b)}});
     };
     differ("version of the records", &setup_record::version);
+    differ("version of flatshard", &setup_record::library);
     differ("version of NCCL that it was compiled with", &setup_record::compiled);
     differ("version of NCCL that is loaded", &setup_record::running);
+    differ("number of ranks", &setup_record::ranks);
+    for (std::size_t r = 0; r < size_; ++r)
+      if (auto const said = static_cast<std::size_t>(all[r].self); said != r)
+        raise(mismatch{"the number of rank " + std::to_string(r),
+                       {rank_at(0), rank_at(r)},
+                       {std::to_string(r), std::to_string(said)}});
     differ("how often calls are compared", &setup_record::checked_every);
+    differ("a second communicator for sums", &setup_record::own_sums);
     differ("bytes of the workspace", &setup_record::workspace);
+    // The same on every rank by now, so that every rank throws. Structures that reach the device carry no version.
+    if (own.running != own.compiled)
+      raise(nccl_error{ncclInvalidUsage, "NCCL " + spelled_version(own.running) +
+                                             " is loaded, and flatshard was compiled with the headers of " +
+                                             spelled_version(own.compiled) + ": these must be of one version"});
+    compared_setups_ = true;
   }
-  /// Every call, as it is; or every so many, a hash of all so far.
+  /// Every call, or the first of each operation, as it is; or every so many, a hash of all so far.
   void compare(call_notice const& notice, stream_ref stream) {
+    auto& known = compared_[static_cast<std::size_t>(notice.operation)];
+    if (checked_every_ == first_calls && known) return;
     hash_ = hash_of(hash_, notice);
-    if (checked_every_ == 1) {
+    if (checked_every_ == 1 || checked_every_ == first_calls) {
       std::vector<call_notice> all(size_);
       gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&notice), sizeof notice,
                   stream);
       compare_notices(
           size_, [&](std::size_t r) -> call_notice const& { return all[r]; }, [&] { return context(); });
+      known = true;
     } else if (calls_.made() % static_cast<std::uint64_t>(checked_every_) == 0) {
       std::vector<std::uint64_t> all(size_);
       gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&hash_), sizeof hash_,
@@ -365,15 +475,21 @@ class nccl_group {
     return fnv(hash, n.unit.text());
   }
 
-  ncclComm_t comm_ = nullptr;
+  ncclComm_t gathers_ = nullptr, sums_ = nullptr;  // one of sums alone, or null
+  std::shared_ptr<ncclComm_t> splitting_;          // where NCCL puts the second one while it makes it
   bool owner_, closed_ = false, abandoned_ = false;
   timeout on_timeout_;
   std::span<std::byte> memory_;     // device
   std::vector<std::byte> landing_;  // host; of gathers of host memory
   bool landing_busy_ = false;
-  cudaStream_t own_stream_ = nullptr, last_stream_ = nullptr;
+  cudaStream_t own_stream_ = nullptr;
+  std::vector<cudaStream_t> streams_;        // with calls that no wait has passed yet
+  std::optional<cudaStream_t> room_stream_;  // of the last call that used the room, if no wait has passed it yet
+  cudaEvent_t turn_ = nullptr;
   std::size_t size_ = 0, self_ = 0;
   int checked_every_ = 0;
+  bool compared_setups_ = false;
+  std::array<bool, static_cast<std::size_t>(collective::agree) + 1> compared_{};  // by operation
   std::uint64_t hash_ = flatshard::detail::fnv_offset;
   deadline limit_{};
   std::string failure_;  // empty: none
@@ -387,6 +503,11 @@ int nccl_collectives<Self>::size() const {
 template <class Self>
 rank_id nccl_collectives<Self>::self() const {
   return rank_at(group_->self());
+}
+
+template <class Self>
+bool nccl_collectives<Self>::overlaps() const {
+  return group_->overlaps();
 }
 
 template <class Self>
@@ -406,7 +527,7 @@ void nccl_collectives<Self>::gather_memory(memory_ref full, const_memory_ref sha
       }
       return g.enqueue(ncclAllGather(from, full.data, count, on_wire(full.type), g.comm(), s.stream), "ncclAllGather");
     }
-    auto const room = g.room();  // wider: gathered narrow, in parts that the workspace holds
+    auto const room = g.room(s);  // wider: gathered narrow, in parts that the workspace holds
     auto const step = room.size() / ranks / width(shard.type) / 128 * 128;
     require(step > 0, "the workspace of a widening all-gather holds at least 128 elements a rank");
     for (std::size_t at = 0; at < count; at += step) {
@@ -438,7 +559,7 @@ void nccl_collectives<Self>::reduce_memory(memory_ref out, const_memory_ref grad
     if (count == 0) return;
     auto* const result = static_cast<float*>(out.data);
     if (options.order == sum_order::any && grads.type == dtype::f32 && !options.accumulate && ranks > 1) {
-      g.enqueue(ncclReduceScatter(grads.data, out.data, count, ncclFloat32, ncclSum, g.comm(), s.stream),
+      g.enqueue(ncclReduceScatter(grads.data, out.data, count, ncclFloat32, ncclSum, g.sums(), s.stream),
                 "ncclReduceScatter");
       if (options.scale != 1.0f) sum({result, count}, result, count, {.scale = options.scale});
       return;
@@ -448,7 +569,7 @@ void nccl_collectives<Self>::reduce_memory(memory_ref out, const_memory_ref grad
     bool const narrow = out.type != dtype::f32;
     if (ranks == 1 && !narrow) return sum({result, count}, grads.data, count, ours);
     // The slices of all ranks for this one, and where the result is narrow its fp32 sums, in parts.
-    auto const room = g.room();
+    auto const room = g.room(s);
     auto const step = room.size() / (ranks * width(grads.type) + (narrow ? 4 : 0)) / 128 * 128;
     require(step > 0, "the workspace of a reduce-scatter holds at least 128 elements a rank");
     for (std::size_t at = 0; at < count; at += step) {
@@ -459,9 +580,9 @@ void nccl_collectives<Self>::reduce_memory(memory_ref out, const_memory_ref grad
       if (ranks == 1) {
         addends = offset(grads.data, at, grads.type);  // no NCCL: its own slice is all there is
       } else if (n == count) {
-        g.enqueue(ncclAlltoAll(grads.data, slots, n, on_wire(grads.type), g.comm(), s.stream), "ncclAlltoAll");
+        g.enqueue(ncclAlltoAll(grads.data, slots, n, on_wire(grads.type), g.sums(), s.stream), "ncclAlltoAll");
       } else {
-        nccl_group::group all{g};
+        nccl_group::group all{g, g.sums()};
         for (std::size_t r = 0; r < ranks; ++r) {
           all.send(offset(grads.data, r * count + at, grads.type), n, grads.type, r, s);
           all.receive(offset(slots, r * n, grads.type), n, grads.type, r, s);
@@ -519,7 +640,7 @@ void nccl_collectives<Self>::exchange_memory(memory_ref out, std::span<elements 
           if (auto const sent = counts[from * ranks + to][0], taken = counts[to * ranks + from][1]; sent != taken)
             raise(unequal_counts(from, to, sent, taken, g.context()));
     }
-    nccl_group::group all{g};
+    nccl_group::group all{g, g.comm()};
     std::size_t from = 0, to = 0;
     for (std::size_t r = 0; r < ranks; ++r) {
       all.send(offset(in.data, from, in.type), send[r].value, in.type, r, s);

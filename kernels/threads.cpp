@@ -86,7 +86,7 @@ class thread_meeting {
     auto& own = record(rank);
     auto const parity = own.calls.made() % 2;  // a rank may be one call ahead of a reader, never two
     own.calls.begin(name(notice.call.operation), elements{notice.call.count + notice.call.sent}, notice.call.out,
-                    notice.call.in);
+                    notice.call.in, order_of(notice.call));
     auto const all = std::span{notices_}.subspan(parity * size(), size());
     all[rank] = notice;
     all[rank].call.unit = own.calls.unit();

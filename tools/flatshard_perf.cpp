@@ -403,7 +403,8 @@ bool asks_for_mpi(std::vector<std::string_view> const& words) {
 int main(int count, char** arguments) {
 #if defined(FLATSHARD_MPI_BACKEND)
   if (asks_for_mpi({arguments, arguments + count})) {
-    MPI_Init(&count, &arguments);
+    int level = 0;
+    MPI_Init_thread(&count, &arguments, MPI_THREAD_FUNNELED, &level);
     auto const code = guarded(count, arguments);
     if (code == tool::exit_input) MPI_Abort(MPI_COMM_WORLD, code);  // the others may wait for this rank
     MPI_Finalize();

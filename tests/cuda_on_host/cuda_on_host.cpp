@@ -113,10 +113,12 @@ struct device {
   bool capturing = false;
   std::vector<std::pair<cudaStream_t, stream_job>> graph;
   std::mutex mutex;
-  std::size_t calls = 0, allocations = 0, failing = 0, streams = 0;
+  std::size_t calls = 0, allocations = 0, failing = 0, streams = 0, blocks = 0;
   cudaError_t failure = cudaSuccess;
   std::string wrong;
   std::uint64_t seed = 1;
+  std::chrono::microseconds most_pause{};
+  std::size_t pauses = 0;
   void complain(std::string const& what) {
     std::lock_guard const lock{mutex};
     if (wrong.empty()) wrong = what;
@@ -225,6 +227,11 @@ void schedule(std::uint64_t seed) {
   std::lock_guard const lock{the_device().mutex};
   the_device().seed = seed;
 }
+std::size_t pauses(std::chrono::microseconds most) {
+  std::lock_guard const lock{the_device().mutex};
+  the_device().most_pause = most;
+  return std::exchange(the_device().pauses, 0);
+}
 void fail_call(std::size_t n, cudaError_t code) {
   std::lock_guard const lock{the_device().mutex};
   the_device().failing = n;
@@ -244,6 +251,10 @@ std::size_t calls() {
 std::size_t allocations() {
   std::lock_guard const lock{the_device().mutex};
   return the_device().allocations;
+}
+std::size_t last_blocks() {
+  std::lock_guard const lock{the_device().mutex};
+  return the_device().blocks;
 }
 std::size_t live_bytes() { return the_device().memory.live(); }
 std::size_t live_streams() {
@@ -297,14 +308,21 @@ cudaError_t enqueue(cudaLaunchConfig_t const& config, bool good_arguments, std::
   }
   if (blocks == 0 || config.blockDim.x == 0 || config.blockDim.x > 1024 || config.dynamicSmemBytes > 48 * 1024)
     return cudaErrorInvalidValue;
+  {
+    std::lock_guard const lock{the_device().mutex};
+    the_device().blocks = blocks;
+  }
   if (cooperative && blocks > grid_runner::most_cooperative) return cudaErrorCooperativeLaunchTooLarge;
   grid_job job{config.gridDim, config.blockDim, config.dynamicSmemBytes, cooperative, std::move(thread)};
   config.stream->push([job = std::move(job)](grid_runner& runner) {
     {
       std::lock_guard const lock{the_device().mutex};
-      runner.seed(the_device().seed++);
+      runner.seed(the_device().seed++, the_device().most_pause);
     }
-    return runner.run(job);
+    auto wrong = runner.run(job);
+    std::lock_guard const lock{the_device().mutex};
+    the_device().pauses += runner.pauses();
+    return wrong;
   });
   return cudaSuccess;
 }
@@ -340,6 +358,7 @@ char const* cudaGetErrorName(cudaError_t e) {
     case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
     case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
     case cudaErrorNoDevice: return "cudaErrorNoDevice";
+    case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
     case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
     case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
     case cudaErrorCooperativeLaunchTooLarge: return "cudaErrorCooperativeLaunchTooLarge";
@@ -353,6 +372,22 @@ char const* cudaGetErrorString(cudaError_t) { return "emulated device"; }
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
   return counted();
+}
+namespace {
+thread_local int current_device = 0;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = current_device;
+  return counted();
+}
+cudaError_t cudaSetDevice(int device) {
+  auto const status = device == 0 || device == 1 ? counted() : cudaErrorInvalidDevice;
+  if (status == cudaSuccess) current_device = device;
+  return status;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+  *value = multiprocessors;
+  return device == 0 || device == 1 ? counted() : cudaErrorInvalidDevice;
 }
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
   auto const status = counted();
@@ -374,6 +409,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   return status != cudaSuccess ? status : stream->wait();
 }
 cudaError_t cudaMemcpyAsync(void* to, void const* from, std::size_t size, cudaMemcpyKind kind, cudaStream_t stream) {
+  runtime_call const inside;
   if (auto const failed = counted(kind == cudaMemcpyDeviceToDevice); failed != cudaSuccess) return failed;
   auto& memory = the_device().memory;
   bool const to_device = kind != cudaMemcpyDeviceToHost, from_device = kind != cudaMemcpyHostToDevice;

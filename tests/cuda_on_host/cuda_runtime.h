@@ -20,6 +20,7 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorNoDevice = 100,
+  cudaErrorInvalidDevice = 101,
   cudaErrorInvalidResourceHandle = 400,
   cudaErrorLaunchFailure = 719,
   cudaErrorCooperativeLaunchTooLarge = 720,
@@ -38,6 +39,10 @@ void __syncthreads();
 using cudaStream_t = struct CUstream_st*;
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaGetDevice(int* device);  // of two that are one; each thread has its own current one
+cudaError_t cudaSetDevice(int device);
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaStreamCreate(cudaStream_t* stream);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
@@ -61,6 +66,12 @@ struct cudaLaunchConfig_t {
 };
 
 namespace cuda_on_host {
+/// While it lives, this thread is inside the runtime, whose use of the heap is its own.
+struct runtime_call {
+  runtime_call();
+  runtime_call(runtime_call const&) = delete;
+  ~runtime_call();
+};
 cudaError_t allocate(void** p, std::size_t size);
 /// Whether a pointer that a kernel gets is null or device memory.
 bool good_argument(void const* p);
@@ -78,6 +89,7 @@ cudaError_t cudaMalloc(T** p, std::size_t size) {
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* config, void (*kernel)(Parameters...),
                                Arguments const&... arguments) {
+  cuda_on_host::runtime_call const inside;
   bool good = true;
   auto const look = [&]<class P>(P const& parameter) {
     if constexpr (std::is_pointer_v<P>) good = good && cuda_on_host::good_argument(parameter);

@@ -6,16 +6,23 @@
 #include "device_packs.hpp"
 #include "left_behind.hpp"
 #include "tier.hpp"
+#include "virtual_ranks.hpp"
 
 #include <flatshard/kernels/cpu.hpp>
 #include <flatshard/kernels/cuda.hpp>
 #include <flatshard/kernels/stochastic_rounding.hpp>
 
+#include <algorithm>
 #include <array>
+#include <chrono>
 #include <csignal>
 #include <functional>
 #include <limits>
+#include <memory>
+#include <random>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -238,10 +245,12 @@ TEST_CASE("each call of the runtime fails once: an exception that names it, noth
   array<bf16> const out{64};
   array<std::byte> const workspace{workspace_size(table).value}, pointers{16};
   array<value_totals> const found{1};
+  array<std::uint64_t> const not_finite{1};
   array<peer> const peers{1};
   array<std::uint32_t> const flags{1}, epochs{1};
   array<peer_status> const status{1};
   array<rank_work> const works{1};
+  not_finite.fill(0, stream);
   in.fill(0, stream);
   flags.fill(0, stream);
   epochs.fill(0, stream);
@@ -254,17 +263,33 @@ TEST_CASE("each call of the runtime fails once: an exception that names it, noth
   std::span<bf16 const> const narrow_in = out.span();
   device_tiles tiles;
   tensor_pointers bases;
+  std::size_t queries = 0;
   struct step {
     char const* name;
     std::function<void()> run;
   };
+  for (std::size_t const n : {2u, 3u}) {  // the queries of `upload`
+    cuda_on_host::fail_call(n, cudaErrorUnknown);
+    CHECK_THROWS_WITH_AS(static_cast<void>(upload(table, workspace.span(), stream)),
+                         n == 2 ? "cudaGetDevice: cudaErrorUnknown (emulated device)"
+                                : "cudaDeviceGetAttribute: cudaErrorUnknown (emulated device)",
+                         cuda_error);
+    stream.wait();
+  }
+  tiles = upload(table, workspace.span(), stream);
   std::vector<step> const steps{
-      {"cudaMemcpyAsync of a table of tiles", [&] { tiles = upload(table, workspace.span(), stream); }},
+      {"cudaMemcpyAsync of a table of tiles",
+       [&] {
+         auto const before = cuda_on_host::calls();
+         static_cast<void>(upload(table, workspace.span(), stream));
+         queries = cuda_on_host::calls() - before - 1;
+       }},
       {"cudaMemcpyAsync of the pointers of tensors",
        [&] { bases = upload(base, dtype::f32, pointers.span(), stream); }},
       {"cast", [&] { cast(out.span(), wide, stream); }},
       {"cast", [&] { cast(out.span(), wide, random_stream{}, {}, stream); }},
       {"cast", [&] { cast(view(out), view(in), stream); }},
+      {"cast", [&] { cast(out.span(), wide, not_finite.data(), stream); }},
       {"cast", [&] { cast(out.span(), wide, tiles, random_stream{}, 0, stream); }},
       {"pack", [&] { pack(view(out), bases, tiles, stream); }},
       {"pack", [&] { pack(out.span(), bases, tiles, random_stream{}, 0, stream); }},
@@ -291,13 +316,113 @@ TEST_CASE("each call of the runtime fails once: an exception that names it, noth
       CHECK(std::string{e.what()} == std::string{s.name} + ": cudaErrorUnknown (emulated device)");
     }
     CHECK(cuda_on_host::calls() == before + 1);  // one call each: no query, no synchronisation
-    CHECK_NOTHROW(s.run());
-    CHECK(cuda_on_host::calls() == before + 2);
+    auto const taken = cuda_on_host::heap_allocations();
+    s.run();
+    CHECK(cuda_on_host::heap_allocations() == taken);
+    CHECK(cuda_on_host::calls() == before + 2 + std::exchange(queries, 0));
     CHECK(cuda_on_host::allocations() == allocated);
     stream.wait();
   }
   CHECK(status.get(stream)[0].failed == 0);
   CHECK(cuda_on_host::violations().empty());
+}
+
+TEST_CASE("kernels over a table have as many blocks as tiles, up to eight a multiprocessor of the device") {
+  test_stream const stream;
+  constexpr std::size_t most = 8 * cuda_on_host::multiprocessors;
+  for (std::size_t const count : {std::size_t{1}, most, most + 1, 3 * most}) {
+    CAPTURE(count);
+    flat_run const runs[]{{0, 0, 0, 8 * count}};
+    auto const table = make_tiles(runs, {.most = elements{8}});
+    REQUIRE(table.size() == count);
+    array<float> const in{8 * count}, flat{8 * count};
+    array<std::byte> const workspace{workspace_size(table).value}, pointers{16};
+    in.fill(0, stream);
+    std::byte* const base[]{reinterpret_cast<std::byte*>(in.data())};
+    auto const tiles = upload(table, workspace.span(), stream);
+    auto const bases = upload(base, dtype::f32, pointers.span(), stream);
+    CHECK(tiles.multiprocessors == cuda_on_host::multiprocessors);
+    auto const wanted = std::min(count, most);
+    pack(view(flat), bases, tiles, stream);
+    CHECK(cuda_on_host::last_blocks() == wanted);
+    pack(flat.span(), bases, tiles, pack_options{}, stream);
+    CHECK(cuda_on_host::last_blocks() == wanted);
+    unpack(bases, view(flat), tiles, stream);
+    CHECK(cuda_on_host::last_blocks() == wanted);
+    stream.wait();
+    CHECK(flat.get(stream) == std::vector<float>(8 * count));
+  }
+}
+
+TEST_CASE("operator new is counted outside the runtime alone") {
+  test_stream const stream;
+  array<float> const a{8}, b{8};
+  auto const taken = cuda_on_host::heap_allocations();
+  auto const one = std::make_unique<int>(1);
+  CHECK(cuda_on_host::heap_allocations() == taken + 1);
+  must(cudaMemcpyAsync(a.data(), b.data(), 32, cudaMemcpyDeviceToDevice, stream));
+  CHECK(cuda_on_host::heap_allocations() == taken + 1);
+  stream.wait();
+}
+
+TEST_CASE("the current device is the thread's own, and stays") {
+  must(cudaSetDevice(1));
+  {
+    test_stream const stream;
+    array<float> const in{64};
+    array<bf16> const out{64};
+    in.fill(0, stream);
+    cast(out.span(), std::span<float const>{in.span()}, stream);
+    stream.wait();
+  }
+  int here = -1, elsewhere = -1;
+  must(cudaGetDevice(&here));
+  CHECK(here == 1);
+  CHECK(cudaSetDevice(2) == cudaErrorInvalidDevice);
+  std::thread{[&] { must(cudaGetDevice(&elsewhere)); }}.join();
+  CHECK(elsewhere == 0);
+  must(cudaSetDevice(0));
+}
+
+TEST_CASE("ranks that pause at random, at barriers and where they wait: pushes and pulls give the same bits") {
+  using namespace std::chrono_literals;
+  constexpr std::size_t ranks = 3, n = 65;
+  std::mt19937 random{29};
+  virtual_ranks gathered{ranks, ranks * n * sizeof(bf16), 2};
+  std::vector<array<float>> shards, sums;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    shards.emplace_back(n);
+    sums.emplace_back(n);
+  }
+  static_cast<void>(cuda_on_host::pauses(100us));
+  for (std::uint64_t seed = 0; seed < (sanitized ? 3 : 10); ++seed) {
+    cuda_on_host::schedule(1000 * seed);
+    std::vector<bf16> want(ranks * n);
+    std::vector<float> want_sums(ranks * n);
+    for (std::size_t r = 0; r < ranks; ++r) {
+      auto const values = moderate<float>(n, random);
+      shards[r].put(values, gathered.streams[r]);
+      cast(std::span{want}.subspan(r * n, n), values);
+      gathered.memory[r].fill(0x7F, gathered.streams[r]);
+    }
+    for (std::size_t i = 0; i < want.size(); ++i) want_sums[i] = (widen(want[i]) + widen(want[i])) + widen(want[i]);
+    for (auto const& s : gathered.streams) s.wait();
+    for (std::size_t r = 0; r < ranks; ++r) {  // what was gathered is what the next call sums
+      push(gathered.group(r), dtype::bf16, view(shards[r]), gathered.streams[r]);
+      pull(gathered.group(r), sums[r].span(), dtype::bf16, {}, gathered.streams[r]);
+    }
+    for (auto const& s : gathered.streams) s.wait();
+    gathered.check_all();
+    for (std::size_t r = 0; r < ranks; ++r) {
+      CHECK(differing(gathered.get<bf16>(r, want.size()), want) == 0);
+      auto const first = want_sums.begin() + static_cast<std::ptrdiff_t>(r * n);
+      CHECK(differing(sums[r].get(gathered.streams[r]), {first, first + static_cast<std::ptrdiff_t>(n)}) == 0);
+    }
+  }
+  CHECK(cuda_on_host::pauses(0us) > 100);
+  for (std::size_t r = 0; r < ranks; ++r) push(gathered.group(r), dtype::bf16, view(shards[r]), gathered.streams[r]);
+  for (auto const& s : gathered.streams) s.wait();
+  CHECK(cuda_on_host::pauses(0us) == 0);
 }
 
 TEST_CASE("in a capture: each function enqueues one kernel and calls nothing else; replayed, it gives the same bits") {
@@ -307,15 +432,18 @@ TEST_CASE("in a capture: each function enqueues one kernel and calls nothing els
   flat_run const runs[]{{0, 0, 0, 1000}, {no_tensor, 0, 1000, 24}};
   auto const table = make_tiles(runs);
   array<float> const in{values, stream}, wide{1024}, flat{1024}, back{1000}, sums{500}, pulled{1024};
-  array<bf16> const narrow{1024}, rounded{1024}, rounded_flat{1024}, wire{1024}, packed{1024}, pushed{1024};
+  array<bf16> const narrow{1024}, rounded{1024}, rounded_flat{1024}, wire{1024}, packed{1024}, pushed{1024},
+      counted{1024};
   auto gathered = values;
   gathered.resize(1024, std::numeric_limits<float>::quiet_NaN());  // padding holds anything
   array<float> const grads{gathered, stream};
   array<std::byte> const workspace{workspace_size(table).value}, pointers{16}, back_pointers{16};
   array<value_totals> const found{1};
+  array<std::uint64_t> const not_finite{1};
   array<peer> const peers{1};
   array<std::uint32_t> const flags{1}, epochs{1};
   array<peer_status> const status{1};
+  not_finite.fill(0, stream);
   wide.fill(0, stream);
   flags.fill(0, stream);
   epochs.fill(0, stream);
@@ -333,6 +461,7 @@ TEST_CASE("in a capture: each function enqueues one kernel and calls nothing els
   std::vector<std::function<void()>> const steps{
       [&] { cast(narrow.part(0, 1000), source, stream); },
       [&] { cast(rounded.part(0, 1000), source, random, {}, stream); },
+      [&] { cast(counted.part(0, 1024), std::span<float const>{grads.span()}, not_finite.data(), stream); },
       [&] {
         stochastic_rounding{tiles, random}(wire.span(), std::span<float const>{grads.span()}, stream_ref{stream});
       },
@@ -349,8 +478,9 @@ TEST_CASE("in a capture: each function enqueues one kernel and calls nothing els
   auto const allocated = cuda_on_host::allocations();
   cuda_on_host::begin_capture();
   for (auto const& step : steps) {
-    auto const before = cuda_on_host::calls();
-    CHECK_NOTHROW(step());
+    auto const before = cuda_on_host::calls(), taken = cuda_on_host::heap_allocations();
+    step();
+    CHECK(cuda_on_host::heap_allocations() == taken);
     CHECK(cuda_on_host::calls() == before + 1);
   }
   auto const graph = cuda_on_host::end_capture();
@@ -382,6 +512,7 @@ TEST_CASE("in a capture: each function enqueues one kernel and calls nothing els
     CHECK(differing(sums.get(stream), want_sums) == 0);
     CHECK(differing(pulled.get(stream), std::vector<float>(1024)) == 0);
     CHECK(found.get(stream)[0] == want_totals);
+    CHECK(not_finite.get(stream)[0] == 24u * static_cast<unsigned>(turn + 1));
     CHECK(status.get(stream)[0].failed == 0);
     CHECK(epochs.get(stream)[0] == 6u * static_cast<unsigned>(turn + 1));  // two meetings a fused call
   }

@@ -101,11 +101,20 @@ grid_runner::step grid_runner::resume(thread_state& t) {
   return last_;
 }
 
+/// One time in 16, so that a grid of many threads ends.
+void grid_runner::pause() {
+  if (most_pause_.count() == 0 || random_() % 16 != 0) return;
+  ++pauses_;
+  std::this_thread::sleep_for(std::chrono::microseconds{random_() % static_cast<std::uint64_t>(most_pause_.count())});
+}
+
 void grid_runner::wait_at_barrier() {
+  pause();
   last_ = step::waits;
   leave();
 }
 void grid_runner::relax() {
+  pause();
   last_ = step::goes_on;
   leave();
 }

@@ -2,6 +2,7 @@
 /// The threads of a grid as fibers of one worker: run in a shuffled order, one at a time, until they wait or end.
 #pragma once
 
+#include <chrono>
 #include <csetjmp>
 #include <cstddef>
 #include <cstdint>
@@ -30,7 +31,13 @@ class grid_runner {
   explicit grid_runner(std::uint64_t seed) : random_{seed} {}
   grid_runner(grid_runner const&) = delete;
   ~grid_runner();
-  void seed(std::uint64_t s) { random_.seed(s); }
+  /// For the next grid; threads pause for up to `most`.
+  void seed(std::uint64_t s, std::chrono::microseconds most) {
+    random_.seed(s);
+    most_pause_ = most;
+    pauses_ = 0;
+  }
+  [[nodiscard]] std::size_t pauses() const { return pauses_; }
   /// Gives what the threads did wrong, or nothing.
   std::string run(grid_job const& job);
 
@@ -77,11 +84,14 @@ class grid_runner {
   fiber* take_fiber();
   step resume(thread_state& t);
   void leave();
+  void pause();
   void start_block(std::size_t number, grid_job const& job);
   void release(block_state& b);
   void complain(block_state const& b, unsigned thread, std::string const& what);
 
   std::mt19937_64 random_;
+  std::chrono::microseconds most_pause_{};
+  std::size_t pauses_ = 0;
   std::vector<std::unique_ptr<fiber>> fibers_;
   std::vector<fiber*> idle_;
   place scheduler_;

@@ -196,6 +196,54 @@ TEST_CASE("casts of every length and alignment, through the caches and past them
     }
 }
 
+namespace {
+
+/// A cast that counts, of n elements, against the same cast and what of its results is not finite.
+template <class To, class From>
+void check_count(std::size_t n, work_options options) {
+  auto const source = patterns(n);
+  std::vector<From> in(n);
+  for (std::size_t i = 0; i < n; ++i) in[i] = with_bits<From>(source[i] >> (sizeof(From) == 2 ? 16 : 0));
+  std::vector<To> out(n + 1, with_bits<To>(0x7777)), again = out, want = out;
+  cast(std::span{want}.first(n), std::span<From const>{in}, options);
+  std::uint64_t not_finite = 0, found = 5;
+  for (std::size_t i = 0; i < n; ++i) not_finite += !std::isfinite(widen(want[i]));
+  cast(std::span{out}.first(n), std::span<From const>{in}, found, options);
+  CHECK(differing(std::span<To const>{out}, std::span<To const>{want}) == 0);
+  CHECK(found == 5 + not_finite);
+  auto const b = [](auto& v, std::size_t size) {
+    return buffer_ref{reinterpret_cast<std::byte*>(v.data()), dtype_of<std::decay_t<decltype(v[0])>>, {size}};
+  };
+  cast(b(again, n), b(in, n), found, options);
+  CHECK(differing(std::span<To const>{again}, std::span<To const>{want}) == 0);
+  CHECK(found == 5 + 2 * not_finite);
+}
+
+}  // namespace
+
+TEST_CASE("a cast to a narrower type counts what is not finite, and adds that to what is there") {
+  for (auto const s : levels())
+    for (std::size_t const n : {0u, 1u, 31u, 100u, 4096u, 16'385u, 600'000u})
+      for (auto const output : {reuse::soon, reuse::later})
+        for (int const threads : {1, 3}) {
+          if (sanitized && n > 100'000 && s != instruction_set::generic) continue;
+          work_options const how{.output = output, .threads = threads, .at_most = s};
+          check_count<bf16, float>(n, how);
+          check_count<f16, float>(n, how);
+          check_count<f16, bf16>(n, how);
+        }
+  std::vector<bf16> a(2), c(2);
+  std::vector<float> b(2);
+  std::uint64_t count = 0;
+  CHECK_THROWS_WITH_AS(cast(std::span{a}, std::span<float const>{b}.first(1), count),
+                       "a cast writes as many elements as it reads", broken_rule);
+  buffer_ref const to{reinterpret_cast<std::byte*>(a.data()), dtype::bf16, {2}};
+  buffer_ref const from{reinterpret_cast<std::byte*>(c.data()), dtype::bf16, {2}};
+  CHECK_THROWS_WITH_AS(cast(to, from, count), "a cast that counts goes from fp32 to bf16 or fp16, or from bf16 to fp16",
+                       broken_rule);
+  CHECK(count == 0);
+}
+
 TEST_CASE("large arrays: prefetch, the automatic hint and threads change nothing") {
   auto const casts = lighter_when_sanitized(1'500'017), sums = lighter_when_sanitized(600'003);
   for (auto const level : levels())

@@ -178,6 +178,50 @@ TEST_CASE("casts of every pair, tail and alignment, special values of every clas
   check_casts<bf16, f16>(stream);
 }
 
+namespace {
+
+/// A cast that counts, of n elements between views that begin `shift` elements into allocations.
+template <class To, class From>
+void check_count(std::size_t n, std::size_t out_shift, std::size_t in_shift, test_stream const& stream) {
+  auto const values = patterns<From>(n + in_shift, static_cast<std::uint32_t>(n));
+  array<From> const in{values, stream};
+  std::vector<To> want(n + out_shift + 3, from_bits<To>(0x7777));
+  array<To> const out{want, stream}, again{want, stream};
+  array<std::uint64_t> const found{{5, 0}, stream};
+  std::uint64_t not_finite = 0;
+  cast(std::span{want}.subspan(out_shift, n), std::span<From const>{values}.subspan(in_shift), not_finite);
+  cast(out.part(out_shift, n), std::span<From const>{in.part(in_shift, n)}, found.data(), stream);
+  cast(view(again.part(out_shift, n)), view(in.part(in_shift, n)), found.data() + 1, stream);
+  CHECK(differing(out.get(stream), want) == 0);
+  CHECK(differing(again.get(stream), want) == 0);
+  CHECK(found.get(stream) == std::vector<std::uint64_t>{5 + not_finite, not_finite});
+}
+
+}  // namespace
+
+TEST_CASE("a cast to a narrower type counts what is not finite, as the CPU does") {
+  test_stream const stream;
+  for (std::size_t const n : {0u, 1u, 7u, 9u, 41u, 4095u, 20'001u})
+    for (std::size_t const shift : {0u, 3u, 8u}) {
+      CAPTURE(n);
+      check_count<bf16, float>(n, shift, n % 9, stream);
+      check_count<f16, float>(n, shift, shift, stream);
+      check_count<f16, bf16>(n, shift, n % 9, stream);
+    }
+  array<bf16> const two{2};
+  array<float> const three{3};
+  array<std::uint64_t> const count{1};
+  CHECK_THROWS_WITH_AS(cast(two.span(), std::span<float const>{three.span()}, count.data(), stream),
+                       "a cast writes as many elements as it reads", broken_rule);
+  CHECK_THROWS_WITH_AS(cast(view(two), view(two), count.data(), stream),
+                       "a cast that counts goes from fp32 to bf16 or fp16, or from bf16 to fp16", broken_rule);
+  buffer_ref odd = view(three);
+  odd.data += 1;
+  odd.count = {2};
+  CHECK_THROWS_WITH_AS(cast(view(two), odd, count.data(), stream), "a buffer must be aligned for its element type",
+                       broken_rule);
+}
+
 TEST_CASE("2^20 random fp32, through memory whose type is known when run; equal types are copied") {
   test_stream const stream;
   auto const values = patterns<float>(std::size_t{1} << 20, 3);

@@ -33,7 +33,7 @@ function done() {
   if (cached && kernel ~ /^(sum|pull)_kernel/) why = why " reads what it may write by non-coherent loads;"
   if (scalar) why = why " converts one value at a time;"
   if (kernel ~ /push_kernel/) needed *= 2
-  if (kernel ~ /^(cast|pack|unpack|push|stochastic_push)_kernel/) {
+  if (kernel ~ /^(counting_cast|cast|pack|unpack|push|stochastic_push)_kernel/) {
     if (most < needed) why = why " loads " most * 16 " bytes before a store, not " needed * 16 ";"
     else print arch, kernel ":", most * 16, "bytes loaded before a store at most"
   }

@@ -6,7 +6,9 @@
 
 #include <flatshard/kernels/mpi.hpp>
 
+#include <algorithm>
 #include <optional>
+#include <string_view>
 
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
@@ -179,6 +181,33 @@ TEST_CASE("a rank that does not come to the construction is waited for until the
   CHECK(std::chrono::steady_clock::now() - start < 5s);
 }
 
+TEST_CASE("the level of threads of MPI: what a communicator needs is named where it is not given") {
+  int level = 0;
+  MPI_Query_thread(&level);
+  auto const said = [](auto const& make) {
+    std::string text;
+    try {
+      make();
+    } catch (broken_rule const& e) {
+      text = e.what();
+    }
+    return text;
+  };
+  auto const owner = [&] { return said([] { kernels::mpi_communicator{MPI_COMM_SELF}.close(); }); };
+  auto const borrower = [&] { return said([] { static_cast<void>(kernels::mpi_ref{MPI_COMM_SELF}); }); };
+  std::array<std::string, 2> elsewhere;
+  std::jthread{[&] { elsewhere = {owner(), borrower()}; }}.join();
+  std::string here_needs, elsewhere_needs;
+  if (level == MPI_THREAD_SINGLE)
+    here_needs = elsewhere_needs =
+        "a communicator needs MPI_THREAD_FUNNELED: MPI must be initialised by MPI_Init_thread, which asks for it";
+  if (level == MPI_THREAD_FUNNELED)
+    elsewhere_needs = "a communicator on another thread than that of MPI_Init_thread needs MPI_THREAD_SERIALIZED";
+  CHECK(owner() == here_needs);
+  CHECK(borrower() == here_needs);
+  CHECK(elsewhere == std::array{elsewhere_needs, elsewhere_needs});
+}
+
 TEST_CASE("odd options are broken rules") {
   CHECK_THROWS_WITH_AS((kernels::mpi_communicator{MPI_COMM_SELF, {.staging = {0}}}),
                        "the staging area of a communicator must not be empty", broken_rule);
@@ -187,7 +216,13 @@ TEST_CASE("odd options are broken rules") {
 }
 
 int main(int argc, char** argv) {
-  MPI_Init(&argc, &argv);
+  // What the program is started with says how MPI is initialised, for the test of the level of threads.
+  auto const has_word = [&](std::string_view word) { return std::find(argv, argv + argc, word) != argv + argc; };
+  int level = 0;
+  if (has_word("single"))
+    MPI_Init(&argc, &argv);
+  else
+    MPI_Init_thread(&argc, &argv, has_word("serialized") ? MPI_THREAD_SERIALIZED : MPI_THREAD_FUNNELED, &level);
   doctest::Context context{argc, argv};
   int failed = context.run();
   MPI_Allreduce(MPI_IN_PLACE, &failed, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);

@@ -46,7 +46,8 @@ void work(kernels::mpi_ref c, std::uint32_t operations) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  MPI_Init(&argc, &argv);
+  int level = 0;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &level);
   if (argc != 4) return 2;
   std::mt19937 plan{static_cast<std::uint32_t>(std::strtoul(argv[1], nullptr, 10))};
   bool const stops = std::string{argv[2]} == "stop";

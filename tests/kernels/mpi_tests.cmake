@@ -28,6 +28,10 @@ foreach(ranks 2 3 4)
   flatshard_command_test(mpi_collectives_${ranks}_test LABELS fast mpi TIMEOUT 180
     COMMAND ${mpi_run} ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:mpi_collectives_test> ${cases} PROPERTIES PROCESSORS 2 COST 800)  # early, beside others
 endforeach()
+foreach(level single funneled serialized)  # what MPI is initialised with
+  flatshard_command_test(mpi_level_${level}_test LABELS fast mpi COMMAND ${mpi_run} ${MPIEXEC_NUMPROC_FLAG} 1
+    $<TARGET_FILE:mpi_collectives_test> ${level} "--test-case=the level of threads*")
+endforeach()
 flatshard_command_test(mpi_faults_test LABELS slow mpi TIMEOUT 7200
   COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/mpi_faults.sh $<TARGET_FILE:mpi_faults_rank> 6 ${mpi_run} ${MPIEXEC_NUMPROC_FLAG}
   PROPERTIES RUN_SERIAL ON)  # it measures when ranks are named

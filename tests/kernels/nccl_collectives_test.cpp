@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include <sys/mman.h>
 
@@ -100,6 +101,14 @@ outcome on_threads(std::size_t ranks, F const& f) {
   return out;
 }
 
+/// While it lives, NCCL starts kernels of several communicators in the order of the calls. No rank runs at its ends.
+class launch_order {
+ public:
+  launch_order() { setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 1); }
+  launch_order(launch_order const&) = delete;
+  ~launch_order() { unsetenv("NCCL_LAUNCH_ORDER_IMPLICIT"); }
+};
+
 struct owners {
   static constexpr bool names_lost = false;
   static constexpr int repeats = 10;
@@ -113,6 +122,18 @@ struct owners {
       device_rank rank{owner.with_deadline(limit), stream.get()};
       f(rank);
       owner.close();
+    });
+  }
+};
+/// Owners whose sums have a communicator of their own.
+struct overlapping_owners : owners {
+  static std::vector<std::size_t> worlds() { return {3}; }
+  template <class F>
+  static outcome run(std::size_t ranks, deadline limit, F const& f) {
+    launch_order const binds;
+    return owners::run(ranks, limit, [&](device_rank& rank) {
+      CHECK(rank.comm.overlaps());
+      f(rank);
     });
   }
 };
@@ -150,6 +171,7 @@ void check_books() {
   CHECK(left.communicators == 0);
   CHECK(left.streams == 0);
   CHECK(left.allocations == 0);
+  CHECK(left.events == 0);
   for (auto const& text : nccl_on_host::breaches()) FAIL_CHECK(text);
 }
 
@@ -158,9 +180,9 @@ std::string found_behind() {
   auto const left = nccl_on_host::what_lives();
   std::string text;
   for (auto const& one : nccl_on_host::breaches()) text += one + ", ";
-  if (left.communicators + left.streams + left.allocations != 0)
+  if (left.communicators + left.streams + left.allocations + left.events != 0)
     text += std::to_string(left.communicators) + " communicators, " + std::to_string(left.streams) + " streams, " +
-            std::to_string(left.allocations) + " allocations";
+            std::to_string(left.allocations) + " allocations, " + std::to_string(left.events) + " events";
   return text;
 }
 REGISTER_LISTENER("left_behind", 1, left_behind<found_behind>);
@@ -168,6 +190,11 @@ REGISTER_LISTENER("left_behind", 1, left_behind<found_behind>);
 }  // namespace
 
 FLATSHARD_COLLECTIVE_SUITE(owners);
+TEST_CASE_TEMPLATE_INVOKE(gathers, overlapping_owners);
+TEST_CASE_TEMPLATE_INVOKE(reduces, overlapping_owners);
+TEST_CASE_TEMPLATE_INVOKE(orders, overlapping_owners);
+TEST_CASE_TEMPLATE_INVOKE(late, overlapping_owners);
+TEST_CASE_TEMPLATE_INVOKE(disagree, overlapping_owners);
 TEST_CASE_TEMPLATE_INVOKE(gathers, borrowers);
 TEST_CASE_TEMPLATE_INVOKE(reduces, borrowers);
 TEST_CASE_TEMPLATE_INVOKE(orders, borrowers);
@@ -299,6 +326,7 @@ TEST_CASE("a borrowed communicator is aborted where its owner asked for that") {
     REQUIRE(ncclCommInitRankConfig(&theirs, 2, id, static_cast<int>(r), nullptr) == ncclSuccess);
     nccl_ref c{theirs,
                {.deadline = 200ms, .on_timeout = timeout::abort, .workspace = {workspace.data(), workspace.size()}}};
+    c.with_deadline(20s).barrier(stream.get());
     if (r == 0) c.barrier(stream.get());
     c.with_deadline(300ms).wait(stream.get());
     if (r == 1) {
@@ -306,7 +334,7 @@ TEST_CASE("a borrowed communicator is aborted where its owner asked for that") {
       c.abort();
     }
   });
-  CHECK(has(out[0].second, "before the deadline of 300 ms in barrier (call 1) of rank 0"));
+  CHECK(has(out[0].second, "before the deadline of 300 ms in barrier (call 2) of rank 0"));
   CHECK(out[1].second.empty());
   check_books();
 }
@@ -334,6 +362,200 @@ TEST_CASE("an abort that cannot end: the caller comes back all the same") {
   goes_on = true;
   for (int turn = 0; turn < 10'000 && nccl_on_host::what_lives().communicators > 0; ++turn)
     std::this_thread::sleep_for(1ms);
+}
+
+namespace {
+
+/// What holds a stream back until it is opened.
+class gate {
+ public:
+  explicit gate(kernels::stream_ref stream) {
+    auto const wait = [](void* data) {
+      while (!*static_cast<std::atomic<bool>*>(data)) std::this_thread::sleep_for(1ms);
+    };
+    REQUIRE(cudaLaunchHostFunc(stream.stream, wait, &open_) == cudaSuccess);
+  }
+  gate(gate const&) = delete;
+  ~gate() { open(); }
+  void open() { open_ = true; }
+
+ private:
+  std::atomic<bool> open_ = false;
+};
+
+/// A communicator of someone else and the one that they split from it, blocking.
+struct borrowed_pair {
+  ncclComm_t gathers = nullptr, sums = nullptr;
+  borrowed_pair(std::size_t ranks, std::size_t self, ncclUniqueId const& id) {
+    REQUIRE(ncclCommInitRankConfig(&gathers, static_cast<int>(ranks), id, static_cast<int>(self), nullptr) ==
+            ncclSuccess);
+    REQUIRE(ncclCommSplit(gathers, 0, static_cast<int>(self), &sums, nullptr) == ncclSuccess);
+  }
+  borrowed_pair(borrowed_pair const&) = delete;
+  ~borrowed_pair() {
+    for (auto* const comm : {sums, gathers}) {
+      if (comm == nullptr) continue;
+      static_cast<void>(ncclCommFinalize(comm));
+      static_cast<void>(ncclCommDestroy(comm));
+    }
+  }
+};
+
+/// A gather that waits for rank 1, and a reduce-scatter on another stream: rank 1 looks whether that one ends first,
+/// for so long at most, and then lets the gather go on.
+template <class Comm>
+bool sums_pass_a_gather(Comm& c, kernels::stream_ref gathers, kernels::stream_ref sums, deadline limit) {
+  auto const ranks = static_cast<std::size_t>(c.size());
+  device_memory<float> const full{ranks * 4}, shard{4}, grads{ranks * 4}, sum{4};
+  std::fill_n(grads.data(), grads.size(), 1.0f);
+  std::fill_n(shard.data(), shard.size(), 2.0f);
+  bool const holds = index(c.self()) == 1;
+  c.barrier(gathers);  // what ranks compare first is behind them
+  c.wait(gathers);
+  gate held{gathers};
+  if (!holds) held.open();
+  c.all_gather(std::span{full.data(), full.size()}, std::span<float const>{shard.data(), 4}, gathers);
+  c.reduce_scatter(std::span{sum.data(), 4}, std::span<float const>{grads.data(), grads.size()}, {}, sums);
+  auto const until = std::chrono::steady_clock::now() + limit;
+  while (holds && cudaStreamQuery(sums.stream) == cudaErrorNotReady && std::chrono::steady_clock::now() < until)
+    std::this_thread::sleep_for(1ms);
+  bool const passed = cudaStreamQuery(sums.stream) == cudaSuccess;
+  held.open();
+  c.wait(sums);
+  c.wait(gathers);
+  CHECK(sum.data()[3] == static_cast<float>(ranks));
+  CHECK(full.data()[full.size() - 1] == 2.0f);
+  return passed || !holds;
+}
+
+}  // namespace
+
+TEST_CASE("a reduce-scatter passes a gather on another stream where it has a communicator of its own") {
+  for (bool const own : {true, false}) {
+    CAPTURE(own);
+    auto const order = own ? std::make_unique<launch_order>() : nullptr;
+    auto const id = kernels::new_nccl_id();
+    auto const out = on_threads(2, [&](std::size_t r) {
+      stream_owner const gathers, sums;
+      nccl_communicator c{world{2}, rank_at(r), id, {.deadline = 20s, .workspace = {8192}, .checked_every = 0}};
+      CHECK(nccl_on_host::what_lives().communicators >= (own ? 2 : 1));
+      CHECK(c.overlaps() == own);
+      bool const passed = sums_pass_a_gather(c, gathers.get(), sums.get(), own ? deadline{20s} : deadline{50ms});
+      CHECK(passed == (own || r == 0));
+      c.close();
+    });
+    CHECK(quiet(out));
+    check_books();
+  }
+  auto const id = kernels::new_nccl_id();
+  auto const out = on_threads(2, [&](std::size_t r) {
+    stream_owner const gathers, sums;
+    device_memory<std::byte> const workspace{kernels::nccl_workspace(world{2}).value + 8192};
+    borrowed_pair const theirs{2, r, id};
+    nccl_ref c{
+        theirs.gathers,
+        {.deadline = 20s, .workspace = {workspace.data(), workspace.size()}, .checked_every = 0, .sums = theirs.sums}};
+    CHECK(c.overlaps());
+    CHECK(sums_pass_a_gather(c, gathers.get(), sums.get(), 20s));
+  });
+  CHECK(quiet(out));
+  check_books();
+}
+
+TEST_CASE("calls on several streams take turns with the workspace") {
+  launch_order const binds;
+  auto const id = kernels::new_nccl_id();
+  auto const out = on_threads(2, [&](std::size_t r) {
+    stream_owner const first, second;
+    nccl_communicator c{world{2}, rank_at(r), id, {.deadline = 20s, .workspace = {8192}, .checked_every = 0}};
+    device_memory<float> const full{8}, grads{8}, sum{4};
+    device_memory<bf16> const shard{4};
+    std::fill_n(grads.data(), grads.size(), 1.0f);
+    std::fill_n(shard.data(), shard.size(), narrow<bf16>(3.0f));
+    for (int round = 0; round < 2; ++round) {
+      auto const& sums = round == 0 ? first : second;
+      auto const& gathers = round == 0 ? second : first;
+      gate held{sums.get()};
+      c.reduce_scatter(std::span{sum.data(), 4}, std::span<float const>{grads.data(), 8}, {}, sums.get());
+      c.all_gather(std::span{full.data(), 8}, std::span<bf16 const>{shard.data(), 4}, gathers.get());
+      std::this_thread::sleep_for(30ms);
+      CHECK(cudaStreamQuery(gathers.get().stream) == cudaErrorNotReady);
+      held.open();
+      c.wait(gathers.get());
+      c.wait(sums.get());
+      CHECK(sum.data()[3] == 2.0f);
+      CHECK(full.data()[7] == 3.0f);
+    }
+    c.close();
+  });
+  CHECK(quiet(out));
+  check_books();
+}
+
+TEST_CASE("an error of either communicator ends both, and nothing is left") {
+  launch_order const binds;
+  for (bool const in_sums : {true, false}) {
+    CAPTURE(in_sums);
+    auto const id = kernels::new_nccl_id();
+    auto const out = on_threads(2, [&](std::size_t r) {
+      stream_owner const stream, other;
+      nccl_communicator c{world{2}, rank_at(r), id, {.deadline = 400ms, .checked_every = 0}};
+      device_memory<float> const grads{8}, sum{4};
+      c.barrier(stream.get());
+      c.wait(stream.get());
+      if (r == 1)
+        nccl_on_host::inject(in_sums ? nccl_on_host::last_split() : nccl_on_host::last_made(), 1, ncclRemoteError);
+      c.barrier(other.get());
+      c.reduce_scatter(std::span{sum.data(), 4}, std::span<float const>{grads.data(), 8}, {}, stream.get());
+      std::string text;
+      try {
+        c.wait(stream.get());
+        c.wait(other.get());
+      } catch (std::exception const& e) {
+        text = e.what();
+      }
+      CHECK_THROWS_AS(c.barrier(stream.get()), peer_lost);
+      throw std::runtime_error{text};
+    });
+    CHECK(has(out[0].second, "the stream was not done before the deadline of 400 ms in reduce_scatter (call 3)"));
+    CHECK(has(out[1].second, ": remote process exited in "));
+    CHECK(has(out[1].second, " of rank 1 (the stand-in said so)\n"));
+    check_books();
+  }
+}
+
+TEST_CASE("a split that fails, or that a rank does not come to, ends by the deadline and leaves nothing") {
+  launch_order const binds;
+  auto const id = kernels::new_nccl_id();
+  auto const out = on_threads(3, [&](std::size_t r) {
+    if (r == 1) nccl_on_host::fail_call("ncclCommSplit", 1);
+    nccl_communicator const c{world{3}, rank_at(r), id, {.deadline = 200ms}};
+  });
+  for (auto const& one : out) {
+    auto const& text = one.second;
+    CAPTURE(text);
+    CHECK(has(text, one.first == 1 ? "ncclCommSplit: unhandled system error in the construction"
+                                   : "ncclCommSplit was not done before the deadline of 200 ms in the construction"));
+  }
+  nccl_on_host::fail_call({}, 0);
+  check_books();
+}
+
+TEST_CASE("what is no second communicator of a borrower") {
+  auto const id = kernels::new_nccl_id(), alone = kernels::new_nccl_id();
+  auto const out = on_threads(2, [&](std::size_t r) {
+    device_memory<std::byte> const workspace{kernels::nccl_workspace(world{2}).value};
+    borrowed_pair const theirs{2, r, id};
+    ncclComm_t other = nullptr;
+    REQUIRE(ncclCommInitRankConfig(&other, 2, alone, static_cast<int>(1 - r), nullptr) == ncclSuccess);
+    for (auto* const wrong : {theirs.gathers, other})
+      CHECK_THROWS_WITH_AS(
+          (nccl_ref{theirs.gathers, {.workspace = {workspace.data(), workspace.size()}, .sums = wrong}}),
+          "the second communicator of a rank is another one of the same ranks, in the same order", broken_rule);
+    static_cast<void>(ncclCommAbort(other));
+  });
+  CHECK(quiet(out));
+  check_books();
 }
 
 TEST_CASE("leaves a stream behind" * doctest::skip()) {  // for the test that this is found
@@ -380,6 +602,128 @@ TEST_CASE("set-up: a missing rank, another world, other options, a small workspa
   one.close();
   CHECK_THROWS_WITH_AS(one.close(), "a communicator is closed once", broken_rule);
   CHECK_THROWS_WITH_AS(one.barrier(stream.get()), "a closed communicator makes no calls", broken_rule);
+}
+
+TEST_CASE("set-up: every byte of what ranks compare is compared, of owners and of borrowers, on every rank") {
+  for (bool const owned : {true, false}) {
+    CAPTURE(owned);
+    std::set<std::string> fields;
+    bool more = true;
+    for (std::size_t byte = 0; more; ++byte) {
+      auto const id = kernels::new_nccl_id();
+      std::array<std::string, 2> found;
+      auto const out = on_threads(2, [&](std::size_t r) {
+        stream_owner const stream;
+        device_memory<std::byte> const workspace{kernels::nccl_workspace(world{2}).value};
+        auto const made = [&](auto const& use) {
+          try {
+            if (owned) {
+              nccl_communicator c{world{2}, rank_at(r), id, {.deadline = 20s, .workspace = {4096}, .checked_every = 0}};
+              return c.close();
+            }
+            borrowed_pair const theirs{2, r, id};
+            nccl_ref c{theirs.gathers, {.deadline = 20s, .workspace = {workspace.data(), workspace.size()}}};
+            use(c);
+          } catch (mismatch const& e) {
+            found[r] = e.field;
+            CHECK(e.ranks == std::array{rank_at(0), rank_at(1)});
+          }
+        };
+        if (r == 1) nccl_on_host::alter(byte);
+        made([&](nccl_ref& c) {
+          c.barrier(stream.get());
+          c.wait(stream.get());
+        });
+      });
+      CHECK(quiet(out));
+      CHECK(found[0] == found[1]);
+      more = !found[0].empty();
+      if (more) fields.insert(found[0]);
+      REQUIRE(byte < 64);
+    }
+    CHECK(fields == std::set<std::string>{"version of the records", "version of flatshard",
+                                          "version of NCCL that it was compiled with", "version of NCCL that is loaded",
+                                          "number of ranks", "the number of rank 1", "how often calls are compared",
+                                          "a second communicator for sums", "bytes of the workspace"});
+  }
+  check_books();
+}
+
+TEST_CASE("set-up: a library of NCCL that is not that of the headers is refused, on every rank, before a call") {
+  for (std::size_t const ranks : {1u, 2u})
+    for (bool const owned : {true, false}) {
+      auto const id = kernels::new_nccl_id();
+      auto const out = on_threads(ranks, [&](std::size_t r) {
+        nccl_on_host::pretend_version(22703);
+        if (owned) {
+          nccl_communicator const c{world{ranks}, rank_at(r), id, {.deadline = 20s}};
+          return;
+        }
+        stream_owner const stream;
+        device_memory<std::byte> const workspace{kernels::nccl_workspace(world{ranks}).value};
+        borrowed_pair const theirs{ranks, r, id};
+        nccl_ref c{theirs.gathers, {.deadline = 20s, .workspace = {workspace.data(), workspace.size()}}};
+        c.barrier(stream.get());
+      });
+      for (auto const& one : out)
+        CHECK(one.second ==
+              "NCCL 2.27.3 is loaded, and flatshard was compiled with the headers of 2.28.9: these must be of one "
+              "version");
+    }
+  auto const id = kernels::new_nccl_id();
+  auto const out = on_threads(2, [&](std::size_t r) {
+    if (r == 1) nccl_on_host::pretend_version(22907);
+    nccl_communicator const c{world{2}, rank_at(r), id, {.deadline = 20s}};
+  });
+  for (auto const& one : out)
+    CHECK(one.second == "ranks 0 and 1 disagree on version of NCCL that is loaded: 22809 against 22907");
+  check_books();
+}
+
+TEST_CASE("set-up: ranks of which some have a second communicator, or other options, when they are borrowed") {
+  for (bool const second : {true, false}) {
+    auto const id = kernels::new_nccl_id();
+    auto const out = on_threads(2, [&](std::size_t r) {
+      stream_owner const stream;
+      device_memory<std::byte> const workspace{kernels::nccl_workspace(world{2}).value + 4096};
+      borrowed_pair const theirs{2, r, id};
+      nccl_ref c{theirs.gathers,
+                 {.deadline = 20s,
+                  .workspace = {workspace.data(), workspace.size() - (second ? 0 : r * 1024)},
+                  .sums = second && r == 0 ? theirs.sums : nullptr}};
+      for (int turn = 0; turn < 2; ++turn) {  // the second time too
+        CAPTURE(turn);
+        CHECK_THROWS_WITH_AS(c.barrier(stream.get()),
+                             second ? "ranks 0 and 1 disagree on a second communicator for sums: 1 against 0"
+                                    : "ranks 0 and 1 disagree on bytes of the workspace: 4096 against 3072",
+                             mismatch);
+      }
+    });
+    CHECK(quiet(out));
+    check_books();
+  }
+}
+
+TEST_CASE("the first call of each operation is compared without asking, and no other") {
+  for (auto const& way : disagreements<device_rank>()) {
+    CAPTURE(way.field);
+    auto const id = kernels::new_nccl_id();
+    auto const out = on_threads(2, [&](std::size_t r) {
+      stream_owner const stream;
+      nccl_communicator owner{world{2}, rank_at(r), id, {.deadline = 20s, .workspace = {8192}}};
+      device_rank rank{owner.with_deadline(20s), stream.get()};
+      CHECK_THROWS_WITH_AS(
+          way.call(rank, r == 1),
+          doctest::Contains(("ranks 0 and 1 disagree on " + way.field + ": " + way.a + " against " + way.b).c_str()),
+          mismatch);
+      way.call(rank, false);
+      if (way.field == "scale" || way.field == "accumulate") way.call(rank, r == 1);  // NCCL does not see it
+      rank.comm.wait(rank.stream);
+      owner.close();
+    });
+    CHECK_MESSAGE(quiet(out), out[0].second, out[1].second);
+  }
+  check_books();
 }
 
 TEST_CASE("one rank alone: no call of NCCL, the same bits, and counts that differ are an error") {
@@ -477,16 +821,38 @@ TEST_CASE("each function of the runtime and of NCCL fails: an error on that rank
     std::vector<double> values(2);
     c.all_reduce(values, reduction::max, s);
     c.cast(full16, std::span<float const>{full}, s);
+    stream_owner const other;
+    c.reduce_scatter(part.first(3), std::span<float const>{full.first(6)}, {}, other.get());
+    c.wait(other.get());
     agree(c, 42, "layout hash", s);
     c.barrier(s);
     c.wait(s);
     c.close();
   };
   std::size_t failures = 0;
-  for (std::string const function :
-       {"", "cudaMalloc", "cudaMemcpyAsync", "cudaStreamQuery", "cudaLaunchHostFunc", "ncclGetVersion",
-        "ncclCommInitRankConfig", "ncclCommFinalize", "ncclCommDestroy", "ncclCommGetAsyncError", "ncclGroupStart",
-        "ncclGroupEnd", "ncclAllGather", "ncclReduceScatter", "ncclAlltoAll", "ncclBroadcast", "ncclSend", "ncclRecv"})
+  launch_order const binds;
+  for (std::string const function : {"",
+                                     "cudaEventCreateWithFlags",
+                                     "cudaEventRecord",
+                                     "cudaStreamWaitEvent",
+                                     "ncclCommSplit",
+                                     "cudaMalloc",
+                                     "cudaMemcpyAsync",
+                                     "cudaStreamQuery",
+                                     "cudaLaunchHostFunc",
+                                     "ncclGetVersion",
+                                     "ncclCommInitRankConfig",
+                                     "ncclCommFinalize",
+                                     "ncclCommDestroy",
+                                     "ncclCommGetAsyncError",
+                                     "ncclGroupStart",
+                                     "ncclGroupEnd",
+                                     "ncclAllGather",
+                                     "ncclReduceScatter",
+                                     "ncclAlltoAll",
+                                     "ncclBroadcast",
+                                     "ncclSend",
+                                     "ncclRecv"})
     for (std::size_t const n : {1u, 4u}) {
       if (function.empty() && n > 1) continue;
       CAPTURE(function);

@@ -22,6 +22,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -170,6 +171,36 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (fails(__func__)) return cudaErrorLaunchFailure;
   while (cudaStreamQuery(stream) == cudaErrorNotReady) std::this_thread::sleep_for(std::chrono::microseconds{50});
+  return cudaSuccess;
+}
+struct CUevent_st {
+  std::shared_ptr<std::atomic<bool>> passed;  // of the last record; null before the first
+};
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) {
+  if (fails(__func__)) return cudaErrorMemoryAllocation;
+  *event = new CUevent_st;
+  std::lock_guard const lock{books};
+  ++lives.events;
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  std::lock_guard const lock{books};
+  --lives.events;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (fails(__func__)) return cudaErrorInvalidValue;
+  event->passed = std::make_shared<std::atomic<bool>>(false);
+  stream->add([passed = event->passed] { *passed = true; });
+  return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int) {
+  if (fails(__func__)) return cudaErrorInvalidValue;
+  if (event->passed == nullptr) return cudaSuccess;
+  stream->add([passed = event->passed] {
+    while (!*passed) std::this_thread::sleep_for(std::chrono::microseconds{20});
+  });
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int* count) {
@@ -459,25 +490,30 @@ bool execute_between(group_of_ranks const& group, std::size_t ranks, std::size_t
 }  // namespace
 
 struct ncclComm {
+  std::string key;  // of the group, the same on all its ranks
   std::shared_ptr<group_of_ranks> group;
   std::size_t self = 0, ranks = 0;
   bool blocking = true, disagrees = false;
   std::atomic<bool> aborted = false, finalizing = false;
   std::atomic<int> async = ncclSuccess, polls = 0, inside = 0, running = 0;
-  std::uint64_t launches = 0, seed = 0;
+  std::uint64_t launches = 0, seed = 0, splits = 0;
+  std::uint64_t through = 0;  // launches; guarded by the mutex of the group
+  ncclComm_t splitting = nullptr, *split_to = nullptr;
   std::size_t hangs_from = 0;
   ncclResult_t hangs_with = ncclSuccess;
 };
 
 namespace {
 
-thread_local ncclComm_t made = nullptr;
+thread_local ncclComm_t made = nullptr, made_by_split = nullptr;
 struct open_group {
   int depth = 0;
   std::vector<std::pair<ncclComm_t, operation>> calls;
   std::vector<cudaStream_t> streams;
 };
 thread_local open_group current;
+thread_local std::optional<std::size_t> altered;
+thread_local int pretended_version = 0;
 
 /// One thread at a time, and no call while another is in progress.
 class entered {
@@ -517,9 +553,11 @@ void execute(ncclComm_t comm, std::uint64_t number, std::vector<operation> ops) 
   std::unique_lock lock{group->mutex};
   auto const aborted = [&] { return comm->aborted.load(); };
   auto const leave = [&] {
+    ++comm->through;
     --comm->running;
     group->changed.notify_all();
   };
+  group->changed.wait(lock, [&] { return aborted() || comm->through + 1 == number; });  // one call at a time
   if (comm->hangs_from != 0 && number >= comm->hangs_from) {
     comm->async = comm->hangs_with;
     group->changed.wait(lock, aborted);
@@ -551,6 +589,12 @@ void execute(ncclComm_t comm, std::uint64_t number, std::vector<operation> ops) 
 }
 
 ncclResult_t submit(ncclComm_t comm, std::vector<operation> ops, cudaStream_t stream) {
+  if (auto const byte = std::exchange(altered, std::nullopt))
+    if (*byte < sent_bytes(ops[0], comm->ranks))
+      stream->add([p = ops[0].send, at = *byte] {
+        auto& changed = static_cast<std::byte*>(const_cast<void*>(p))[at];
+        changed ^= std::byte{1};
+      });
   ++comm->running;
   auto const number = ++comm->launches;
   if (enqueue(stream, [=] { execute(comm, number, ops); }) != cudaSuccess) {
@@ -596,7 +640,7 @@ char const* ncclGetErrorString(ncclResult_t r) {
 char const* ncclGetLastError(ncclComm_t) { return "the stand-in said so"; }
 ncclResult_t ncclGetVersion(int* version) {
   if (fails(__func__)) return ncclSystemError;
-  *version = NCCL_VERSION_CODE;
+  *version = pretended_version != 0 ? pretended_version : NCCL_VERSION_CODE;
   return ncclSuccess;
 }
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
@@ -609,41 +653,73 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
   std::memcpy(id->internal, unique.data(), sizeof unique);
   return ncclSuccess;
 }
-ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank, ncclConfig_t* config) {
-  if (fails(__func__)) return ncclSystemError;
+namespace {
+
+/// A communicator that its rank has joined, perhaps before the others.
+ncclComm_t joined(std::string const& key, std::filesystem::path const& folder, std::size_t ranks, std::size_t self,
+                  ncclConfig_t const* config) {
   auto* const c = new ncclComm;
-  c->ranks = static_cast<std::size_t>(ranks);
-  c->self = static_cast<std::size_t>(rank);
-  c->seed = static_cast<std::uint64_t>(rank) + 77;
+  c->key = key;
+  c->ranks = ranks;
+  c->self = self;
+  c->seed = self + 77;
   c->blocking = config == nullptr || config->blocking != 0;
   {
     std::lock_guard const lock{registry_mutex};
-    auto& slot = registry[std::string{id.internal, sizeof id.internal}];
+    auto& slot = registry[key];
     c->group = slot.lock();
     if (!c->group) slot = c->group = std::make_shared<group_of_ranks>(c->ranks);
     if (c->group->gone.size() == c->ranks)
       ++c->group->joined;
     else
       c->disagrees = true;  // never completes
-    c->group->folder = folder_of(id);
+    c->group->folder = folder;
     if (!c->group->folder.empty()) publish(note(c->group->folder, "joined", c->self, c->ranks), {});
   }
-  {
-    std::lock_guard const lock{books};
-    ++lives.communicators;
-  }
-  made = *comm = c;
-  if (!c->blocking) {
-    c->polls = 1 + static_cast<int>(c->seed % 5);
+  std::lock_guard const lock{books};
+  ++lives.communicators;
+  return c;
+}
+ncclResult_t until_complete(ncclComm_t asked, ncclComm_t c) {
+  if (!asked->blocking) {
+    asked->polls = 1 + static_cast<int>(c->seed % 5);
     return ncclInProgress;
   }
   while (!complete(*c)) std::this_thread::sleep_for(std::chrono::milliseconds{1});
   return ncclSuccess;
 }
+void hand_over(ncclComm_t from) {
+  if (from->splitting != nullptr) *from->split_to = std::exchange(from->splitting, nullptr);
+}
+
+}  // namespace
+
+ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank, ncclConfig_t* config) {
+  if (fails(__func__)) return ncclSystemError;
+  made = *comm = joined({id.internal, sizeof id.internal}, folder_of(id), static_cast<std::size_t>(ranks),
+                        static_cast<std::size_t>(rank), config);
+  return until_complete(*comm, *comm);
+}
+/// Of all ranks, in their order. As the real one does, it writes `made` when the split is done, or aborted.
+ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t* to, ncclConfig_t* config) {
+  if (fails(__func__)) return ncclSystemError;
+  entered const here{comm};
+  if (color != 0 || key != static_cast<int>(comm->self)) breach("a split that is not of all ranks in their order");
+  auto const which = "split" + std::to_string(++comm->splits);
+  std::filesystem::path folder;
+  if (!comm->group->folder.empty()) std::filesystem::create_directories(folder = comm->group->folder / which);
+  *to = nullptr;
+  comm->split_to = to;
+  comm->splitting = made_by_split = joined(comm->key + which, folder, comm->ranks, comm->self, config);
+  auto const result = until_complete(comm, comm->splitting);
+  if (result == ncclSuccess) hand_over(comm);
+  return result;
+}
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
   if (fails(__func__)) return ncclInternalError;
-  bool const alone = !complete(*comm);
+  bool const alone = !complete(comm->splitting != nullptr ? *comm->splitting : *comm);
   if (comm->polls > 0 && !(alone && comm->polls == 1)) --comm->polls;
+  if (comm->polls == 0 && !alone) hand_over(comm);
   auto const async = comm->async.load();
   *error = async != ncclSuccess ? static_cast<ncclResult_t>(async) : comm->polls > 0 ? ncclInProgress : ncclSuccess;
   return ncclSuccess;
@@ -680,6 +756,7 @@ ncclResult_t ncclCommAbort(ncclComm_t comm) {
     comm->group->changed.notify_all();
     comm->group->changed.wait(lock, [&] { return comm->running == 0; });
   }
+  hand_over(comm);
   give_back(comm);
   return ncclSuccess;
 }
@@ -757,6 +834,9 @@ void inject(ncclComm_t comm, std::size_t n, ncclResult_t error) {
   comm->hangs_with = error;
 }
 ncclComm_t last_made() { return made; }
+ncclComm_t last_split() { return made_by_split; }
+void alter(std::size_t byte) { altered = byte; }
+void pretend_version(int code) { pretended_version = code; }
 void expose(void const* start, std::size_t size) {
   std::lock_guard const lock{books};
   memory[reinterpret_cast<std::uintptr_t>(start)] = size;

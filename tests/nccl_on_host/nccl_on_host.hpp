@@ -11,9 +11,9 @@
 
 namespace nccl_on_host {
 
-/// Communicators, streams and allocations that were not given back.
+/// Communicators, streams, allocations and events that were not given back.
 struct live {
-  int communicators = 0, streams = 0, allocations = 0;
+  int communicators = 0, streams = 0, allocations = 0, events = 0;
 };
 live what_lives();
 /// What NCCL only documents and this library enforces: breaches so far, and forgets them.
@@ -25,6 +25,12 @@ bool fail_call(std::string function, std::size_t n);
 void inject(ncclComm_t comm, std::size_t n, ncclResult_t error);
 /// The next communicator that this thread makes; null again afterwards.
 ncclComm_t last_made();
+/// The same of a split.
+ncclComm_t last_split();
+/// What this thread sends in its next collective has this byte changed, if it has so many.
+void alter(std::size_t byte);
+/// What ncclGetVersion tells this thread from now on; 0: the truth.
+void pretend_version(int code);
 /// Host memory that counts as device memory.
 void expose(void const* start, std::size_t size);
 

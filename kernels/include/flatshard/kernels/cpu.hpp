@@ -60,6 +60,12 @@ void cast(std::span<float> out, std::span<bf16 const> in, work_options = {});
 void cast(std::span<float> out, std::span<f16 const> in, work_options = {});
 void cast(std::span<f16> out, std::span<bf16 const> in, work_options = {});  // through fp32, which is exact
 void cast(std::span<bf16> out, std::span<f16 const> in, work_options = {});
+/// The same, and adds to `not_finite` how many results are infinite or NaN: what a loss scale of fp16 goes by. Between
+/// the types above or, known when run, the same three pairs. Reads `in` twice, the second time from the caches.
+void cast(std::span<bf16> out, std::span<float const> in, std::uint64_t& not_finite, work_options = {});
+void cast(std::span<f16> out, std::span<float const> in, std::uint64_t& not_finite, work_options = {});
+void cast(std::span<f16> out, std::span<bf16 const> in, std::uint64_t& not_finite, work_options = {});
+void cast(buffer_ref out, buffer_ref in, std::uint64_t& not_finite, work_options = {});
 /// Rounds stochastically: up or down, by 16 random bits of (seed, step, purpose, tensor, element), so the result is
 /// right on average and the same for any sharding, number of threads and backend. `first` is the place of in[0] in its
 /// whole tensor; all of `in` lies in it. A finite value stays finite; infinities stay; every NaN becomes 0x7FFF.

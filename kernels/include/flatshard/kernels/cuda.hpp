@@ -4,7 +4,8 @@
 /// Every function here enqueues at most one kernel on `stream`; it does not synchronise, allocate, query the device or
 /// copy from host memory; it may be captured in a CUDA graph and replayed; buffers are device memory and must stay
 /// alive until the stream has passed; sizes are checked on the host before the launch, whose result is checked; zero
-/// elements are a no-op. `upload` is the one exception: an asynchronous copy into the caller's memory, outside capture.
+/// elements are a no-op. `upload` is the one exception: an asynchronous copy into the caller's memory, outside capture,
+/// of tiles with a query of the device that is current.
 /// Failing calls throw `cuda_error`, broken rules `broken_rule`. The bits are those of the CPU backend.
 #pragma once
 
@@ -52,6 +53,12 @@ void cast(buffer_ref out, buffer_ref in, stream_ref stream);  ///< equal types a
 void cast(std::span<bf16> out, std::span<float const> in, random_stream const& random, element_origin first,
           stream_ref stream);
 
+/// The same, and adds to `*not_finite`, in device memory, how many results are infinite or NaN, as cpu.hpp does.
+void cast(std::span<bf16> out, std::span<float const> in, std::uint64_t* not_finite, stream_ref stream);
+void cast(std::span<f16> out, std::span<float const> in, std::uint64_t* not_finite, stream_ref stream);
+void cast(std::span<f16> out, std::span<bf16 const> in, std::uint64_t* not_finite, stream_ref stream);
+void cast(buffer_ref out, buffer_ref in, std::uint64_t* not_finite, stream_ref stream);
+
 /// Base pointers of the tensors of a unit, an array in device memory, and their type.
 struct tensor_pointers {
   std::byte* const* base{};
@@ -65,8 +72,9 @@ struct device_tiles {
   std::uint32_t count{};
   bool packed = true;
   elements flat_size{};
-  std::size_t tensors{};  ///< how many the table names
-  elements covered{};     ///< that tiles hold: `flat_size` unless the table leaves something out
+  std::size_t tensors{};                ///< how many the table names
+  elements covered{};                   ///< that tiles hold: `flat_size` unless the table leaves something out
+  std::uint32_t multiprocessors = 132;  ///< of the device; kernels have as many blocks, or a multiple of that
 };
 /// Device memory that `upload` of this table needs, aligned to 16. Units: bytes.
 [[nodiscard]] bytes workspace_size(tile_table const& table);

@@ -55,6 +55,14 @@ FLATSHARD_DEVICE_CALLABLE static constexpr std::uint16_t f16_of(std::uint32_t b)
   return static_cast<std::uint16_t>(((b >> 16) & 0x8000u) | magnitude);
 }
 
+/// Whether what these give is an infinity or NaN.
+FLATSHARD_DEVICE_CALLABLE static constexpr bool bf16_not_finite(std::uint32_t b) {
+  return (b & 0x7FFFFFFFu) >= 0x7F7F8000u;
+}
+FLATSHARD_DEVICE_CALLABLE static constexpr bool f16_not_finite(std::uint32_t b) {
+  return (b & 0x7FFFFFFFu) >= 0x477FF000u;
+}
+
 /// fp32 bits of a bf16: exact, NaN payloads and signs kept.
 FLATSHARD_DEVICE_CALLABLE static constexpr std::uint32_t of_bf16(std::uint16_t h) { return std::uint32_t{h} << 16; }
 
@@ -132,6 +140,8 @@ static_assert(bf16_of(0x7F7F7FFF) == 0x7F7F && bf16_of(0x7F7F8000) == 0x7F80 && 
 static_assert(bf16_of(0x7F800001) == 0x7FFF && bf16_of(0xFFC00000) == 0x7FFF && bf16_of(0x00008000) == 0x0000);
 static_assert(bf16_of(0x00008001) == 0x0001 && bf16_of(0x007FFFFF) == 0x0080 && bf16_of(0x80008001) == 0x8001);
 static_assert(bf16_of(0x80000000) == 0x8000);
+static_assert(!bf16_not_finite(0xFF7F7FFF) && bf16_not_finite(0x7F7F8000) && bf16_not_finite(0xFFC00000));
+static_assert(!f16_not_finite(0xC77FEFFF) && f16_not_finite(0x477FF000) && f16_not_finite(0x7F800001));
 static_assert(f16_of(0x477FEFFF) == 0x7BFF && f16_of(0x477FF000) == 0x7C00 && f16_of(0x33000000) == 0x0000);
 static_assert(f16_of(0x33000001) == 0x0001 && f16_of(0x33C00000) == 0x0002 && f16_of(0x387FDFFF) == 0x03FF);
 static_assert(f16_of(0x387FE000) == 0x0400 && f16_of(0x3F801000) == 0x3C00 && f16_of(0x3F803000) == 0x3C02);

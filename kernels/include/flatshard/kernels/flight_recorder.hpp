@@ -2,12 +2,14 @@
 /// What a rank did last: the record that a deadline or a mismatch prints.
 #pragma once
 
+#include <flatshard/communicator.hpp>
 #include <flatshard/dtype.hpp>
 #include <flatshard/quantity.hpp>
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -37,7 +39,8 @@ struct call_record {
   elements count{};            ///< a rank
   dtype out = dtype::none, in = dtype::none;
   state progress = state::waiting;
-  unit_label unit;  ///< what `label` named; empty outside units
+  unit_label unit;                 ///< what `label` named; empty outside units
+  std::optional<sum_order> order;  ///< of a reduce_scatter
 };
 
 /// The last 64 calls of one rank. Used by the rank's own thread; allocates only for its answers.
@@ -46,7 +49,7 @@ class flight_recorder {
   static constexpr std::size_t kept = 64;
 
   /// A new call, which waits for its peers.
-  void begin(std::string_view operation, elements count, dtype out, dtype in);
+  void begin(std::string_view operation, elements count, dtype out, dtype in, std::optional<sum_order> order = {});
   /// How far the last call is.
   void progress(call_record::state) noexcept;
   /// Everything that was enqueued is done.

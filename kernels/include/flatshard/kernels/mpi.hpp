@@ -92,7 +92,7 @@ class mpi_collectives : public typed_collectives<Self, inline_stream> {
 /// Copies are views of the same rank and share its records; one thread at a time uses them.
 class mpi_ref : public detail::mpi_collectives<mpi_ref> {
  public:
-  /// Local: compares nothing yet. The communicator must outlive it.
+  /// Local: compares nothing yet. The communicator must outlive it. MPI is initialised as for an `mpi_communicator`.
   explicit mpi_ref(MPI_Comm borrowed, mpi_ref_options = {});
   [[nodiscard]] mpi_ref with_deadline(deadline limit) const { return {group_, limit}; }
 
@@ -101,8 +101,9 @@ class mpi_ref : public detail::mpi_collectives<mpi_ref> {
   mpi_ref(std::shared_ptr<detail::mpi_group> group, deadline limit) : mpi_collectives{std::move(group), limit} {}
 };
 
-/// Owns a duplicate of a communicator, and the window of the ranks of its node. The program has initialised MPI, and
-/// finalises it after `close`. Sums are made in fp32 and bit-equal to those of rank threads.
+/// Owns a duplicate of a communicator, and the window of the ranks of its node. The program has initialised MPI with
+/// MPI_Init_thread, at MPI_THREAD_FUNNELED, or MPI_THREAD_SERIALIZED if another thread than that one makes and uses the
+/// communicator, and finalises it after `close`. Sums are made in fp32 and bit-equal to those of rank threads.
 ///
 /// A rank that stops is named by its peers within the deadline; what comes after `peer_lost` is the caller's: MPI
 /// itself goes on only if every rank does, so a program usually ends with MPI_Abort.

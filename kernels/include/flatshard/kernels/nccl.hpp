@@ -35,16 +35,20 @@ struct nccl_error : std::runtime_error {
 struct nccl_options {
   flatshard::deadline deadline = default_deadline;  ///< of every call that waits for another rank
   bytes workspace{std::size_t{64} << 20};  ///< device memory that it allocates for sums; larger ones go in parts
-  int checked_every = -1;  ///< ranks compare their calls before every so many; 0: never; -1: what the environment
-                           ///< variable FLATSHARD_CHECKED_COLLECTIVES says, else never
+  int checked_every = -1;  ///< ranks compare their calls before every so many, and wait for that; 0: never; -1: what
+                           ///< the environment variable FLATSHARD_CHECKED_COLLECTIVES says, else the first of each
+                           ///< operation: all_gather, reduce_scatter, ...
 };
 
-/// How a borrowed communicator is used.
+/// How a borrowed communicator is used; all but the deadline and what follows it must be equal on all ranks, the
+/// workspace in its size.
 struct nccl_ref_options {
   flatshard::deadline deadline = default_deadline;
   timeout on_timeout = timeout::report;  ///< abort: ncclCommAbort on the borrowed communicator
   std::span<std::byte> workspace{};      ///< the caller's device memory, aligned to 256; see `nccl_workspace`
   int checked_every = -1;
+  ncclComm_t sums = nullptr;  ///< a second communicator of the same ranks, borrowed too, for reduce-scatters: see
+                              ///< `overlaps`. The caller makes it (ncclCommSplit), as a borrowed one is never split
 };
 
 /// The least workspace of a group of so many ranks; sums and widening gathers take as much more as there is.
@@ -65,13 +69,20 @@ namespace detail {
 class nccl_group;
 
 /// What the owner and the borrower share. Buffers are device memory; calls enqueue on `stream` and neither wait nor
-/// allocate, but for those that say so. Sums of order `by_rank` and `pairwise` have the bits of the other backends;
-/// fp32 sums of order `any` are NCCL's own.
+/// allocate, but for those that say so, and those before which ranks compare (`checked_every`): by default the first of
+/// each operation, which may not be captured in a graph. Sums of order `by_rank` and `pairwise` have the bits of the
+/// other backends; fp32 sums of order `any` are NCCL's own. Calls on several streams that use the workspace (sums,
+/// widening gathers) take turns; a stream lives until `wait` has passed it.
 template <class Self>
 class nccl_collectives : public typed_collectives<Self, stream_ref> {
  public:
   [[nodiscard]] int size() const;
   [[nodiscard]] rank_id self() const;
+  /// Whether reduce-scatters have a communicator of NCCL of their own, so that one on another stream runs beside a
+  /// gather; without, NCCL does one after the other. An owner splits it off where the environment holds
+  /// NCCL_LAUNCH_ORDER_IMPLICIT=1 (or NCCL's own files of settings do), for kernels of two communicators that start in
+  /// another order on another rank may wait for each other for ever; a borrower has what it was given as `sums`.
+  [[nodiscard]] bool overlaps() const;
   /// Host memory, at most 64 values; waits for its result.
   void all_reduce(std::span<double> values, reduction how, stream_ref);
   void barrier(stream_ref);
@@ -109,8 +120,10 @@ class nccl_collectives : public typed_collectives<Self, stream_ref> {
 };
 }  // namespace detail
 
-/// Borrows a communicator of NCCL, blocking or not; never splits, finalises or destroys it. A blocking one may hold its
-/// caller inside NCCL, where no deadline can interrupt it. Copies are views of the same rank and share its records.
+/// Borrows a communicator of NCCL, blocking or not, and perhaps a second one for sums; never splits, finalises or
+/// destroys them, and aborts them only where `on_timeout` says so. A blocking one may hold its
+/// caller inside NCCL, where no deadline can interrupt it. Copies are views of the same rank and share its records. The
+/// first call of all ranks compares options and versions, as the construction of an owner does, and throws the same.
 class nccl_ref : public detail::nccl_collectives<nccl_ref> {
  public:
   explicit nccl_ref(ncclComm_t borrowed, nccl_ref_options = {});
@@ -121,11 +134,12 @@ class nccl_ref : public detail::nccl_collectives<nccl_ref> {
   nccl_ref(std::shared_ptr<detail::nccl_group> group, deadline limit) : nccl_collectives{std::move(group), limit} {}
 };
 
-/// Owns a non-blocking communicator of NCCL on the current device, and a workspace. One thread at a time uses it; every
-/// rank makes the same calls in the same order.
+/// Owns a non-blocking communicator of NCCL on the current device, perhaps a second one for sums (`overlaps`), and a
+/// workspace. One thread at a time uses it; every rank makes the same calls in the same order, on whatever streams.
 class nccl_communicator : public detail::nccl_collectives<nccl_communicator> {
  public:
-  /// Collective, by the deadline. Throws `mismatch` on every rank if the options or versions differ.
+  /// Collective, by the deadline. Throws `mismatch` on every rank if the options or versions differ, and `nccl_error`
+  /// if the library that is loaded is not of the version whose headers flatshard was compiled with.
   nccl_communicator(world<> ranks, rank_id self, ncclUniqueId const& id, nccl_options = {});
   nccl_communicator(nccl_communicator&&) noexcept = default;
   nccl_communicator& operator=(nccl_communicator&&) = delete;
