@@ -27,7 +27,8 @@ class cut_finder {
     require(cuts.size() < many && most > 1, "a line has fewer than 2^32 - 2 cuts");
     if (cuts.empty()) return;
     while (cuts.back() >> shift_ >= most) ++shift_;
-    strips_.resize((cuts.back() >> shift_) + 1, strip{0, shift_ < 32 ? none : many});
+    count_ = (cuts.back() >> shift_) + 1;
+    strips_.resize(count_, strip{0, shift_ < 32 ? none : many});
     for (auto const cut : cuts) {
       auto& held = strips_[cut >> shift_];
       ++held.cuts;
@@ -42,13 +43,11 @@ class cut_finder {
   /// one cut, else O(log of its cuts).
   [[nodiscard]] constexpr std::size_t at_or_before(std::span<std::size_t const> cuts, std::size_t position) const {
     auto const s = position >> shift_;
-    if (s >= strips_.size()) return cuts.size();
+    if (s >= count_) return cuts.size();
     auto const held = strips_[s];
     if (held.only != many)  // no branch on the cut, as a processor would not foresee it
       return held.cuts + static_cast<std::size_t>(held.only <= within(position));
-    auto const first = cuts.begin() + held.cuts;
-    auto const last = s + 1 < strips_.size() ? cuts.begin() + strips_[s + 1].cuts : cuts.end();
-    return static_cast<std::size_t>(std::upper_bound(first, last, position) - cuts.begin());
+    return searched(cuts, position, s);
   }
 
  private:
@@ -58,10 +57,18 @@ class cut_finder {
     std::uint32_t only{};  ///< where in it its one cut lies, counted from where it begins; or `none`, or `many`
     friend constexpr bool operator==(strip const&, strip const&) = default;
   };
+  // Apart, so that what is asked a thousand times as often stays short.
+  [[nodiscard, gnu::noinline]] constexpr std::size_t searched(std::span<std::size_t const> cuts, std::size_t position,
+                                                              std::size_t s) const {
+    auto const first = cuts.begin() + strips_[s].cuts;
+    auto const last = s + 1 < count_ ? cuts.begin() + strips_[s + 1].cuts : cuts.end();
+    return static_cast<std::size_t>(std::upper_bound(first, last, position) - cuts.begin());
+  }
   // Counted from where its strip begins.
   [[nodiscard]] constexpr std::size_t within(std::size_t position) const {
     return position - (position >> shift_ << shift_);
   }
+  std::size_t count_ = 0;  // of strips
   unsigned shift_ = 0;
   std::vector<strip> strips_;
 };

@@ -71,7 +71,7 @@ class layout {
 
   [[nodiscard]] constexpr P const& policy() const { return policy_; }
   /// Number of tensors.
-  [[nodiscard]] constexpr std::size_t size() const { return table_.places.size(); }
+  [[nodiscard]] constexpr std::size_t size() const { return table_.size(); }
   [[nodiscard]] constexpr std::size_t world_size() const { return world_.value(); }
   /// Elements of every rank's segment, padding included; of the longest where they differ. Complexity: O(1).
   [[nodiscard]] constexpr elements segment() const { return segment_; }

@@ -81,6 +81,7 @@ struct fixed_table {
   std::array<parameter, T> parameters;
   std::array<placement, T> places{};
   constexpr explicit fixed_table(std::array<parameter, T> const& of_unit) : parameters{of_unit} {}
+  [[nodiscard]] static constexpr std::size_t size() { return T; }
   [[nodiscard]] constexpr std::string_view name(std::size_t t) const { return parameters[t].name; }
   [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::size_t t) const { return parameters[t].dims.sizes(); }
   [[nodiscard]] constexpr std::size_t numel(std::size_t t) const { return parameters[t].dims.numel(); }
@@ -94,7 +95,8 @@ struct listed_table {
   std::vector<std::uint32_t> kinds;
   kind_pool pool;
   std::vector<placement> places;
-  constexpr explicit listed_table(std::span<parameter const> of_unit) {
+  std::size_t count;  ///< that of the vectors, which would take a multiplication to tell it
+  constexpr explicit listed_table(std::span<parameter const> of_unit) : count{of_unit.size()} {
     names.reserve(of_unit.size());
     kinds.reserve(of_unit.size());
     for (auto const& p : of_unit) {
@@ -104,6 +106,7 @@ struct listed_table {
     pool.close();
     places.resize(of_unit.size(), placement{});
   }
+  [[nodiscard]] constexpr std::size_t size() const { return count; }
   [[nodiscard]] constexpr std::string_view name(std::size_t t) const { return names[t]; }
   [[nodiscard]] constexpr std::span<std::size_t const> sizes(std::size_t t) const { return pool.sizes(kinds[t]); }
   [[nodiscard]] constexpr std::size_t numel(std::size_t t) const { return pool.numel(kinds[t]); }

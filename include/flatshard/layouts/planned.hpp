@@ -33,9 +33,9 @@ inline namespace v0 {
 /// interval (block_bounds.hpp). Printed as `218112000/256 -> 1835008 + 251650048 pad, at least 1835008`.
 ///
 /// Pieces begin at multiples of `tensor_align`; a block that is no multiple of it grows until it is. The layout fills
-/// in the tables (`for_unit`): W + 1 cuts and W positions a line, at most 16 lines, 4 to 8 bytes a cut to find it by,
-/// and a byte a tensor. Padding is zero. Source: S. P. Fekete, J. Schepers, New classes of fast lower bounds for bin
-/// packing problems, 2001.
+/// in the tables (`for_unit`): W + 1 cuts and as many positions a line, at most 16 lines, 4 to 8 bytes a cut to find it
+/// by, and a byte a tensor. Padding is zero. Source: S. P. Fekete, J. Schepers, New classes of fast lower bounds for
+/// bin packing problems, 2001.
 class planned {
  public:
   static constexpr std::string_view name = "planned";
@@ -70,6 +70,7 @@ class planned {
   /// that try up to 512.
   [[nodiscard]] constexpr planned for_unit(std::span<parameter const> unit, std::size_t w) const;
 
+  /// placement.step is where the cuts of the tensor's line begin in the table of all lines.
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
     require(world_ == w && line_of_.size() == unit.size(), "a planned policy is placed by a layout");
     std::vector<std::size_t> ends;  // of each line, so far
@@ -77,31 +78,30 @@ class planned {
     for (std::size_t t = 0; t < unit.size(); ++t) {
       auto const n = unit[t].dims.numel();
       auto& end = ends[line_of_[t]];
-      out[t] = {n, end, line_of_[t]};
+      out[t] = {n, end, line_of_[t] * (w + 1)};
       end += round_up(n, tensor_align_);
     }
     return {segment_};
   }
-  constexpr elements begin(placement const& t, std::size_t w, std::size_t r) const {
-    auto const cut = cuts_[t.step * (w + 1) + r];
+  constexpr elements begin(placement const& t, std::size_t, std::size_t r) const {
+    auto const cut = cuts_[t.step + r];
     return {cut <= t.start ? 0 : std::min(t.numel, cut - t.start)};
   }
-  constexpr elements local(placement const& t, std::size_t w, std::size_t r) const {
-    auto const cut = cuts_[t.step * (w + 1) + r], next = cuts_[t.step * (w + 1) + r + 1];
-    return {offsets_[t.step * w + r] + (t.start <= cut ? 0 : std::min(t.start, next) - cut)};
+  constexpr elements local(placement const& t, std::size_t, std::size_t r) const {
+    auto const cut = cuts_[t.step + r], next = cuts_[t.step + r + 1];
+    return {offsets_[t.step + r] + (t.start <= cut ? 0 : std::min(t.start, next) - cut)};
   }
   /// Complexity: O(lines).
   constexpr elements position(elements, std::size_t w, std::size_t r, elements j) const {
-    auto const lines = offsets_.size() / w;
-    if (lines == 0) return j;  // of a unit without parameters
-    std::size_t l = 0;         // the last line whose part begins at or before j
-    while (l + 1 < lines && offsets_[(l + 1) * w + r] <= j.value) ++l;
-    return {cuts_[l * (w + 1) + r] + (j.value - offsets_[l * w + r])};
+    if (cuts_.empty()) return j;  // of a unit without parameters
+    std::size_t k = r;            // in the last line whose part begins at or before j
+    while (k + w + 1 < cuts_.size() && offsets_[k + w + 1] <= j.value) k += w + 1;
+    return {cuts_[k] + (j.value - offsets_[k])};
   }
   /// Complexity: O(1) where a line is cut about evenly, O(log W) for any.
-  constexpr std::size_t owner(placement const& t, std::size_t w, elements i) const {
+  constexpr std::size_t owner(placement const& t, std::size_t, elements i) const {
     auto const at = t.start + i.value;
-    return finder_.at_or_before(cuts_, at) - 1 - t.step * (w + 1);
+    return finder_.at_or_before(cuts_, at) - 1 - t.step;
   }
   [[nodiscard]] constexpr std::uint64_t hash(std::uint64_t h) const {
     for (auto const c : cuts_) h = detail::fnv(h, c);
@@ -127,8 +127,9 @@ class planned {
   block others_;
   std::size_t tensor_align_ = 8, segment_align_ = 128;
   std::size_t world_ = 0, segment_ = 0, lower_bound_ = 0;
-  std::vector<std::size_t> cuts_;      // [line][rank], ascending, the last of a line is its end
-  std::vector<std::size_t> offsets_;   // [line][rank], where a rank's part of the line lies in its segment
+  std::vector<std::size_t> cuts_;  // [line][rank], ascending, the last of a line is its end
+  std::vector<std::size_t>
+      offsets_;  // [line][rank], where a rank's part of the line lies in its segment; the last of a line is 0
   detail::cut_finder finder_;          // of the cuts
   std::vector<std::uint8_t> line_of_;  // of each tensor
 };
@@ -169,7 +170,7 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
     std::size_t end = 0;
     for (std::size_t l = 0; l < count; ++l) {
       cuts_[l * (w + 1) + r + 1] = at[l];
-      offsets_[l * w + r] = end;
+      offsets_[l * (w + 1) + r] = end;
       end += at[l] - from(l);
     }
   }
@@ -182,7 +183,7 @@ constexpr planned planned::for_unit(std::span<parameter const> unit, std::size_t
   p.world_ = w;
   p.line_of_ = lines.line_of();
   p.cuts_.assign(lines.size() * (w + 1), 0);
-  p.offsets_.assign(lines.size() * w, 0);
+  p.offsets_.assign(p.cuts_.size(), 0);
   p.search(lines, w);
   p.finder_ = {p.cuts_, 2 * (w + 1)};
   return p;
