@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -126,8 +127,9 @@ class block_lines {
     for (auto const& k : kinds_)
       if (auto const tail = k.grid.period % k.grid.length; k.numel > 0 && tail > 0)
         all.push_back({tail, k.numel / k.grid.period, k.grid.period, k.grid.length, k.tensors});
-    std::sort(all.begin(), all.end(),
-              [](auto const& a, auto const& b) { return a.count != b.count ? a.count > b.count : a.whole < b.whole; });
+    std::sort(all.begin(), all.end(), [](auto const& a, auto const& b) {
+      return std::tuple{b.count, a.whole, a.length, a.period} < std::tuple{a.count, b.whole, b.length, b.period};
+    });
     return all;
   }
 
@@ -141,23 +143,26 @@ class block_lines {
     std::size_t start{};
     std::uint32_t kind{};
   };
-  // The kind of each tensor.
+  // The kind of each tensor: its sizes and its block.
   template <class BlockOf>
   constexpr std::vector<std::uint32_t> kinds_in(std::span<parameter const> unit, BlockOf block_of, std::size_t align) {
     std::vector<std::uint32_t> of(unit.size());
+    std::vector<std::pair<std::size_t, block>> firsts;  // of each kind: a tensor, and its block
     interner numbers;
-    auto const hash = [](std::size_t n, block_grid const& grid) {
-      std::size_t const key[]{n, grid.length, grid.period};
-      return hash_of(key);
-    };
     for (std::size_t t = 0; t < unit.size(); ++t) {
-      auto const n = unit[t].dims.numel();
-      auto const grid = grid_of(unit[t].dims, block_of(unit[t]), align);
+      auto const sizes = unit[t].dims.sizes();
+      auto const keep = block_of(unit[t]);
       of[t] = numbers.intern(
-          hash(n, grid), [&](std::uint32_t k) { return kinds_[k].numel == n && kinds_[k].grid == grid; },
-          [&](std::uint32_t k) { return hash(kinds_[k].numel, kinds_[k].grid); },
+          hash_of(sizes),
+          [&](std::uint32_t k) {
+            auto const held = unit[firsts[k].first].dims.sizes();
+            return std::equal(held.begin(), held.end(), sizes.begin(), sizes.end()) && firsts[k].second == keep;
+          },
+          [&](std::uint32_t k) { return hash_of(unit[firsts[k].first].dims.sizes()); },
           [&] {
-            kinds_.push_back({n, round_up(n, align), grid, 0, 0});
+            auto const n = unit[t].dims.numel();
+            firsts.emplace_back(t, keep);
+            kinds_.push_back({n, round_up(n, align), grid_of(unit[t].dims, keep, align), 0, 0});
             return static_cast<std::uint32_t>(kinds_.size() - 1);
           });
       ++kinds_[of[t]].tensors;
