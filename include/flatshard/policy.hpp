@@ -121,8 +121,12 @@ struct shape {
   constexpr shape(std::size_t a, std::size_t b, std::size_t c, std::size_t d, std::size_t e, std::size_t f,
                   std::size_t g, std::size_t h)
       : dims{a, b, c, d, e, f, g, h}, rank{8} {}
+  // Nine sizes, not a constraint: what has fewer is passed over by its number.
   template <class... More>
-  requires(sizeof...(More) > max_rank) constexpr shape(More...) { require(false, "a shape has at most 8 dimensions"); }
+  constexpr shape(std::size_t, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t,
+                  std::size_t, std::size_t, More...) {
+    require(false, "a shape has at most 8 dimensions");
+  }
   constexpr explicit shape(std::span<std::size_t const> sizes) {
     require(sizes.size() <= max_rank, "a shape has at most 8 dimensions");
     for (auto const size : sizes) dims[rank++] = size;
