@@ -23,7 +23,8 @@ using namespace tool_test;
 
 namespace {
 
-constexpr std::uint64_t most_bytes = std::uint64_t{256} << 20;
+// A sanitizer takes several times the memory and looks for faults.
+constexpr std::uint64_t most_bytes = std::uint64_t{sanitized ? 4096 : 256} << 20;
 constexpr std::size_t many = flatshard::max_text_values - 10;
 
 /// `count` members by their number, in braces.

@@ -21,12 +21,13 @@ namespace llama {
 using flatshard::narrow;
 using flatshard::widen;
 
-/// e^x, within two units in the last place; between the smallest normal number and 2^127. Branch-free, so that loops
-/// over it are vectorised. Source: Cody-Waite reduction and the polynomial of the Cephes library's expf.
+/// e^x, within two units in the last place; between the smallest normal number and 2^127; NaN of NaN. Branch-free, so
+/// that loops over it are vectorised. Source: Cody-Waite reduction and the polynomial of the Cephes library's expf.
 [[nodiscard]] inline float exponential(float x) {
   constexpr float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   x = std::min(std::max(x, -87.0f), 88.0f);
-  float const n = (x * std::numbers::log2e_v<float> + shift) - shift;
+  float const shifted = x * std::numbers::log2e_v<float> + shift;
+  float const n = shifted - shift;
   float const r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   float y = 1.9875691500e-4f;
   y = y * r + 1.3981999507e-3f;
@@ -35,7 +36,9 @@ using flatshard::widen;
   y = y * r + 1.6666665459e-1f;
   y = y * r + 5.0000001201e-1f;
   y = y * (r * r) + r + 1.0f;
-  return y * std::bit_cast<float>((static_cast<std::int32_t>(n) + 127) << 23);
+  // n as an integer is in the lowest bits, without a conversion, which NaN has none of.
+  return y * std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) - std::bit_cast<std::uint32_t>(shift) + 127)
+                                  << 23);
 }
 /// The sum of f(0) ... f(n-1) in fp32, as sixteen interleaved partial sums: a fixed order that can be vectorised.
 template <class F>
