@@ -64,7 +64,7 @@ std::vector<parameter> const& even_unit() {
   static std::vector<parameter> const list = [] {
     std::vector<parameter> made;
     made.reserve(tensors);
-    shape const shapes[]{{1000, 2000}, {1000, 2000}, {2000, 1000}, {ranks}};
+    shape const shapes[]{{1000, 2000}, {1000, 2000}, {2000, 1000}, {2 * ranks}};
     for (std::size_t t = 0; t < tensors; ++t) made.push_back({"layers.mlp.experts.weight", shapes[t % 4]});
     return made;
   }();
@@ -222,6 +222,9 @@ int main(int argc, char** argv) {
   add("megatron experimental", experimental);
   add("llmc", llmc{});
   add("ragged", ragged{std::vector<std::size_t>(ranks, 1), 2});
+  std::vector<std::size_t> units(ranks, 1);  // of 1 and 3 in turn
+  for (std::size_t r = 1; r < ranks; r += 2) units[r] = 3;
+  add("ragged uneven", ragged{units, 2});
   add("owned", owned{});
   add("planned", planned{block::rows()});
   RegisterBenchmark("reshard one rank/native to native", [](auto& s) {

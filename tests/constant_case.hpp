@@ -301,8 +301,8 @@ constexpr bool has_ranges(L const& l, std::initializer_list<rank_range> expected
   return r == l.world_size() && l.gathered() == l.real();
 }
 
-/// Whether what `make` builds is a broken rule: then it is no constant expression. The sentence is looked at where the
-/// case runs, in layout_golden_test.
+/// Whether what `make` builds is a broken rule: then it is no constant expression. That it is this rule and no limit of
+/// the compiler is looked at where the case runs, in layout_golden_test: by its sentence.
 template <class Make>
 constexpr bool refused(Make) {
   return !requires { typename std::bool_constant<(Make{}(), true)>; };

@@ -182,7 +182,9 @@ js::array cases_of(js::value const& file) {
 
 int main(int count, char** arguments) try {
   if (count < 3) throw std::runtime_error{"usage: constant_cases SAMPLE FILE..."};
-  std::size_t const sample = std::strtoull(arguments[1], nullptr, 10);
+  char* end = nullptr;
+  std::size_t const sample = std::strtoull(arguments[1], &end, 10);
+  if (end == arguments[1] || *end != '\0') throw std::runtime_error{"SAMPLE is a number of cases, 0 for all"};
   std::printf("#include \"constant_case.hpp\"\n\nusing namespace constant_case;\n\n");
   for (int i = 2; i < count; ++i) {
     std::ifstream in{arguments[i], std::ios::binary};
@@ -191,6 +193,7 @@ int main(int count, char** arguments) try {
     auto const file = js::parse(whole);
     std::string const layout{file.at("layout").as_string()};
     auto const cases = cases_of(file);
+    if (cases.empty()) throw std::runtime_error{layout + ": no case"};
     auto const chosen = sample == 0 ? cases.size() : std::min(sample, cases.size());
     for (std::size_t k = 0; k < chosen; ++k) {
       auto const& one = cases[k * cases.size() / chosen].as_object();

@@ -348,6 +348,19 @@ static_assert([] {
 }());
 
 TEST_CASE("each parameter names its block; the printed form has the bound beside the segment") {
+  // of one shape and two blocks, and what is empty among sixteen ends of matrices
+  std::vector<parameter> alike;
+  for (int k = 0; k < 12; ++k) alike.push_back({k % 3 == 1 ? "w.expert" : "w.k", {4, 16, 16}});
+  planned const apart{{{"*.expert", block::matrix()}}, block::rows(), 8, 8};
+  for (std::size_t const w : {1u, 3u, 5u, 7u, 11u, 16u}) CHECK_FALSE(first_broken_law(apart, alike, w, 3));
+  std::vector<parameter> ends;
+  for (std::size_t k = 0; k < 16; ++k) ends.push_back({"e", {3, 2 + 3 * k, 8 * (k / 2 + 1)}});
+  planned const pairs{block::rows(2), 8, 8};
+  auto const without = layout{pairs, ends, world{14}}.segment();
+  ends.push_back({"none", {0, 1000}});
+  CHECK(layout{pairs, ends, world{14}}.segment() == without);
+  CHECK_FALSE(first_broken_law(planned{block::rows()}, std::vector<parameter>{{"none", {0, 7}}, {"n", {0}}}, 3, 2));
+
   std::vector<parameter> const unit{{"w.q", {64, 64}}, {"w.expert", {4, 16, 16}}, {"norm", {64}}, {"none", {0, 3}}};
   planned const policy{{{"*.expert", block::matrix()}, {"norm", block::tensor()}}, block::rows()};
   layout const l{policy, unit, world{4}};

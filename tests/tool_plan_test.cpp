@@ -495,7 +495,7 @@ TEST_CASE("plan: the packings of Megatron-FSDP differ where the row of a short t
       plan_json({"--arch", "gpt-oss-20b", "--config", configuration(dir, R"("stage": 3)"), "--world", "8"});
   CHECK(number(layout_of(same, "megatron")["padding_elements"]) ==
         number(layout_of(same, "megatron_experimental")["padding_elements"]));
-  // rows of nothing and scalars: one refuses both, the other rows alone
+  // scalars: the experimental packing alone refuses them
   header = R"({"a":{"dtype":"F32","shape":[8,10],"data_offsets":[0,320]},)"
            R"("b":{"dtype":"F32","shape":[],"data_offsets":[320,324]}})";
   header.resize((header.size() + 7) / 8 * 8, ' ');

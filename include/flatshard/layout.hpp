@@ -131,7 +131,7 @@ class layout {
     require(t < size(), "the unit has no parameter of that number");
     return cut(t, checked(r));
   }
-  /// The rank that owns element `i` of tensor `t`. Complexity: O(1), O(log W) for a policy without its own `owner`.
+  /// The rank that owns element `i` of tensor `t`. Complexity: that of the policy's `owner`, O(log W) without one.
   [[nodiscard]] constexpr rank_id owner(std::size_t t, elements i) const {
     auto const& place = place_at(t);
     require(i.value < place.numel, "the tensor has no element of that number");

@@ -4,7 +4,7 @@
 ///   `name`               what it is called in hashes and messages
 ///   `order`              a `piece_order`
 ///   `contiguous_gather`  true if the gathered buffer holds each tensor in one piece
-///   `owner(t, w, i)`     the rank of element i, O(1); without it a search over the ranks
+///   `owner(t, w, i)`     the rank of element i, O(1) or so; without it a search over the ranks
 ///   `position(S, w, r, j)`
 ///                        where element j of rank r's segment (S: the longest one) lies, counted as
 ///                        `placement::start`: it belongs to the last tensor that starts there or before, or to none;

@@ -136,7 +136,7 @@ constexpr bool cannot_fit(std::span<std::pair<std::size_t, std::size_t> const> b
 /// between the first's begin and the last's. Let tails grow to a multiple of some block length a: what a segment holds
 /// grows by at most d, m times the growth summed over the tensors, so that its blocks fit in s + d and hold, each
 /// counted as so many whole a, at most (s + d) / a of them. Tensors are let grow while that is no more than s / a.
-/// Complexity: O(lengths * (lengths + T)) for at most 8 lengths a. Source: own derivation.
+/// Complexity: O(lengths * (lengths + tails)) for at most 8 lengths a. Source: own derivation.
 constexpr bool tails_cannot_fit(std::span<std::pair<std::size_t, std::size_t> const> blocks,
                                 std::span<block_tails const> tails, std::size_t w, std::size_t s) {
   for (std::size_t k = 0; k < blocks.size() && k < 8; ++k) {

@@ -27,8 +27,8 @@ struct block_tails {
 /// The tensors of a unit in lines, longest blocks first: one a block length and length of the shorter blocks that
 /// matrices end in; where that takes more than 16, one a block length, of more than 16 of which the rest share the last
 /// line. In a line tensors keep their order. A position counts through all lines; tensors begin at multiples of the
-/// alignment. Memory: a byte a tensor and 16 bytes for every tensor that differs from the one before it in its line; 4
-/// bytes a tensor more while it is made.
+/// alignment. Memory: a byte a tensor, 16 bytes for every tensor that differs from the one before it in its line, and
+/// 48 for each different one; 4 bytes a tensor and 40 for each different one more while it is made.
 class block_lines {
  public:
   static constexpr std::size_t most = 16;
@@ -172,7 +172,9 @@ class block_lines {
   // The line of each kind, and where lines begin.
   constexpr void line_up() {
     std::vector<std::pair<std::size_t, std::size_t>> ends;  // a block's length, and that of a matrix's last one
-    for (auto const& k : kinds_) ends.emplace_back(k.grid.length, k.grid.period % k.grid.length);
+    for (auto const& k : kinds_)                            // what is empty stands in any line
+      if (k.numel > 0) ends.emplace_back(k.grid.length, k.grid.period % k.grid.length);
+    if (ends.empty() && !kinds_.empty()) ends.emplace_back(1, 0);
     auto const sort = [&] {
       std::sort(ends.begin(), ends.end(), std::greater<>{});
       ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
@@ -186,6 +188,7 @@ class block_lines {
     lengths_.assign(std::min(ends.size(), most), 0);
     starts_.assign(lengths_.size() + 1, 0);
     for (auto& k : kinds_) {
+      if (k.numel == 0) continue;
       auto const wanted = std::pair{k.grid.length, apart ? k.grid.period % k.grid.length : 0};
       auto const at = std::lower_bound(ends.begin(), ends.end(), wanted, std::greater<>{});
       k.line = std::min(static_cast<std::size_t>(at - ends.begin()), most - 1);

@@ -12,7 +12,6 @@
 #include <flatshard/name_pattern.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -33,9 +32,9 @@ inline namespace v0 {
 /// interval (block_bounds.hpp). Printed as `218112000/256 -> 1835008 + 251650048 pad, at least 1835008`.
 ///
 /// Pieces begin at multiples of `tensor_align`; a block that is no multiple of it grows until it is. The layout fills
-/// in the tables (`for_unit`): W + 1 cuts and as many positions a line, at most 16 lines, 4 to 8 bytes a cut to find it
-/// by, and a byte a tensor. Padding is zero. Source: S. P. Fekete, J. Schepers, New classes of fast lower bounds for
-/// bin packing problems, 2001.
+/// in the tables (`for_unit`): W + 1 cuts and as many positions a line, at most 16 lines, 8 to 16 bytes for each that
+/// differs to find it by, and a byte a tensor. Padding is zero. Source: S. P. Fekete, J. Schepers, New classes of fast
+/// lower bounds for bin packing problems, 2001.
 class planned {
  public:
   static constexpr std::string_view name = "planned";
@@ -65,12 +64,13 @@ class planned {
     return grid_of(p.dims, block_of(p), tensor_align_).cut_before(i.value) == i.value;
   }
 
-  /// This policy with its tables for one unit and world. Complexity: O(T) and about 20 fillings of W segments in at
-  /// most three ways, O(lines * W * log T) each, one of which tries up to 48 parts a rank, and at most twice 10 more
-  /// that try up to 512.
+  /// This policy with its tables for one unit and world. Complexity: O(T + K log K) for K different tensors, and about
+  /// 20 fillings of W segments in at most three ways, O(lines * W * log T) each, one of which tries up to 48 parts a
+  /// rank, and at most twice 10 more that try up to 512; for the bound about 30 proofs, O(L^2) each for L different
+  /// lengths of blocks.
   [[nodiscard]] constexpr planned for_unit(std::span<parameter const> unit, std::size_t w) const;
 
-  /// placement.step is where the cuts of the tensor's line begin in the table of all lines.
+  /// placement.step is the number of the tensor's line.
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
     require(world_ == w && line_of_.size() == unit.size(), "a planned policy is placed by a layout");
     std::vector<std::size_t> ends;  // of each line, so far
@@ -78,18 +78,19 @@ class planned {
     for (std::size_t t = 0; t < unit.size(); ++t) {
       auto const n = unit[t].dims.numel();
       auto& end = ends[line_of_[t]];
-      out[t] = {n, end, line_of_[t] * (w + 1)};
+      out[t] = {n, end, line_of_[t]};
       end += round_up(n, tensor_align_);
     }
     return {segment_};
   }
-  constexpr elements begin(placement const& t, std::size_t, std::size_t r) const {
-    auto const cut = cuts_[t.step + r];
+  constexpr elements begin(placement const& t, std::size_t w, std::size_t r) const {
+    auto const cut = cuts_[t.step * (w + 1) + r];
     return {cut <= t.start ? 0 : std::min(t.numel, cut - t.start)};
   }
-  constexpr elements local(placement const& t, std::size_t, std::size_t r) const {
-    auto const cut = cuts_[t.step + r], next = cuts_[t.step + r + 1];
-    return {offsets_[t.step + r] + (t.start <= cut ? 0 : std::min(t.start, next) - cut)};
+  constexpr elements local(placement const& t, std::size_t w, std::size_t r) const {
+    auto const k = t.step * (w + 1) + r;
+    auto const cut = cuts_[k], next = cuts_[k + 1];
+    return {offsets_[k] + (t.start <= cut ? 0 : std::min(t.start, next) - cut)};
   }
   /// Complexity: O(lines).
   constexpr elements position(elements, std::size_t w, std::size_t r, elements j) const {
@@ -98,10 +99,10 @@ class planned {
     while (k + w + 1 < cuts_.size() && offsets_[k + w + 1] <= j.value) k += w + 1;
     return {cuts_[k] + (j.value - offsets_[k])};
   }
-  /// Complexity: O(1) where a line is cut about evenly, O(log W) for any.
-  constexpr std::size_t owner(placement const& t, std::size_t, elements i) const {
-    auto const at = t.start + i.value;
-    return finder_.at_or_before(cuts_, at) - 1 - t.step;
+  /// Complexity: O(1) where the tensor's line is cut about evenly, O(log W) for any.
+  constexpr std::size_t owner(placement const& t, std::size_t w, elements i) const {
+    std::span<std::size_t const> const cuts{cuts_.data() + t.step * (w + 1), w + 1};
+    return finders_[t.step].at_or_before(cuts, t.start + i.value) - 1;
   }
   [[nodiscard]] constexpr std::uint64_t hash(std::uint64_t h) const {
     for (auto const c : cuts_) h = detail::fnv(h, c);
@@ -130,8 +131,8 @@ class planned {
   std::vector<std::size_t> cuts_;  // [line][rank], ascending, the last of a line is its end
   std::vector<std::size_t>
       offsets_;  // [line][rank], where a rank's part of the line lies in its segment; the last of a line is 0
-  detail::cut_finder finder_;          // of the cuts
-  std::vector<std::uint8_t> line_of_;  // of each tensor
+  std::vector<detail::cut_finder> finders_;  // of each line
+  std::vector<std::uint8_t> line_of_;        // of each tensor
 };
 
 // Fills the tables for one segment length; false if something is left over.
@@ -184,8 +185,10 @@ constexpr planned planned::for_unit(std::span<parameter const> unit, std::size_t
   p.line_of_ = lines.line_of();
   p.cuts_.assign(lines.size() * (w + 1), 0);
   p.offsets_.assign(p.cuts_.size(), 0);
+  p.finders_.assign(lines.size(), {});
   p.search(lines, w);
-  p.finder_ = {p.cuts_, 2 * (w + 1)};
+  for (std::size_t l = 0; l < lines.size(); ++l)
+    p.finders_[l] = detail::cut_finder{std::span<std::size_t const>{p.cuts_}.subspan(l * (w + 1), w + 1)};
   return p;
 }
 
@@ -205,8 +208,12 @@ constexpr void planned::search(detail::block_lines const& lines, std::size_t w) 
   // In units of the segment alignment: nothing below `bound` can work, `high` works.
   auto const unit_of = [&](std::size_t n) { return ceil_div(n, segment_align_); };
   auto const least = unit_of(std::max(ceil_div(volume, w), longest));
+  auto const all =
+      lines.end(lines.size() - 1);  // with the padding between tensors, which one rank must be able to hold
   require(checked_mul(checked_mul(checked_mul(least, segment_align_), w), 8) <=
-              static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()),
+                  static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()) &&
+              checked_mul(checked_add(all, segment_align_), 8) <=
+                  static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()),
           "the gathered buffer must stay below 2^63 bytes");  // longer ones would wrap below and never fit
   std::size_t held = 0;  // what the tables hold, 0 after a length that did not work
   auto const works = [&](std::size_t n) {
