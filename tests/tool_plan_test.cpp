@@ -535,8 +535,8 @@ TEST_CASE("plan: the recommendation for the published shapes, and that its reaso
           CHECK((number(l["slot_alignment"]) < 256 || number(l["copied_gathers"]) != 0));
       auto const why = (*d["recommendation"])["why"].elements();
       REQUIRE(why.size() == 3);
-      CHECK((why[0].text().find(peak == least ? "needs the least device memory of those that cut all and run here" : " % more than the least") !=
-             std::string_view::npos));
+      CHECK((why[0].text().find(peak == least ? "needs the least device memory of those that cut all and run here"
+                                              : " % more than the least") != std::string_view::npos));
       CHECK(why[0].text().find("e-") == std::string_view::npos);
       CHECK(why[1].is_text("the gathered buffer is the tensors: no copy follows a gather"));
       CHECK(why[2].text().find(std::to_string(number((*best)["slot_alignment"]))) != std::string_view::npos);

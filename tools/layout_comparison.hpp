@@ -270,11 +270,12 @@ inline std::string above_bound(fs::training_plan const& plan) {
   }
   out.layout = best->name;
   auto const& e = best->estimate;
-  out.why.push_back(best->peak() == least
-                        ? fmt::format("its fullest rank needs the least device memory of those that cut all and run here, {}",
-                                      human(best->peak()))
-                        : fmt::format("its fullest rank needs {}, {} more than the least", human(best->peak()),
-                                      layout_rows::more(best->peak(), least)));
+  out.why.push_back(
+      best->peak() == least
+          ? fmt::format("its fullest rank needs the least device memory of those that cut all and run here, {}",
+                        human(best->peak()))
+          : fmt::format("its fullest rank needs {}, {} more than the least", human(best->peak()),
+                        layout_rows::more(best->peak(), least)));
   out.why.emplace_back(e.copies == 0 ? "the gathered buffer is the tensors: no copy follows a gather"
                                      : "its gathered segments are copied into whole tensors");
   if (e.unaligned == 0)
