@@ -161,6 +161,10 @@ class nccl_group {
     return memory_.subspan(nccl_workspace(world{size_}).value);
   }
 
+  /// The stream has work, or will have, that `drained` asks for until it is waited for.
+  void in_use(stream_ref stream) {
+    if (std::find(streams_.begin(), streams_.end(), stream.stream) == streams_.end()) streams_.push_back(stream.stream);
+  }
   /// Records a call, compares it where that is asked for, and enqueues it.
   template <class Work>
   void call(call_notice notice, stream_ref stream, deadline limit, Work const& work) {
@@ -169,10 +173,11 @@ class nccl_group {
     calls_.begin(name(notice.operation), elements{notice.count + notice.sent}, notice.out, notice.in, order_of(notice));
     if (!failure_.empty()) fail_here();
     limit_ = limit;
-    if (std::find(streams_.begin(), streams_.end(), stream.stream) == streams_.end()) streams_.push_back(stream.stream);
+    in_use(stream);
     try {
       if (!compared_setups_) compare_setups(stream, overlaps());
       if (size_ > 1 && checked_every_ != 0) compare(notice, stream);
+      in_use(stream);  // what compared has waited for it
       work();
     } catch (...) {
       calls_.progress(call_record::state::failed);
@@ -268,6 +273,7 @@ class nccl_group {
   /// `bytes` of host memory of every rank, in rank order; waits for its result.
   void gather_host(std::byte* all, std::byte const* own, std::size_t size, stream_ref stream) {
     wait(stream, limit_);  // copies of pageable memory wait for the stream, and would do so without a limit
+    in_use(stream);
     auto* const device_own = memory_.data();
     auto* const device_all = memory_.data() + rounded(word_bytes);
     landing_.resize((size_ + 1) * word_bytes);  // what a copy may still use after a deadline outlives the call
@@ -276,6 +282,7 @@ class nccl_group {
     FLATSHARD_CUDA(cudaMemcpyAsync, device_own, landing_.data(), size, cudaMemcpyHostToDevice, stream.stream);
     enqueue(ncclAllGather(device_own, device_all, size, ncclUint8, gathers_, stream.stream), "ncclAllGather");
     wait(stream, limit_);
+    in_use(stream);
     FLATSHARD_CUDA(cudaMemcpyAsync, host_all, device_all, size * size_, cudaMemcpyDeviceToHost, stream.stream);
     landing_busy_ = true;
     wait(stream, limit_);

@@ -74,7 +74,7 @@ struct device_tiles {
   elements flat_size{};
   std::size_t tensors{};                ///< how many the table names
   elements covered{};                   ///< that tiles hold: `flat_size` unless the table leaves something out
-  std::uint32_t multiprocessors = 132;  ///< of the device; kernels have as many blocks, or a multiple of that
+  std::uint32_t multiprocessors = 132;  ///< of the device; kernels have a block a tile, at most 8 for each of these
 };
 /// Device memory that `upload` of this table needs, aligned to 16. Units: bytes.
 [[nodiscard]] bytes workspace_size(tile_table const& table);
