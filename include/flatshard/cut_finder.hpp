@@ -15,42 +15,40 @@ namespace flatshard {
 inline namespace v0 {
 namespace detail {
 
-/// The line in strips of equal length, a power of two, about as many as it has different cuts or up to twice as many:
-/// how many cuts lie before each strip, and where in it the only one lies, so that a position whose strip has at most
-/// one cut is decided by one entry of this table. Cuts that are about evenly far apart leave few other strips; in
-/// those, and in strips of 2^32 and more that have a cut, the cuts are searched. Memory: 8 to 16 bytes a different cut.
+/// The line in strips of equal length, a power of two: how many cuts lie before each strip, and where in it the only
+/// one lies, so that a position whose strip has at most one cut is decided by one entry of this table. Cuts that
+/// are about evenly far apart leave no other strips; in those, and in strips of
+/// 2^32 and more that have a cut, the cuts are searched. Memory: 8 bytes a strip.
 class cut_finder {
  public:
   constexpr cut_finder() = default;
-  /// Of ascending cuts, which stay with their owner. Complexity: O(cuts).
-  constexpr explicit cut_finder(std::span<std::size_t const> cuts) {
+  /// Of ascending cuts, the first at 0, which stay with their owner; `most` strips or more than half as many, fewer on
+  /// a shorter line. Complexity: O(cuts + most).
+  constexpr cut_finder(std::span<std::size_t const> cuts, std::size_t most) {
     require(cuts.size() < many, "a line has fewer than 2^32 - 2 cuts");
+    require(most > 1, "a line has more than one strip");
     if (cuts.empty()) return;
-    first_ = cuts.front();
-    std::size_t different = 1;
-    for (std::size_t k = 1; k < cuts.size(); ++k) different += cuts[k] != cuts[k - 1] ? 1 : 0;
-    auto const length = cuts.back() - first_;
-    while (length >> shift_ >= 2 * different) ++shift_;
-    count_ = (length >> shift_) + 1;
+    while (cuts.back() >> shift_ >= most) ++shift_;
+    count_ = (cuts.back() >> shift_) + 1;
     strips_.resize(count_, strip{0, shift_ < 32 ? none : many});
     for (auto const cut : cuts) {
-      auto& held = strips_[(cut - first_) >> shift_];
+      auto& held = strips_[cut >> shift_];
       ++held.cuts;
-      held.only = held.only == none ? static_cast<std::uint32_t>(within(cut - first_)) : many;
+      held.only = held.only == none ? static_cast<std::uint32_t>(within(cut)) : many;
     }
     std::uint32_t before = 0;
     for (auto& held : strips_) before += std::exchange(held.cuts, before);
   }
   friend constexpr bool operator==(cut_finder const&, cut_finder const&) = default;
 
-  /// How many of `cuts`, the same as before, lie at or before `position`, which does not lie before the first.
-  /// Complexity: O(1) where its strip has at most one cut, else O(log of its cuts).
+  /// How many of `cuts`, the same as before, lie at or before `position`. Complexity: O(1) where its strip has at most
+  /// one cut, else O(log of its cuts).
   [[nodiscard]] constexpr std::size_t at_or_before(std::span<std::size_t const> cuts, std::size_t position) const {
-    auto const at = position - first_, s = at >> shift_;
+    auto const s = position >> shift_;
     if (s >= count_) return cuts.size();
     auto const held = strips_[s];
     if (held.only != many)  // no branch on the cut, as a processor would not foresee it
-      return held.cuts + static_cast<std::size_t>(held.only <= within(at));
+      return held.cuts + static_cast<std::size_t>(held.only <= within(position));
     return searched(cuts, position, s);
   }
 
@@ -69,10 +67,10 @@ class cut_finder {
     return static_cast<std::size_t>(std::upper_bound(first, last, position) - cuts.begin());
   }
   // Counted from where its strip begins.
-  [[nodiscard]] constexpr std::size_t within(std::size_t at) const { return at - (at >> shift_ << shift_); }
-
-  std::size_t first_ = 0;  // cut
-  std::size_t count_ = 0;  // of strips
+  [[nodiscard]] constexpr std::size_t within(std::size_t position) const {
+    return position - (position >> shift_ << shift_);
+  }
+  std::size_t count_ = 0;  // of strips; kept, as telling it from the vector costs what the search saves
   unsigned shift_ = 0;
   std::vector<strip> strips_;
 };

@@ -32,9 +32,9 @@ inline namespace v0 {
 /// interval (block_bounds.hpp). Printed as `218112000/256 -> 1835008 + 251650048 pad, at least 1835008`.
 ///
 /// Pieces begin at multiples of `tensor_align`; a block that is no multiple of it grows until it is. The layout fills
-/// in the tables (`for_unit`): W + 1 cuts and as many positions a line, at most 16 lines, 8 to 16 bytes for each that
-/// differs to find it by, and a byte a tensor. Padding is zero. Source: S. P. Fekete, J. Schepers, New classes of fast
-/// lower bounds for bin packing problems, 2001.
+/// in the tables (`for_unit`): W + 1 cuts and as many positions a line, at most 16 lines, 8 to 16 bytes a rank to find
+/// an owner by, and a byte a tensor. Padding is zero. Source: S. P. Fekete, J. Schepers, New classes of fast lower
+/// bounds for bin packing problems, 2001.
 class planned {
  public:
   static constexpr std::string_view name = "planned";
@@ -70,7 +70,7 @@ class planned {
   /// lengths of blocks.
   [[nodiscard]] constexpr planned for_unit(std::span<parameter const> unit, std::size_t w) const;
 
-  /// placement.step is the number of the tensor's line.
+  /// placement.step is where the cuts of the tensor's line begin in the table of all lines.
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
     require(world_ == w && line_of_.size() == unit.size(), "a planned policy is placed by a layout");
     std::vector<std::size_t> ends;  // of each line, so far
@@ -78,17 +78,17 @@ class planned {
     for (std::size_t t = 0; t < unit.size(); ++t) {
       auto const n = unit[t].dims.numel();
       auto& end = ends[line_of_[t]];
-      out[t] = {n, end, line_of_[t]};
+      out[t] = {n, end, line_of_[t] * (w + 1)};
       end += round_up(n, tensor_align_);
     }
     return {segment_};
   }
-  constexpr elements begin(placement const& t, std::size_t w, std::size_t r) const {
-    auto const cut = cuts_[t.step * (w + 1) + r];
+  constexpr elements begin(placement const& t, std::size_t, std::size_t r) const {
+    auto const cut = cuts_[t.step + r];
     return {cut <= t.start ? 0 : std::min(t.numel, cut - t.start)};
   }
-  constexpr elements local(placement const& t, std::size_t w, std::size_t r) const {
-    auto const k = t.step * (w + 1) + r;
+  constexpr elements local(placement const& t, std::size_t, std::size_t r) const {
+    auto const k = t.step + r;
     auto const cut = cuts_[k], next = cuts_[k + 1];
     return {offsets_[k] + (t.start <= cut ? 0 : std::min(t.start, next) - cut)};
   }
@@ -99,10 +99,10 @@ class planned {
     while (k + w + 1 < cuts_.size() && offsets_[k + w + 1] <= j.value) k += w + 1;
     return {cuts_[k] + (j.value - offsets_[k])};
   }
-  /// Complexity: O(1) where the tensor's line is cut about evenly, O(log W) for any.
-  constexpr std::size_t owner(placement const& t, std::size_t w, elements i) const {
-    std::span<std::size_t const> const cuts{cuts_.data() + t.step * (w + 1), w + 1};
-    return finders_[t.step].at_or_before(cuts, t.start + i.value) - 1;
+  /// Complexity: O(1) where the cuts of all lines spread about evenly, else O(log(lines * W)): a short line beside long
+  /// ones, such as that of norms, is cut closer than the strips of the table are long.
+  constexpr std::size_t owner(placement const& t, std::size_t, elements i) const {
+    return finder_.at_or_before(cuts_, t.start + i.value) - 1 - t.step;
   }
   [[nodiscard]] constexpr std::uint64_t hash(std::uint64_t h) const {
     for (auto const c : cuts_) h = detail::fnv(h, c);
@@ -131,8 +131,8 @@ class planned {
   std::vector<std::size_t> cuts_;  // [line][rank], ascending, the last of a line is its end
   std::vector<std::size_t>
       offsets_;  // [line][rank], where a rank's part of the line lies in its segment; the last of a line is 0
-  std::vector<detail::cut_finder> finders_;  // of each line
-  std::vector<std::uint8_t> line_of_;        // of each tensor
+  detail::cut_finder finder_;          // of all cuts
+  std::vector<std::uint8_t> line_of_;  // of each tensor
 };
 
 // Fills the tables for one segment length; false if something is left over.
@@ -185,10 +185,8 @@ constexpr planned planned::for_unit(std::span<parameter const> unit, std::size_t
   p.line_of_ = lines.line_of();
   p.cuts_.assign(lines.size() * (w + 1), 0);
   p.offsets_.assign(p.cuts_.size(), 0);
-  p.finders_.assign(lines.size(), {});
   p.search(lines, w);
-  for (std::size_t l = 0; l < lines.size(); ++l)
-    p.finders_[l] = detail::cut_finder{std::span<std::size_t const>{p.cuts_}.subspan(l * (w + 1), w + 1)};
+  p.finder_ = {p.cuts_, 2 * (w + 1)};
   return p;
 }
 
