@@ -16,9 +16,9 @@ inline namespace v0 {
 namespace detail {
 
 /// The line in strips of equal length, a power of two: how many cuts lie before each strip, and where in it the only
-/// one lies, so that a position whose strip has at most one cut is decided by one entry of this table. Cuts that
-/// are about evenly far apart leave no other strips; in those, and in strips of
-/// 2^32 and more that have a cut, the cuts are searched. Memory: 8 bytes a strip.
+/// one lies, so that a position whose strip has at most one cut is decided by one entry of this table. Cuts that are
+/// about evenly far apart leave few other strips; in those, and in strips of 2^32 and more that have a cut, the cuts
+/// are searched. Memory: 8 bytes a strip.
 class cut_finder {
  public:
   constexpr cut_finder() = default;
