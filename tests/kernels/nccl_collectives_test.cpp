@@ -462,6 +462,31 @@ TEST_CASE("a reduce-scatter passes a gather on another stream where it has a com
   check_books();
 }
 
+TEST_CASE("a stream that a comparison waited for is in use again: a deadline leaves what it may still write alone") {
+  auto const id = kernels::new_nccl_id();
+  cudaStream_t streams[2]{};
+  std::unique_ptr<gate> held[2];
+  for (auto& one : streams) REQUIRE(cudaStreamCreate(&one) == cudaSuccess);
+  auto const out = on_threads(2, [&](std::size_t r) {
+    kernels::stream_ref const s = streams[r];
+    device_memory<float> const full{8}, shard{4};
+    std::fill_n(shard.data(), 4, 1.0f);
+    nccl_communicator c{world{2}, rank_at(r), id, {.deadline = 20s}};
+    c.all_gather(std::span{full.data(), 8}, std::span<float const>{shard.data(), 4}, s);  // compared, then enqueued
+    held[r] = std::make_unique<gate>(s);
+    CHECK_THROWS_AS(c.with_deadline(100ms).wait(s), peer_lost);
+  });
+  CHECK(quiet(out));
+  for (auto& one : held) one->open();
+  for (auto& one : streams) CHECK(cudaStreamSynchronize(one) == cudaSuccess);
+  for (int turn = 0; turn < 10'000 && nccl_on_host::what_lives().communicators > 0; ++turn)
+    std::this_thread::sleep_for(1ms);
+  auto const left = nccl_on_host::end_program();
+  CHECK(left.allocations == 2);  // the workspaces
+  CHECK(left.streams == 4);      // the communicators' own, and the two of this test
+  check_books();
+}
+
 TEST_CASE("calls on several streams take turns with the workspace") {
   launch_order const binds;
   auto const id = kernels::new_nccl_id();

@@ -23,6 +23,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -36,6 +37,8 @@ std::mutex books;  // guards what follows
 nccl_on_host::live lives;
 std::vector<std::string> wrong;
 std::map<std::uintptr_t, std::size_t> memory;  // start, size
+std::set<void*> allocated;
+std::set<cudaStream_t> streams_made;
 
 void breach(std::string text) {
   std::lock_guard const lock{books};
@@ -107,6 +110,7 @@ cudaError_t cudaMalloc(void** p, std::size_t size) {
   std::lock_guard const lock{books};
   memory[reinterpret_cast<std::uintptr_t>(start)] = size;
   ++lives.allocations;
+  allocated.insert(start);
   *p = start;
   return cudaSuccess;
 }
@@ -120,6 +124,7 @@ cudaError_t cudaFree(void* p) {
     size = found->second;
     memory.erase(found);
     --lives.allocations;
+    allocated.erase(p);
   }
   auto const* const end = static_cast<unsigned char const*>(p) + size;
   if (std::any_of(end, end + fence, [](unsigned char c) { return c != 0xAB; })) breach("a store behind an allocation");
@@ -149,6 +154,7 @@ cudaError_t cudaStreamCreate(cudaStream_t* stream) {
   *stream = new CUstream_st;
   std::lock_guard const lock{books};
   ++lives.streams;
+  streams_made.insert(*stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -161,6 +167,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   std::lock_guard const lock{books};
   --lives.streams;
+  streams_made.erase(stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
@@ -819,6 +826,15 @@ namespace nccl_on_host {
 live what_lives() {
   std::lock_guard const lock{books};
   return lives;
+}
+live end_program() {
+  std::unique_lock lock{books};
+  auto const streams = streams_made;
+  auto const memories = allocated;
+  lock.unlock();
+  for (auto* const stream : streams) static_cast<void>(cudaStreamDestroy(stream));
+  for (auto* const start : memories) static_cast<void>(cudaFree(start));
+  return {.streams = static_cast<int>(streams.size()), .allocations = static_cast<int>(memories.size())};
 }
 std::vector<std::string> breaches() {
   std::lock_guard const lock{books};

@@ -16,6 +16,8 @@ struct live {
   int communicators = 0, streams = 0, allocations = 0, events = 0;
 };
 live what_lives();
+/// Gives back the streams and allocations that were not, as the end of a program does. Gives how many there were.
+live end_program();
 /// What NCCL only documents and this library enforces: breaches so far, and forgets them.
 std::vector<std::string> breaches();
 
