@@ -159,6 +159,10 @@ cudaError_t cudaStreamCreate(cudaStream_t* stream) {
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   {
+    std::lock_guard const lock{books};
+    streams_made.erase(stream);
+  }
+  {
     std::lock_guard const lock{stream->mutex};
     stream->ends = true;
     stream->changed.notify_all();
@@ -167,7 +171,6 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   std::lock_guard const lock{books};
   --lives.streams;
-  streams_made.erase(stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
