@@ -17,7 +17,7 @@ namespace {
 /// Blocks for so many pieces of work: at most as many on every multiprocessor as it holds, 8 of 256 threads; a block
 /// goes on with the next piece. 132: an H100's, where nobody has asked the device.
 [[maybe_unused]] unsigned blocks_for(std::size_t pieces, std::size_t multiprocessors = 132) {
-  return static_cast<unsigned>(std::clamp<std::size_t>(pieces, 1, 8 * multiprocessors));
+  return static_cast<unsigned>(std::clamp<std::size_t>(pieces, 1, std::max<std::size_t>(8 * multiprocessors, 1)));
 }
 
 [[maybe_unused]] tile_list list_of(device_tiles const& t) { return {t.tiles, t.count, t.packed, 0}; }

@@ -309,7 +309,7 @@ inline std::string above_bound(fs::training_plan const& plan) {
       say(fmt::format("segments are multiples of {} bytes only", o.slot_alignment.value));
     if (o.empty_ranks > e.empty_ranks)
       say(fmt::format("{} rank{} nothing", grouped(o.empty_ranks), o.empty_ranks == 1 ? " owns" : "s own"));
-    if (!r.runs && (r.name == "ragged" || r.name == "llmc")) say("units here do not run it");
+    if (!r.runs) say("units here do not run it");
     out.others.push_back(
         fmt::format("{}: {}", r.name, parts.empty() ? "no difference" : fmt::format("{}", fmt::join(parts, "; "))));
   }

@@ -217,7 +217,7 @@ class measurement {
   [[nodiscard]] std::size_t sets(std::size_t bytes) const {
     if (!asked_.cold) return 1;
     auto const one = std::max<std::size_t>(bytes, 256);
-    return (4 * where_.cache() + one - 1) / one;
+    return std::max<std::size_t>((4 * where_.cache() + one - 1) / one, 1);
   }
 
   template <class T>

@@ -72,7 +72,8 @@ class nccl_group;
 /// allocate, but for those that say so, and those before which ranks compare (`checked_every`): by default the first of
 /// each operation, which may not be captured in a graph. Sums of order `by_rank` and `pairwise` have the bits of the
 /// other backends; fp32 sums of order `any` are NCCL's own. Calls on several streams that use the workspace (sums,
-/// widening gathers) take turns; a stream lives until `wait` has passed it.
+/// widening gathers) take turns; a stream lives until `wait` has passed it. A capture of such a call wants the streams
+/// before it waited for, and a replay takes no turn: order it against other calls yourself.
 template <class Self>
 class nccl_collectives : public typed_collectives<Self, stream_ref> {
  public:
