@@ -308,15 +308,22 @@ TEST_CASE("a position is looked for among about one of a million starts that spr
   }
   CHECK(most <= 2);
 }
+TEST_CASE("a layout refuses a world whose ranks do not fit in a rank_id, so that every owner is one") {
+  std::vector<parameter> const unit{{"a", {8}}};
+  CHECK_THROWS_WITH_AS((layout{flatshard::fsdp2{}, unit, world{(std::size_t{1} << 31) + 1}}),
+                       "a rank must fit in 31 bits", flatshard::broken_rule);
+  CHECK(layout{flatshard::fsdp2{}, unit, world{std::size_t{1} << 31}}.owner(0, {7}) == rank_id{7});
+}
 // How many cuts lie at or before a position: even and uneven cuts, several at one place, lines of any length.
 constexpr bool counts(list const& cuts, std::size_t most) {
   flatshard::detail::cut_finder const finder{cuts, most};
   bool right = true;
   for (auto const cut : cuts)
     for (std::size_t const position : {cut - (cut > 0), cut, cut + (cut < ~std::size_t{0})})
-      right &= finder.at_or_before(cuts, position) ==
-               static_cast<std::size_t>(std::upper_bound(cuts.begin(), cuts.end(), position) - cuts.begin());
-  return right && finder.at_or_before(cuts, 0) == static_cast<std::size_t>(std::count(cuts.begin(), cuts.end(), 0u));
+      if (cuts.front() <= position && position < cuts.back())
+        right &= finder.at_or_before(cuts, position) ==
+                 static_cast<std::size_t>(std::upper_bound(cuts.begin(), cuts.end(), position) - cuts.begin());
+  return right;
 }
 constexpr std::size_t two_to(int n) { return std::size_t{1} << n; }
 static_assert(counts({}, 2) && counts({0}, 2) && counts({0, 0, 0}, 4) && counts({0, 1, 2, 3, 4}, 10));
@@ -324,6 +331,8 @@ static_assert(counts({0, 7, 7, 9, 100, 100}, 12) && counts({0, 7, 7, 9, 100, 100
 static_assert(counts({0, 1, two_to(32) - 2, two_to(32) - 1, two_to(32), two_to(33) - 1}, 3));  // strips of 2^32
 static_assert(counts({0, two_to(31) - 1, two_to(31), two_to(32) - 1, ~std::size_t{0}}, 1u << 10));
 static_assert(counts({0, two_to(40), 3 * two_to(40), 3 * two_to(40) + 5}, 2));
+static_assert(counts({5, 5, ~std::size_t{0} - 1, ~std::size_t{0}}, 4) && counts({0, 1, 2, ~std::size_t{0}}, 2));
+static_assert(counts({7, 8, 9, 11, 12, 15, 16, 19, 20, 23, 24, 27, 28, 31, 32, 35, 36, 90, 91, 92, 93}, 4));
 static_assert(counts({0, two_to(31) - 2, two_to(31) - 1, two_to(32) - 2, two_to(32) - 1, 3 * two_to(31)}, 4));
 TEST_CASE("cuts of random lines are counted as a search over all of them counts") {
   std::mt19937_64 random{12};

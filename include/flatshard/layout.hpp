@@ -138,7 +138,7 @@ class layout {
     if constexpr (requires {
                     { policy_.owner(place, world_.value(), i) } -> std::same_as<std::size_t>;
                   }) {
-      return rank_at(policy_.owner(place, world_.value(), i));
+      return static_cast<rank_id>(policy_.owner(place, world_.value(), i));
     } else {
       std::size_t low = 0, high = world_.value();  // the last rank that begins at or before i
       while (high - low > 1) {
@@ -308,6 +308,7 @@ class layout {
   using index_type = std::conditional_t<indexed, detail::key_buckets, detail::no_index>;
 
   constexpr void build(std::span<parameter const> of_unit) {
+    static_cast<void>(rank_at(world_.value() - 1));  // every rank fits in a rank_id, so that owners need no check
     if constexpr (detail::sees_unit<P>) policy_ = policy_.for_unit(of_unit, world_.value());
     segment_ = policy_.place(of_unit, world_.value(), table_.places);
     std::size_t real = 0;

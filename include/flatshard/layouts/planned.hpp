@@ -32,8 +32,8 @@ inline namespace v0 {
 /// interval (block_bounds.hpp). Printed as `218112000/256 -> 1835008 + 251650048 pad, at least 1835008`.
 ///
 /// Pieces begin at multiples of `tensor_align`; a block that is no multiple of it grows until it is. The layout fills
-/// in the tables (`for_unit`): W + 1 cuts and as many positions a line, at most 16 lines, 8 to 16 bytes a rank to find
-/// an owner by, and a byte a tensor. Padding is zero. Source: S. P. Fekete, J. Schepers, New classes of fast lower
+/// in the tables (`for_unit`): W + 1 cuts and as many positions a line, at most 16 lines, 6 KB a line to find an owner
+/// by, and a byte a tensor. Padding is zero. Source: S. P. Fekete, J. Schepers, New classes of fast lower
 /// bounds for bin packing problems, 2001.
 class planned {
  public:
@@ -70,7 +70,7 @@ class planned {
   /// lengths of blocks.
   [[nodiscard]] constexpr planned for_unit(std::span<parameter const> unit, std::size_t w) const;
 
-  /// placement.step is where the cuts of the tensor's line begin in the table of all lines.
+  /// placement.step is the number of the tensor's line.
   constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
     require(world_ == w && line_of_.size() == unit.size(), "a planned policy is placed by a layout");
     std::vector<std::size_t> ends;  // of each line, so far
@@ -78,17 +78,17 @@ class planned {
     for (std::size_t t = 0; t < unit.size(); ++t) {
       auto const n = unit[t].dims.numel();
       auto& end = ends[line_of_[t]];
-      out[t] = {n, end, line_of_[t] * (w + 1)};
+      out[t] = {n, end, line_of_[t]};
       end += round_up(n, tensor_align_);
     }
     return {segment_};
   }
-  constexpr elements begin(placement const& t, std::size_t, std::size_t r) const {
-    auto const cut = cuts_[t.step + r];
+  constexpr elements begin(placement const& t, std::size_t w, std::size_t r) const {
+    auto const cut = cuts_[t.step * (w + 1) + r];
     return {cut <= t.start ? 0 : std::min(t.numel, cut - t.start)};
   }
-  constexpr elements local(placement const& t, std::size_t, std::size_t r) const {
-    auto const k = t.step + r;
+  constexpr elements local(placement const& t, std::size_t w, std::size_t r) const {
+    auto const k = t.step * (w + 1) + r;
     auto const cut = cuts_[k], next = cuts_[k + 1];
     return {offsets_[k] + (t.start <= cut ? 0 : std::min(t.start, next) - cut)};
   }
@@ -99,10 +99,9 @@ class planned {
     while (k + w + 1 < cuts_.size() && offsets_[k + w + 1] <= j.value) k += w + 1;
     return {cuts_[k] + (j.value - offsets_[k])};
   }
-  /// Complexity: O(1) where the cuts of all lines spread about evenly, else O(log(lines * W)): a short line beside long
-  /// ones, such as that of norms, is cut closer than the strips of the table are long.
-  constexpr std::size_t owner(placement const& t, std::size_t, elements i) const {
-    return finder_.at_or_before(cuts_, t.start + i.value) - 1 - t.step;
+  /// Complexity: O(1) where the ranks' parts of the line are about alike, else O(log W).
+  constexpr std::size_t owner(placement const& t, std::size_t w, elements i) const {
+    return finders_[t.step].at_or_before(cuts_of(t.step, w), t.start + i.value) - 1;
   }
   [[nodiscard]] constexpr std::uint64_t hash(std::uint64_t h) const {
     for (auto const c : cuts_) h = detail::fnv(h, c);
@@ -111,6 +110,9 @@ class planned {
   }
 
  private:
+  [[nodiscard]] constexpr std::span<std::size_t const> cuts_of(std::size_t line, std::size_t w) const {
+    return std::span{cuts_}.subspan(line * (w + 1), w + 1);
+  }
   enum class filling : std::uint8_t { longest_first, even_shares, least_rest, fullest };
 
   [[nodiscard]] constexpr detail::block_lines lines_of(std::span<parameter const> unit) const {
@@ -131,8 +133,8 @@ class planned {
   std::vector<std::size_t> cuts_;  // [line][rank], ascending, the last of a line is its end
   std::vector<std::size_t>
       offsets_;  // [line][rank], where a rank's part of the line lies in its segment; the last of a line is 0
-  detail::cut_finder finder_;          // of all cuts
-  std::vector<std::uint8_t> line_of_;  // of each tensor
+  std::vector<detail::cut_finder> finders_;  // of the cuts of each line
+  std::vector<std::uint8_t> line_of_;        // of each tensor
 };
 
 // Fills the tables for one segment length; false if something is left over.
@@ -186,7 +188,8 @@ constexpr planned planned::for_unit(std::span<parameter const> unit, std::size_t
   p.cuts_.assign(lines.size() * (w + 1), 0);
   p.offsets_.assign(p.cuts_.size(), 0);
   p.search(lines, w);
-  p.finder_ = {p.cuts_, 2 * (w + 1)};
+  for (std::size_t l = 0; l < lines.size(); ++l)
+    p.finders_.emplace_back(p.cuts_of(l, w), std::min<std::size_t>(w + 1, 256));
   return p;
 }
 

@@ -23,7 +23,7 @@ inline namespace v0 {
 /// Rank r holds units[r] of sum(units) equal parts of every tensor, in rank order; segments differ by rank, none has
 /// padding. `prefix_dims` leading dimensions may be cut: a part must be a whole number of blocks of the remaining ones.
 /// With `W` the number of ranks is part of the type. Holds W + 1 numbers and, where W is
-/// dynamic, 8 to 16 bytes more for each; nothing of size T * W.
+/// dynamic, 6 KB at most to find an owner by; nothing of size T * W.
 /// Source: veScale@20cf5c71:vescale/dtensor/placement_types.py:46-192.
 template <std::size_t W = std::dynamic_extent>
 class ragged {
@@ -40,7 +40,7 @@ class ragged {
       require(units.size() == W, "ragged needs one unit count a rank");
     }
     for (std::size_t r = 0; r < units.size(); ++r) cuts_[r + 1] = checked_add(cuts_[r], units[r]);
-    if constexpr (W == std::dynamic_extent) finder_ = {cuts_, 2 * cuts_.size()};
+    if constexpr (W == std::dynamic_extent) finder_ = {cuts_, 256};
   }
   constexpr ragged(std::initializer_list<std::size_t> units, std::size_t prefix_dims = 1)
       : ragged(std::span{units.begin(), units.size()}, prefix_dims) {}
