@@ -78,6 +78,34 @@ TEST_CASE("worlds in which volume is no bound, or one line after the other no pl
   within(block::rows(), 2, {459, 686, 777, 815, 928});
 }
 
+TEST_CASE(
+    "the owner of the first and the last element of every piece is the rank that holds it: cuts at equal and unequal "
+    "distances") {
+  auto const models = test_models::five();
+  auto const agree = [&](std::size_t model, std::size_t layers, block const& keep, std::size_t w) {
+    std::vector<parameter> unit;
+    for (std::size_t k = 0; k < layers; ++k)
+      unit.insert(unit.end(), models[model].unit.begin(), models[model].unit.end());
+    layout const l{planned{keep}, unit, world{w}};
+    CAPTURE(models[model].name);
+    CAPTURE(w);
+    std::size_t found = 0;
+    bool same = true;
+    for (std::size_t r = 0; r < w; ++r)
+      for (auto const& p : l.pieces(rank_at(r))) {
+        found += p.size().value;
+        same &= l.owner(p.tensor, p.begin) == rank_at(r) && l.owner(p.tensor, {p.end.value - 1}) == rank_at(r);
+      }
+    CHECK(same);
+    CHECK(found == l.real().value);
+  };
+  agree(0, 1, block::rows(), 1000);        // shares that differ by a block
+  agree(3, 1, block::tiles(128), 1000);    // the same, two blocks
+  agree(0, 100, block::rows(), 6400);      // long runs of equal shares
+  agree(5, 100, block::tiles(128), 4096);  // ten lines, shares of many sizes
+  agree(5, 1, block::rows(), 64);
+}
+
 TEST_CASE("more lengths of blocks and of ends than there are lines: what is long stays in lines of its own") {
   std::vector<parameter> runs, tiles;
   for (std::size_t i = 0; i < 300; ++i) runs.push_back({"r", {1000 + i * 7919 * 7919 % 3'000'000}});
