@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <filesystem>
 #include <set>
 #include <span>
 #include <sstream>
@@ -215,21 +216,27 @@ TEST_CASE("ranks are held to a processor each where there are enough, and the ta
     return done.out;
   };
   std::string const held = "\n# ranks pinned, each to a processor of its own, buffers ",
-                    free = "\n# ranks not pinned, buffers ", warm = "warm: the same ones for every call\n",
+                    free = "\n# ranks not pinned, buffers ",
+                    few = "\n# ranks not pinned: they may use fewer processors than they are, buffers ",
+                    shared = "\n# ranks not pinned each: some are held to the same processor, from outside, buffers ",
+                    outside = "\n# ranks held to a processor of its own each, from outside, buffers ",
+                    warm = "warm: the same ones for every call\n",
                     cold = "cold: sets of them, four times the cache, in turn\n";
   CHECK(has(head("1", "1", "0"), held + warm));
   CHECK(has(head("1", "1", "1"), held + cold));
-  CHECK(has(head("2", "1", "0"), (CPU_COUNT(&before) >= 2 ? held : free) + warm));
+  CHECK(has(head("2", "1", "0"), (CPU_COUNT(&before) >= 2 ? held : shared) + warm));
+  CHECK(has(head(std::to_string(CPU_COUNT(&before) + 1), "1", "0"), (CPU_COUNT(&before) >= 2 ? few : shared) + warm));
   cpu_set_t one;  // of which processes that are started now inherit it
   CPU_ZERO(&one);
   for (int i = 0; i < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++i)
     if (CPU_ISSET(i, &before)) CPU_SET(i, &one);
   REQUIRE(::sched_setaffinity(0, sizeof one, &one) == 0);
-  auto const crowded = head("2", "1", "0"), alone = head("1", "1", "0");
+  auto const crowded = head("2", "1", "0"), alone = head("1", "1", "0"), bound = head("1", "0", "0");
   REQUIRE(::sched_setaffinity(0, sizeof before, &before) == 0);
-  CHECK(has(crowded, free + warm));
+  CHECK(has(crowded, shared + warm));
   CHECK(has(alone, held + warm));
-  CHECK(has(head("1", "0", "0"), free + warm));
+  CHECK(has(bound, outside + warm));
+  CHECK(has(head("1", "0", "0"), (CPU_COUNT(&before) >= 2 ? free : outside) + warm));
 }
 
 TEST_CASE("the file holds every measurement and what it was made on") {
@@ -267,7 +274,12 @@ TEST_CASE("the file holds every measurement and what it was made on") {
   auto const bad = run({"-b", "64K", "-e", "64K", "-n", "1", "-J", f / "no/such/mpi/folder"});
   CHECK(!has(bad.err, "MPI_ABORT"));  // a word that contains mpi starts none
   CHECK(bad.code == 1);
-  CHECK(has(bad.err, "cannot be written"));
+  CHECK(has(bad.err, "no/such/mpi/folder: cannot be written: No such file or directory"));
+  CHECK(!has(bad.out, "all_gather"));  // nothing was measured
+  CHECK(has(run({"-b", "64K", "-e", "64K", "-J", f / ""}).err, "cannot be written: Is a directory"));
+  CHECK(!std::filesystem::exists(f / "out.json.unfinished"));
+  CHECK(run({"-b", "64K", "-e", "64K", "-n", "1", "-J", "/dev/null"}).code == 0);
+  CHECK(std::filesystem::is_character_file("/dev/null"));
 }
 
 TEST_CASE("the variables that backends read are part of the file, others are not") {
@@ -301,6 +313,8 @@ TEST_CASE("a wrong command line ends with 2, one line that says what is allowed,
   for (auto const& one : std::vector<wrong>{
            {{"-b", "many"}, "--minbytes: must be a size such as 64K, 32M or 1G, found 'many'"},
            {{"-b", "0"}, "must be a size such as 64K, 32M or 1G, found '0'"},
+           {{"-e", "1e19"}, "--maxbytes: must be a size such as 64K, 32M or 1G, found '1e19'"},
+           {{"-e", "2000000T"}, "--maxbytes: must be below 1e18 bytes, found '2000000T'"},
            {{"-b", "2M", "-e", "1M"}, "the largest size (1048576) must not be below the smallest (2097152)"},
            {{"-f", "1"}, "--stepfactor: must be a whole number from 2 to 1048576, found '1'"},
            {{"-f", "2", "-i", "1K"}, "excludes"},

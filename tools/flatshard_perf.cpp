@@ -4,6 +4,7 @@
 #include "arguments.hpp"
 #include "perf_measure.hpp"
 #include "perf_nccl.hpp"
+#include "perf_output.hpp"
 #include "perf_pinning.hpp"
 #include "perf_platform.hpp"
 #include "report.hpp"
@@ -17,8 +18,8 @@
 #include <chrono>
 #include <cstdio>
 #include <exception>
-#include <fstream>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -47,11 +48,15 @@ std::vector<std::string> bootstraps() {
 }
 std::string version() { return std::string{built_from::version}; }
 
+constexpr std::uint64_t largest_size = 1'000'000'000'000'000'000;  // what every larger one is read as
+
 void add_options(CLI::App& app, perf::request& r, perf::nccl_request& nccl) {
   auto const size = CLI::Validator{[](std::string& text) -> std::string {
                                      auto const bytes = tool::parse_size(text);
                                      if (!bytes || *bytes == 0)
                                        return fmt::format("must be a size such as 64K, 32M or 1G, found '{}'", text);
+                                     if (*bytes >= largest_size)
+                                       return fmt::format("must be below 1e18 bytes, found '{}'", text);
                                      text = std::to_string(*bytes);
                                      return {};
                                    },
@@ -136,9 +141,11 @@ void add_options(CLI::App& app, perf::request& r, perf::nccl_request& nccl) {
 /// What is the same in all rows, beside what was asked for.
 struct surroundings {
   std::size_t ranks = 0;
-  bool pinned = false;  ///< every rank is held to a processor of its own
+  perf::holding held = perf::holding::several;
+  bool pinned = false;  ///< ranks were to be held to processors
   perf::libraries used{};
   std::function<std::string(std::string_view collective)> path{};  ///< what data go through
+  std::optional<perf::output> file{};                              ///< of the rank that writes one
 };
 /// What data go through from rank to rank; `means`: of a backend that has one way.
 std::function<std::string(std::string_view)> one_path(std::size_t ranks, std::string means) {
@@ -150,7 +157,7 @@ void print_head(perf::request const& r, surroundings const& here) {
   fmt::print("# flatshard-perf {}: {}, {} rank{}, {} iterations after {}, median of the slowest rank{}\n", version(),
              r.backend, ranks, ranks == 1 ? "" : "s", r.iterations, r.warm_up, r.check ? "" : ", unchecked");
   fmt::print("# {}\n", perf::platform_line(here.used));
-  fmt::print("# ranks {}, buffers {}\n", here.pinned ? "pinned, each to a processor of its own" : "not pinned",
+  fmt::print("# ranks {}, buffers {}\n", perf::spelled(here.held, here.pinned),
              r.cold ? "cold: sets of them, four times the cache, in turn" : "warm: the same ones for every call");
   fmt::print("# {:>12} {:>14} {:>14} {:>9} {:>6} {:>5}  {:^36}  {:^36}\n", "", "", "", "", "", "", "out-of-place",
              "in-place");
@@ -159,6 +166,11 @@ void print_head(perf::request const& r, surroundings const& here) {
   fmt::print("\n# {:>12} {:>14} {:>14} {:>9} {:>6} {:>5}", "(B)", "(elements)", "", "", "", "");
   for (int i = 0; i < 2; ++i) fmt::print("  {:>10} {:>8} {:>8} {:>7}", "(us)", "(GB/s)", "(GB/s)", "");
   fmt::print("\n");
+}
+/// What the rank that reports does before anything is measured.
+void begin(perf::request const& asked, surroundings& here) {
+  if (!asked.json.empty() && !here.file) here.file.emplace(asked.json);
+  print_head(asked, here);
 }
 void print_row(perf::request const& asked, std::size_t ranks, perf::row const& r) {
   fmt::print("  {:>12} {:>14} {:>14} {:>9} {:>6} {:>5}", r.bytes, r.count, r.collective, asked.type,
@@ -206,7 +218,7 @@ tool::json as_json(perf::request const& asked, surroundings const& here, std::ve
   for (auto& member : perf::platform_members(here.used)) all_of_it.push_back(std::move(member));
   all_of_it.emplace_back("backend", asked.backend);
   all_of_it.emplace_back("ranks", here.ranks);
-  all_of_it.emplace_back("pinned", here.pinned);
+  all_of_it.emplace_back("pinned", here.held == perf::holding::each);
   all_of_it.emplace_back("buffers", asked.cold ? "cold" : "warm");
   all_of_it.emplace_back("order", asked.order);
   all_of_it.emplace_back("misaligned_elements", asked.misaligned);
@@ -215,7 +227,7 @@ tool::json as_json(perf::request const& asked, surroundings const& here, std::ve
 }
 
 /// The last lines, the file, and the exit code.
-int finish(perf::request const& asked, surroundings const& here, std::vector<perf::row> const& rows) {
+int finish(perf::request const& asked, surroundings& here, std::vector<perf::row> const& rows) {
   std::uint64_t wrong = 0, parts = 0;
   double bandwidth = 0;
   for (auto const& r : rows)
@@ -227,18 +239,14 @@ int finish(perf::request const& asked, surroundings const& here, std::vector<per
     }
   fmt::print("# Out of bounds values : {} {}\n", wrong, !asked.check ? "UNCHECKED" : wrong == 0 ? "OK" : "FAILED");
   fmt::print("# Avg bus bandwidth    : {:.2f}\n", parts == 0 ? 0.0 : bandwidth / static_cast<double>(parts));
-  if (!asked.json.empty()) {
-    std::ofstream file{asked.json};
-    file << as_json(asked, here, rows).text(2) << '\n';
-    if (!file.flush()) throw tool::failure{fmt::format("{}: cannot be written", tool::one_line(asked.json))};
-  }
+  if (here.file) here.file->commit(as_json(asked, here, rows).text(2) + '\n');
   if (wrong > 0) throw tool::failure{fmt::format("{} values are wrong: the rows say where", wrong)};
   return tool::exit_fine;
 }
 
 int run_threads(perf::request const& asked) {
   auto const ranks = static_cast<std::size_t>(asked.ranks);
-  surroundings here{.ranks = ranks, .path = one_path(ranks, "the ranks' own buffers")};
+  surroundings here{.ranks = ranks, .pinned = asked.pin, .path = one_path(ranks, "the ranks' own buffers")};
   std::vector<int> processors(ranks, -1);
   std::vector<perf::row> rows;
   flatshard::kernels::thread_group const group{flatshard::world{ranks},
@@ -246,11 +254,11 @@ int run_threads(perf::request const& asked) {
   group.run([&](flatshard::kernels::thread_communicator& comm) {
     auto const self = index(comm.self());
     bool const first = self == 0;
-    if (asked.pin) processors[self] = perf::pin(self, ranks);
+    processors[self] = asked.pin ? perf::pin(self, ranks) : perf::held();
     comm.barrier({});
     if (first) {
-      here.pinned = perf::one_each(processors);
-      print_head(asked, here);
+      here.held = perf::holding_of(processors);
+      begin(asked, here);
     }
     auto mine = perf::measure(comm, asked, perf::on_host{}, {}, [&](perf::row const& r) {
       if (first) print_row(asked, ranks, r);
@@ -268,32 +276,37 @@ std::string mpi_library() {
   MPI_Get_library_version(text.data(), &size);
   return text.substr(0, text.find_first_of(std::string_view{"\r\n\0", 3}));
 }
-/// Whether every rank is held to a processor of its own, by this or by the launcher. All ranks call it.
-bool pin_processes(bool asked) {
+/// How ranks are held to processors, by this or by the launcher; of several machines the worst. All ranks call it.
+perf::holding pin_processes(bool asked) {
   MPI_Comm node = MPI_COMM_NULL;
   int place = 0, ranks = 0;
   MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
   MPI_Comm_rank(node, &place);
   MPI_Comm_size(node, &ranks);
-  int const own = asked ? perf::pin(static_cast<std::size_t>(place), static_cast<std::size_t>(ranks)) : -1;
+  int const own = asked ? perf::pin(static_cast<std::size_t>(place), static_cast<std::size_t>(ranks)) : perf::held();
   std::vector<int> processors(static_cast<std::size_t>(ranks));
   MPI_Allgather(&own, 1, MPI_INT, processors.data(), 1, MPI_INT, node);
   MPI_Comm_free(&node);
-  int const here = perf::one_each(processors) ? 1 : 0;
+  int const here = static_cast<int>(perf::holding_of(processors));
   int everywhere = 0;
-  MPI_Allreduce(&here, &everywhere, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
-  return everywhere != 0;
+  MPI_Allreduce(&here, &everywhere, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
+  return static_cast<perf::holding>(everywhere);
 }
 int run_mpi(perf::request const& asked) {
+  int place = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &place);
+  std::optional<perf::output> file;
+  if (place == 0 && !asked.json.empty()) file.emplace(asked.json);  // before the others wait for this rank
   flatshard::kernels::mpi_communicator comm{MPI_COMM_WORLD, {.deadline = std::chrono::seconds{asked.deadline_seconds}}};
   auto const ranks = static_cast<std::size_t>(comm.size());
   bool const first = index(comm.self()) == 0;
-  surroundings here{.ranks = ranks, .pinned = pin_processes(asked.pin)};
+  surroundings here{.ranks = ranks, .held = pin_processes(asked.pin), .pinned = asked.pin};
+  if (file) here.file.emplace(std::move(*file));
   here.used.mpi = mpi_library();
   here.path = one_path(ranks, comm.window_ranks() == comm.size() ? "a shared window"
                               : comm.window_ranks() == 1         ? "messages"
                                                                  : "a shared window and messages");
-  if (first) print_head(asked, here);
+  if (first) begin(asked, here);
   std::vector<perf::row> rows;
   comm.run([&](flatshard::kernels::mpi_communicator& c) {
     rows = perf::measure(c, asked, perf::on_host{}, {}, [&](perf::row const& r) {
@@ -321,7 +334,7 @@ int run_nccl(perf::request const& asked, perf::nccl_request const& where) {
       [&](std::size_t ranks) {
         here.ranks = ranks;
         here.path = ranks == 1 ? one_path(ranks, {}) : [&](std::string_view c) { return perf::nccl_path(asked, c); };
-        print_head(asked, here);
+        begin(asked, here);
       },
       [&](std::size_t ranks, perf::row const& r) { print_row(asked, ranks, r); });
   return done.rows ? finish(asked, here, *done.rows) : tool::exit_fine;
