@@ -189,7 +189,15 @@ TEST_CASE("an override stores what its pattern fits in another dtype") {
   fails(1, "--override 'norm' fits no parameter of " + model, "norm=parameter_storage:fp32");
   fails(2, "load takes parameter_storage:DTYPE alone", "*=compute:fp32");
   fails(2, "load takes parameter_storage:DTYPE alone", "*=parameter_storage:fp32,owned");
-  fails(2, "is neither a layout", "*=fp32");
+  // what is suggested is what load takes
+  std::string const form = "must be PATTERN=parameter_storage:DTYPE, such as '*.norm.*=parameter_storage:fp32'";
+  for (auto const* const rule : {"", "=", "norm", "*=", "=parameter_storage:fp32"}) fails(2, form, rule);
+  fails(2, "load takes parameter_storage:DTYPE alone, nothing else changes what it reads; found 'fp32'", "*=fp32");
+  fails(2, "load takes parameter_storage:DTYPE alone", "*=native");
+  fails(2, "load takes parameter_storage:DTYPE alone", "*=storage:bf16");
+  fails(2, "parameter_storage is fp32, bf16 or fp16, found 'int8'", "*=parameter_storage:int8");
+  fails(2, "load takes parameter_storage:DTYPE alone", "*=parameter_storage");
+  fails(2, "names parameter_storage twice", "*=parameter_storage:fp32,parameter_storage:bf16");
 }
 
 TEST_CASE("frozen tensors have segments of their own; experts of some ranks alone are refused with the reason") {

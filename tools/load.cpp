@@ -306,11 +306,6 @@ std::uint64_t expected_bytes(load_plan const& plan, load_request const& r) {
 load_plan plan_of(load_request const& r) {
   load_plan plan;
   plan.overrides = r.rules.read_overrides();
-  for (auto const& one : plan.overrides)
-    if (one.layout != 0 || one.types.size() != 1 || one.types.front().first != fs::role::parameter_storage)
-      throw wrong_usage{
-          fmt::format("--override '{}': load takes parameter_storage:DTYPE alone, nothing else changes what it reads",
-                      one_line(one.text))};
   if (r.rules.expert_parallel != 1 || !r.rules.experts.empty())
     throw wrong_usage{
         "--expert-parallel: load cuts every tensor over all ranks of a copy, also experts; a rank that holds experts "
@@ -483,7 +478,8 @@ void add_load(CLI::App& app, int& code) {
       ->check(one_of({"zero3", "fsdp2", "native"}))
       ->excludes(config)
       ->type_name("NAME");
-  add_override_option(*command, r->rules, "Another dtype for some tensors: parameter_storage:DTYPE");
+  add_override_option(*command, r->rules, override_use::loading,
+                      "Another dtype for some tensors: parameter_storage:DTYPE");
   add_trait_options(*command, r->rules);
   for (auto const* const name : {"--expert-parallel", "--experts"})
     command->get_option(name)->description("Refused: load cuts experts over all ranks, like other tensors (see plan)");

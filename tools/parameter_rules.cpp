@@ -33,7 +33,10 @@ fs::dtype& member(fs::precision& p, fs::role r) {
 }
 
 /// What is wrong with one setting of an override, or nothing; what is right goes into `to`.
-std::string read_setting(std::string_view setting, parameter_override& to) {
+std::string read_setting(std::string_view setting, override_use use, parameter_override& to) {
+  if (use == override_use::loading && setting.substr(0, setting.find(':') + 1) != "parameter_storage:")
+    return fmt::format("load takes parameter_storage:DTYPE alone, nothing else changes what it reads; found '{}'",
+                       setting);
   auto const layout = std::find(override_layouts.begin(), override_layouts.end(), setting);
   if (layout != override_layouts.end()) {
     if (to.layout != 0) return "names two layouts";
@@ -62,15 +65,17 @@ std::string read_setting(std::string_view setting, parameter_override& to) {
 }
 
 /// What is wrong with an override, or nothing; what is right goes into `to`.
-std::string read_override(std::string_view text, parameter_override& to) {
+std::string read_override(std::string_view text, override_use use, parameter_override& to) {
   to.text = text;
   auto const equals = text.rfind('=');
   if (equals == std::string_view::npos || equals == 0 || equals + 1 == text.size())
-    return "must be PATTERN=SETTING, such as '*.norm.*=reduce:fp32' or '*.experts.*=fsdp2'";
+    return use == override_use::loading
+               ? "must be PATTERN=parameter_storage:DTYPE, such as '*.norm.*=parameter_storage:fp32'"
+               : "must be PATTERN=SETTING, such as '*.norm.*=reduce:fp32' or '*.experts.*=fsdp2'";
   to.pattern = text.substr(0, equals);
   for (auto rest = text.substr(equals + 1);;) {
     auto const comma = rest.find(',');
-    if (auto wrong = read_setting(rest.substr(0, comma), to); !wrong.empty()) return wrong;
+    if (auto wrong = read_setting(rest.substr(0, comma), use, to); !wrong.empty()) return wrong;
     if (comma == std::string_view::npos) return {};
     rest.remove_prefix(comma + 1);
   }
@@ -96,24 +101,24 @@ std::vector<std::string> parameter_rules::expert_patterns() const {
 std::vector<parameter_override> parameter_rules::read_overrides() const {
   std::vector<parameter_override> all(overrides.size());
   for (std::size_t i = 0; i < overrides.size(); ++i)
-    if (auto const wrong = read_override(overrides[i], all[i]); !wrong.empty())
+    if (auto const wrong = read_override(overrides[i], override_use::training, all[i]); !wrong.empty())
       throw wrong_usage{fmt::format("--override '{}': {}", overrides[i], wrong)};
   return all;
 }
 
-void add_override_option(CLI::App& command, parameter_rules& rules, std::string const& what) {
+void add_override_option(CLI::App& command, parameter_rules& rules, override_use use, std::string const& what) {
   command
       .add_option("--override", rules.overrides,
                   what +
                       ". PATTERN is a parameter's whole name, * for any characters, ? for one; may be repeated, the "
                       "first that fits decides")
-      ->check(CLI::Validator{[](std::string& text) {
+      ->check(CLI::Validator{[use](std::string& text) {
                                parameter_override ignored;
-                               auto const wrong = read_override(text, ignored);
+                               auto const wrong = read_override(text, use, ignored);
                                return wrong.empty() ? wrong : fmt::format("'{}': {}", text, wrong);
                              },
                              "", "override"})
-      ->type_name("PATTERN=SETTING,...")
+      ->type_name(use == override_use::loading ? "PATTERN=SETTING" : "PATTERN=SETTING,...")
       ->allow_extra_args(false);
 }
 

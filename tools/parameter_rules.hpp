@@ -38,8 +38,11 @@ struct parameter_rules {
   [[nodiscard]] std::vector<parameter_override> read_overrides() const;
 };
 
+/// What of an override a command takes: every setting, or the dtype of the storage alone.
+enum class override_use : std::uint8_t { training, loading };
+
 /// Adds --override; `what` says what the command does with it.
-void add_override_option(CLI::App& command, parameter_rules& rules, std::string const& what);
+void add_override_option(CLI::App& command, parameter_rules& rules, override_use use, std::string const& what);
 /// Adds --frozen, --experts and --expert-parallel.
 void add_trait_options(CLI::App& command, parameter_rules& rules);
 

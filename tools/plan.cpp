@@ -139,7 +139,8 @@ void add_plan(CLI::App& app, int& code) {
                    "Micro-batches of a step (default: as the configuration says, else 1)")
       ->check(whole_number(1, 1000000))
       ->type_name("K");
-  add_override_option(*command, r->rules, "Other dtypes or another layout for some parameters: ROLE:DTYPE, LAYOUT");
+  add_override_option(*command, r->rules, override_use::training,
+                      "Other dtypes or another layout for some parameters: ROLE:DTYPE, LAYOUT");
   add_trait_options(*command, r->rules);
   add_configuration_options(*command, r->configuration);
   command->add_flag("--json", r->as_json, "One JSON object on stdout (docs/tool.md has the schema)");
