@@ -48,6 +48,27 @@ std::string fsdp2(folder const& dir, std::string_view batch, std::string_view mo
                   "}");
   return path;
 }
+/// A safetensors file of bf16 tensors: names as in JSON, and shapes.
+std::string bf16_file(std::vector<std::pair<std::string, std::vector<std::size_t>>> const& tensors) {
+  std::string header;
+  std::size_t end = 0;
+  for (auto const& [name, shape] : tensors) {
+    std::size_t bytes = 2;
+    std::string dims;
+    for (auto const d : shape) {
+      bytes *= d;
+      dims += (dims.empty() ? "" : ",") + std::to_string(d);
+    }
+    header += (header.empty() ? "{\"" : ",\"") + name + R"(":{"dtype":"BF16","shape":[)" + dims +
+              R"(],"data_offsets":[)" + std::to_string(end) + ',' + std::to_string(end + bytes) + "]}";
+    end += bytes;
+  }
+  header += '}';
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  std::string file(8, '\0');
+  for (std::size_t i = 0; i < 2; ++i) file[i] = static_cast<char>(header.size() >> 8 * i);
+  return file + header + std::string(end, '\0');
+}
 flatshard::value layout_of(flatshard::document const& d, std::string_view name) {
   for (auto const& l : d["layouts"]->elements())
     if (l["layout"].is_text(name)) return l;
@@ -433,11 +454,13 @@ TEST_CASE("plan: every layout is compared, and what cannot place the model says 
   folder dir;
   auto const d = plan_json(
       {"--arch", "qwen3-0.6b", "--config", configuration(dir, R"("stage": 3)"), "--world", "24", "--node-size", "8"});
+  std::string const first = " (model.embed_tokens.weight, shape [151936, 1024]: 155,582,464 elements over 24 ranks)";
   std::set<std::string> names;
   for (auto const& l : d["layouts"]->elements()) {
     names.insert(std::string{l["layout"].text()});
-    if (l["layout"].is_text("ragged")) CHECK(l["refused"].is_text("the units must divide every tensor"));
-    if (l["layout"].is_text("llmc")) CHECK(l["refused"].is_text("llm.c needs a world size that divides every tensor"));
+    if (l["layout"].is_text("ragged")) CHECK(l["refused"].is_text("the units must divide every tensor" + first));
+    if (l["layout"].is_text("llmc"))
+      CHECK(l["refused"].is_text("llm.c needs a world size that divides every tensor" + first));
     if (l["layout"].is_text("hsdp")) CHECK(number(l["replicas"]) == 3);
     if (l["layout"].is_text("native")) CHECK(number(l["copied_gathers"]) == 0);
   }
@@ -454,6 +477,41 @@ TEST_CASE("plan: every layout is compared, and what cannot place the model says 
         "cannot: llm.c needs a world size that divides every tensor", "\n  llmc: cannot place this model: llm.c needs",
         "24 ranks on 3 nodes of 8"})
     CHECK_MESSAGE(text.out.find(part) != std::string::npos, part);
+  CHECK(text.out.find("cannot: the units must divide every tensor" + first) != std::string::npos);
+}
+
+TEST_CASE("plan: a layout's refusal names the first tensor that it cannot place") {
+  folder dir;
+  auto const config = configuration(dir, R"("stage": 3)");
+  auto const model = dir / "m";
+  files::create_directory(model);
+  auto const refused = [&](std::vector<std::vector<std::size_t>> const& shapes, std::string_view layout) {
+    std::vector<std::pair<std::string, std::vector<std::size_t>>> tensors;
+    for (auto const& one : shapes)
+      tensors.emplace_back("model.layers." + std::to_string(tensors.size()) + R"(.w<\n)", one);
+    spill(dir / "m/model.safetensors", bf16_file(tensors));
+    auto const d = plan_json({"--model", model, "--config", config, "--world", "4", "--html", dir / "p.html"});
+    return std::string{layout_of(d, layout)["refused"].text()};
+  };
+  std::string const name = R"(model.layers.2.w<\n)", name_on_page = R"(model.layers.2.w&lt;\n)";
+  std::string const divide = "llm.c needs a world size that divides every tensor (",
+                    shape = ", shape [2, 3, 5]: 30 elements over 4 ranks)";
+  CHECK(refused({{8, 4}, {4}, {2, 3, 5}}, "llmc") == divide + name + shape);
+  auto const page = slurp(dir / "p.html");
+  CHECK(page.find(divide + name_on_page + shape) != std::string::npos);
+  auto const text = plan({"--model", model, "--config", config, "--world", "4"});
+  CHECK(text.out.find("cannot: " + divide + name + shape) != std::string::npos);
+  CHECK(refused({{8, 4}, {4}, {2, 3, 5}, {7}, {1}}, "ragged") == "the units must divide every tensor (" + name + shape);
+  CHECK(refused({{8, 4}, {4}, {6, 4}}, "ragged") ==
+        "every part must be a whole number of blocks (" + name + ", shape [6, 4]: 6 elements on each of 4 ranks)");
+  CHECK(refused({{8, 4}, {4}, {}}, "llmc") == divide + name + ", shape []: 1 element over 4 ranks)");
+  CHECK(refused({{8, 4}, {}, {}}, "megatron_experimental").find("scalar (model.layers.1.w") != std::string::npos);
+  CHECK(refused({{8, 4}, {3, 0}, {4}}, "megatron").find("are empty (model.layers.1.w") != std::string::npos);
+  // experts go over the ranks that hold the same ones
+  spill(dir / "m/model.safetensors", bf16_file({{"a", {16, 4}}, {"l.experts.0.w", {7, 4}}, {"l.experts.1.w", {7, 4}}}));
+  auto const experts = plan_json({"--model", model, "--config", config, "--world", "16", "--expert-parallel", "2"});
+  CHECK(layout_of(experts, "ragged")["refused"].is_text(
+      "the units must divide every tensor (l.experts.0.w, shape [7, 4]: 28 elements over 8 ranks)"));
 }
 
 TEST_CASE("plan: llm.c cuts optimizer states alone, each tensor evenly") {
@@ -490,7 +548,8 @@ TEST_CASE("plan: the packings of Megatron-FSDP differ where the row of a short t
   auto const d = plan_json({"--model", dir / "m", "--config", configuration(dir, R"("stage": 3)"), "--world", "8"});
   CHECK(number(layout_of(d, "megatron")["padding_elements"]) == 8 * 20 - 86);               // multiples of 10
   CHECK(number(layout_of(d, "megatron_experimental")["padding_elements"]) == 8 * 30 - 86);  // and of 3
-  CHECK(layout_of(d, "llmc")["refused"].is_text("llm.c needs a world size that divides every tensor"));
+  CHECK(layout_of(d, "llmc")["refused"].is_text(
+      "llm.c needs a world size that divides every tensor (b, shape [2, 3]: 6 elements over 8 ranks)"));
   auto const same =
       plan_json({"--arch", "gpt-oss-20b", "--config", configuration(dir, R"("stage": 3)"), "--world", "8"});
   CHECK(number(layout_of(same, "megatron")["padding_elements"]) ==
@@ -505,7 +564,7 @@ TEST_CASE("plan: the packings of Megatron-FSDP differ where the row of a short t
       plan_json({"--model", dir / "m", "--config", configuration(dir, R"("stage": 3)"), "--world", "8"});
   CHECK(layout_of(scalar, "megatron")["refused"].is(flatshard::value_kind::null));
   CHECK(layout_of(scalar, "megatron_experimental")["refused"].is_text(
-      "the experimental packing of megatron cannot shard a scalar"));
+      "the experimental packing of megatron cannot shard a scalar (b, shape []: 1 element over 8 ranks)"));
 }
 
 TEST_CASE("plan: the recommendation for the published shapes, and that its reasons hold") {

@@ -70,15 +70,32 @@ unit_adder in_layout(Policy policy, Others... others) {
   };
 }
 
+/// All tensors of a model in one list, none persistent.
+struct flat_model {
+  std::vector<fs::parameter> parameters;
+  std::vector<fs::parameter_traits> traits;
+  training_choice const* choice;
+  flat_model(plan_model const& m, training_choice const& c) : traits{c.traits}, choice{&c} {
+    for (auto const& part : m.parts)
+      parameters.insert(parameters.end(), part.parameters.begin(), part.parameters.end());
+    for (auto& t : traits) t.persistent = false;
+  }
+  /// `count` of them from `first` on, as one unit.
+  [[nodiscard]] fs::plan_unit unit(std::size_t first, std::size_t count) const {
+    auto const of = [&](auto const& all) { return std::span{all}.subspan(first, count); };
+    return {.name = "model",
+            .parameters = of(parameters),
+            .traits = of(traits),
+            .types = of(choice->tensor_types),
+            .rules = of(choice->rules)};
+  }
+};
+
 inline fs::training_plan plan_of(plan_model const& m, training_choice const& c, std::uint64_t replicas,
                                  std::uint64_t shards, fs::plan_settings const& settings, unit_adder const& add) {
   fs::training_plan plan{fs::mesh{replicas, shards}, c.types, settings};
   if (settings.cut != fs::cut_states::parameters) {  // one flat group over all units
-    std::vector<fs::parameter> all;
-    for (auto const& part : m.parts) all.insert(all.end(), part.parameters.begin(), part.parameters.end());
-    auto traits = c.traits;
-    for (auto& t : traits) t.persistent = false;
-    add(plan, {.name = "model", .parameters = all, .traits = traits, .types = c.tensor_types, .rules = c.rules});
+    add(plan, flat_model{m, c}.unit(0, m.listed()));
     return plan;
   }
   auto const of_part = [&](auto const& all, std::size_t from, std::size_t n) {
@@ -110,6 +127,40 @@ inline fs::training_plan plan_of(plan_model const& m, training_choice const& c, 
     plan.repeat(alike);
   }
   return plan;
+}
+
+/// The first tensor that breaks `rule`, with its shape and what goes over how many ranks:
+/// `model.norm.weight, shape [896]: 896 elements over 5 ranks`. Nothing where no tensor alone breaks it. Complexity:
+/// O(log tensors) plans.
+inline std::string first_refused(plan_model const& m, training_choice const& c, std::uint64_t replicas,
+                                 std::uint64_t shards, fs::plan_settings const& settings, unit_adder const& add,
+                                 std::string_view rule) {
+  flat_model const all{m, c};
+  auto const breaks = [&](std::size_t first, std::size_t count) {
+    try {
+      fs::training_plan plan{fs::mesh{replicas, shards}, c.types, settings};
+      add(plan, all.unit(first, count));
+      return false;
+    } catch (fs::broken_rule const& e) {
+      return e.what() == rule;
+    }
+  };
+  std::size_t fine = 0, last = all.parameters.size();  // the first `last` tensors break it, the first `fine` do not
+  while (last > fine + 1) {
+    auto const half = fine + (last - fine) / 2;
+    (breaks(0, half) ? last : fine) = half;
+  }
+  if (last == 0 || !breaks(last - 1, 1)) return {};
+  auto const& p = all.parameters[last - 1];
+  auto const n = p.dims.numel(), ranks = shards / p.traits.unpacked().expert_ranks;
+  auto const counted = [&](std::size_t each, std::string_view where) {
+    return fmt::format(": {} element{} {} {} rank{}", grouped(each), each == 1 ? "" : "s", where, grouped(ranks),
+                       ranks == 1 ? "" : "s");
+  };
+  return fmt::format("{}, shape [{}]{}", one_line(p.name), fmt::join(std::span{p.dims.dims}.first(p.dims.rank), ", "),
+                     n % ranks != 0 ? counted(n, "over")
+                     : n != 0       ? counted(n / ranks, "on each of")
+                                    : std::string{});
 }
 
 /// How much more `n` is than `least`: `3.1 %`, `less than 0.001 %`.
@@ -158,15 +209,21 @@ inline std::string above_bound(fs::training_plan const& plan) {
     cut.prefetch = 1;
   }
   std::vector<layout_row> rows;
-  auto const add = [&](layout_row row, auto build) {
+  auto const add_as = [&](training_choice const& as, layout_row row, fs::plan_settings const& settings,
+                          layout_rows::unit_adder const& layouts) {
     try {
-      row.plan.emplace(build());
+      row.plan.emplace(plan_of(m, as, row.replicas, row.shards, settings, layouts));
       row.estimate = fs::estimate_of(*row.plan, node_size);
     } catch (fs::broken_rule const& e) {
-      row.refused = e.what();
       row.plan.reset();
+      row.refused = e.what();
+      auto const tensor = layout_rows::first_refused(m, as, row.replicas, row.shards, settings, layouts, e.what());
+      if (!tensor.empty()) row.refused += " (" + tensor + ')';
     }
     rows.push_back(std::move(row));
+  };
+  auto const add = [&](layout_row row, fs::plan_settings const& settings, layout_rows::unit_adder const& layouts) {
+    add_as(c, std::move(row), settings, layouts);
   };
   auto const row = [&](std::string name, std::string what) {
     return layout_row{.name = std::move(name), .what = std::move(what), .replicas = c.replicas, .shards = c.shards};
@@ -174,51 +231,41 @@ inline std::string above_bound(fs::training_plan const& plan) {
   auto const r = c.replicas, w = c.shards, ranks = r * w;
   std::size_t const es = fs::bits(c.types.compute) / 8;
   if (c.layout == "whole")
-    add(row("whole", "nothing is cut: every rank holds the model"),
-        [&] { return plan_of(m, c, r, w, c.settings, in_layout(fs::zero3{})); });
-  add(row("native", "one flat buffer a unit, aligned segments"),
-      [&] { return plan_of(m, c, r, w, cut, in_layout(fs::native{})); });
-  add(row("zero3", "DeepSpeed stage 3: each tensor cut"),
-      [&] { return plan_of(m, c, r, w, cut, in_layout(fs::zero3{})); });
+    add(row("whole", "nothing is cut: every rank holds the model"), c.settings, in_layout(fs::zero3{}));
+  add(row("native", "one flat buffer a unit, aligned segments"), cut, in_layout(fs::native{}));
+  add(row("zero3", "DeepSpeed stage 3: each tensor cut"), cut, in_layout(fs::zero3{}));
   auto zero12 = row("zero12", whole.cut == fs::cut_states::optimizer ? "DeepSpeed stage 1: parameters, gradients whole"
                                                                      : "DeepSpeed stage 2: parameters whole");
   zero12.runs = c.layout == "zero12";
-  if (whole.cut != fs::cut_states::nothing)
-    add(zero12, [&] { return plan_of(m, c, r, w, whole, in_layout(fs::zero12{})); });
-  add(row("fsdp1", "PyTorch FSDP1: one flat parameter a unit"), [&] {
-    return plan_of(m, c, r, w, cut, in_layout(fs::fsdp1{{}, true, es == 0 ? 2 : es}));
-  });
-  add(row("fsdp2", "PyTorch FSDP2: each tensor cut by rows"),
-      [&] { return plan_of(m, c, r, w, cut, in_layout(fs::fsdp2{})); });
-  auto const packed = [&](fs::megatron const& policy) {
-    return plan_of(m, c, r, w, cut, in_layout(policy, fs::sharding_rule{"*.experts.*", policy}));
+  if (whole.cut != fs::cut_states::nothing) add(zero12, whole, in_layout(fs::zero12{}));
+  add(row("fsdp1", "PyTorch FSDP1: one flat parameter a unit"), cut, in_layout(fs::fsdp1{{}, true, es == 0 ? 2 : es}));
+  add(row("fsdp2", "PyTorch FSDP2: each tensor cut by rows"), cut, in_layout(fs::fsdp2{}));
+  auto const packed = [](fs::megatron const& policy) {
+    return in_layout(policy, fs::sharding_rule{"*.experts.*", policy});
   };
   fs::megatron experimental;
   experimental.packing = fs::megatron_packing::experimental;
-  add(row("megatron", "Megatron-FSDP: whole rows packed; experts apart"), [&] { return packed({}); });
-  add(row("megatron_experimental", "its experimental packing: short tensors' rows whole, too"),
-      [&] { return packed(experimental); });
+  add(row("megatron", "Megatron-FSDP: whole rows packed; experts apart"), cut, packed({}));
+  add(row("megatron_experimental", "its experimental packing: short tensors' rows whole, too"), cut,
+      packed(experimental));
   auto llmc = row("llmc", "llm.c: optimizer states alone cut, each tensor evenly or not at all");
   llmc.runs = false;
-  add(llmc, [&] { return plan_of(m, c, r, w, states, in_layout(fs::llmc{})); });
+  add(llmc, states, in_layout(fs::llmc{}));
   auto even = row("ragged", "veScale: each tensor cut in proportion, here evenly");
   even.runs = false;
   auto const evenly = [](std::size_t ranks_of_group) {
     return fs::ragged{std::vector<std::size_t>(ranks_of_group, 1)};
   };
-  add(even, [&] {  // its units are counted for one number of ranks: experts need another value
-    auto apart = c;
-    std::size_t t = 0;
-    for (auto const& part : m.parts)
-      for (auto const& p : part.parameters) {
-        auto& rule = apart.rules[t++];
-        if (rule == 0 && p.traits.unpacked().expert_ranks != 1) rule = override_layouts.size() + 1;
-      }
-    return plan_of(m, apart, r, w, cut, in_layout(evenly(w), fs::sharding_rule{"", evenly(w / m.expert_ranks)}));
-  });
-  add(row("owned", "each tensor whole on one rank"), [&] { return plan_of(m, c, r, w, cut, in_layout(fs::owned{})); });
-  add(row("planned", "no row is cut; the shortest segment"),
-      [&] { return plan_of(m, c, r, w, cut, in_layout(fs::planned{fs::block::rows()})); });
+  auto apart = c;  // its units are counted for one number of ranks: experts need another value
+  std::size_t t = 0;
+  for (auto const& part : m.parts)
+    for (auto const& p : part.parameters) {
+      auto& rule = apart.rules[t++];
+      if (rule == 0 && p.traits.unpacked().expert_ranks != 1) rule = override_layouts.size() + 1;
+    }
+  add_as(apart, even, cut, in_layout(evenly(w), fs::sharding_rule{"", evenly(w / m.expert_ranks)}));
+  add(row("owned", "each tensor whole on one rank"), cut, in_layout(fs::owned{}));
+  add(row("planned", "no row is cut; the shortest segment"), cut, in_layout(fs::planned{fs::block::rows()}));
   if (auto& planned = rows.back(); planned.plan) planned.what += ", " + layout_rows::above_bound(*planned.plan);
   if (node_size > 1 && ranks > node_size && ranks % node_size == 0) {
     if (r == 1) {
@@ -227,7 +274,7 @@ inline std::string above_bound(fs::training_plan const& plan) {
       hybrid.replicas = ranks / node_size;
       hybrid.shards = node_size;
       hybrid.tradeoff = true;
-      add(hybrid, [&] { return plan_of(m, c, ranks / node_size, node_size, cut, in_layout(fs::native{})); });
+      add(hybrid, cut, in_layout(fs::native{}));
     }
   }
   bool const of_nodes = c.secondary == 0 && node_size > 1 && w > node_size && w % node_size == 0;
@@ -239,7 +286,7 @@ inline std::string above_bound(fs::training_plan const& plan) {
     auto inner = cut;
     inner.keep = {group, false};
     inner.secondary = true;
-    add(hpz, [&] { return plan_of(m, c, r, w, inner, in_layout(fs::zero3{})); });
+    add(hpz, inner, in_layout(fs::zero3{}));
   }
   auto const own = std::find_if(rows.begin(), rows.end(), [&](layout_row const& one) { return one.name == c.layout; });
   if (own != rows.end()) std::rotate(rows.begin(), own, own + 1);
