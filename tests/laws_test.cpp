@@ -312,3 +312,19 @@ TEST_CASE("each law finds the policy that breaks it, with a counterexample") {
   CHECK(law_against(cut_rows{}) == "cuts");
   CHECK(law_against(unaligned{}) == "cuts");
 }
+
+TEST_CASE("a policy that refuses the other world or one rank is told so, and its layout is tested alone") {
+  std::vector<parameter> const unit{{"a", {4, 3}}, {"b", {8}}};
+  auto const says = [](std::optional<broken_law> const& b, std::string_view part) {
+    return b && b->law == "worlds" && b->counterexample.find(part) != std::string::npos;
+  };
+  CHECK(says(first_broken_law(ragged{1, 3}, unit, 2, 4),
+             "ragged has no layout of this unit over 4 ranks: ragged needs one unit count a rank; if that is meant"));
+  CHECK(says(first_broken_law(ragged{1, 3}, unit, 2, 2), "over 1 rank: ragged needs"));
+  CHECK(
+      says(first_broken_law(llmc{}, unit, 4, 3), "llmc has no layout of this unit over 3 ranks: llm.c needs a world"));
+  CHECK_FALSE(first_broken_law(llmc{}, unit, 4, 2));
+  CHECK_FALSE(first_broken_law(layout{ragged{1, 3}, unit, world{2}}));
+  CHECK_THROWS_WITH_AS(static_cast<void>(first_broken_law(ragged{1, 3}, unit, 3, 2)),
+                       "ragged needs one unit count a rank", broken_rule);  // of the world that is asked for
+}

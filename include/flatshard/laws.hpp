@@ -285,9 +285,35 @@ template <class A, class B, class C>
                     detail::described(a) + " to " + detail::described(c) + " through " + detail::described(b)};
 }
 
+namespace detail {
+
+/// The layout of a unit over `w` ranks; where the policy refuses that, nothing, and `refused` says so.
+template <ShardingPolicy P>
+std::optional<listed_layout<P>> layout_over(P const& policy, std::span<parameter const> of_unit, std::size_t w,
+                                            std::optional<broken_law>& refused) {
+#if defined(__cpp_exceptions)
+  try {
+    return listed_layout<P>{policy, of_unit, world{w}};
+  } catch (broken_rule const& e) {
+    refused = {"worlds",
+               std::string{policy_name<P>()} + " has no layout of this unit over " + std::to_string(w) +
+                   (w == 1 ? " rank: " : " ranks: ") + e.what() +
+                   "; if that is meant, test layouts alone: first_broken_law(layout{policy, unit, world{n}})"};
+    return std::nullopt;
+  }
+#else
+  static_cast<void>(refused);
+  return listed_layout<P>{policy, of_unit, world{w}};
+#endif
+}
+
+}  // namespace detail
+
 /// All laws of one policy on one unit: the layout's own, equal layouts from equal policies, and reshardings to
 /// `other_world` ranks, there and back, and to one rank through it. The test of a user's own policy:
-/// `CHECK_FALSE(first_broken_law(my_policy{}, unit, 8, 3))`.
+/// `CHECK_FALSE(first_broken_law(my_policy{}, unit, 8, 3))`. A policy that refuses the unit over `other_world` ranks or
+/// over one, as `ragged` and often `llmc` do, breaks the law `worlds`: ask for the laws of its layout and of
+/// reshardings between layouts instead. Throws `broken_rule` where it refuses `world_size` ranks.
 template <ShardingPolicy P>
 [[nodiscard]] std::optional<broken_law> first_broken_law(P const& policy, std::span<parameter const> of_unit,
                                                          std::size_t world_size, std::size_t other_world,
@@ -296,9 +322,13 @@ template <ShardingPolicy P>
   if (auto b = first_broken_law(a, limits)) return b;
   if (a.hash() != again.hash() || !(a.policy() == again.policy()))
     return broken_law{"values", detail::described(a) + ": equal policies give different layouts"};
-  listed_layout<P> const other{policy, of_unit, world{other_world}}, one{policy, of_unit, world{1}};
-  if (auto b = first_broken_law(resharding{a, other}, limits)) return b;
-  return first_broken_route(a, other, one, limits);
+  std::optional<broken_law> refused;
+  auto const other = detail::layout_over(policy, of_unit, other_world, refused);
+  if (!other) return refused;
+  auto const one = detail::layout_over(policy, of_unit, 1, refused);
+  if (!one) return refused;
+  if (auto b = first_broken_law(resharding{a, *other}, limits)) return b;
+  return first_broken_route(a, *other, *one, limits);
 }
 
 }  // namespace v0
