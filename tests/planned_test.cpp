@@ -411,8 +411,11 @@ TEST_CASE("misuse of planned is a broken rule with its sentence") {
                        broken_rule);
   CHECK_THROWS_WITH_AS(planned(block::rows(), 3), "the tensor alignment must divide the segment alignment",
                        broken_rule);
-  CHECK_THROWS_WITH_AS((layout{planned{block::rows(0)}, unit, world{2}}), "a block has at least one element",
-                       broken_rule);
+  CHECK_THROWS_WITH_AS(static_cast<void>(block::rows(0)), "a block has at least one row", broken_rule);
+  CHECK_THROWS_WITH_AS(static_cast<void>(block::tiles(0)), "a tile has at least one row", broken_rule);
+  CHECK_THROWS_WITH_AS(static_cast<void>(block::run(0)), "a block has at least one element", broken_rule);
+  CHECK_THROWS_WITH_AS((layout{planned{block{block::kind::rows, 0}}, unit, world{2}}),
+                       "a block has at least one element", broken_rule);  // made without these
 }
 
 }  // namespace planned_test

@@ -21,11 +21,20 @@ struct block {
   std::size_t count = 1;  ///< elements of a run, or rows
   friend constexpr bool operator==(block const&, block const&) = default;
   /// `n` elements, counted from the tensor's first one: a quantisation block.
-  [[nodiscard]] static constexpr block run(std::size_t n) { return {kind::run, n}; }
+  [[nodiscard]] static constexpr block run(std::size_t n) {
+    require(n > 0, "a block has at least one element");
+    return {kind::run, n};
+  }
   /// `n` whole rows.
-  [[nodiscard]] static constexpr block rows(std::size_t n = 1) { return {kind::rows, n}; }
+  [[nodiscard]] static constexpr block rows(std::size_t n = 1) {
+    require(n > 0, "a block has at least one row");
+    return {kind::rows, n};
+  }
   /// Tiles of n x n elements: an interval that cuts none of them is made of whole strips of `n` rows.
-  [[nodiscard]] static constexpr block tiles(std::size_t n) { return rows(n); }
+  [[nodiscard]] static constexpr block tiles(std::size_t n) {
+    require(n > 0, "a tile has at least one row");
+    return rows(n);
+  }
   /// A whole matrix; of a stack, each.
   [[nodiscard]] static constexpr block matrix() { return {kind::matrix, 1}; }
   /// The whole tensor.
