@@ -548,6 +548,17 @@ TEST_CASE("a config.json that declares other tensors is an error with both shape
               "\"64\"",
               {"[model_config]", "config.json", "/hidden_size", "hidden_size is \"64\", a size"}},
              {"hidden_size", "-1", {"hidden_size is -1"}},
+             {"hidden_size",
+              "null",
+              {"[model_config]",
+               "/hidden_size: error: hidden_size is null, a size from 0 to 2147483647 is needed; "
+               "write that of the model"}},
+             {"num_hidden_layers", "null", {"config.json:", "/num_hidden_layers: error: num_hidden_layers is null"}},
+             {"num_attention_heads", "true", {"num_attention_heads is true, a size from 1 to 2147483647"}},
+             {"vocab_size", "null", {"vocab_size is null, a size"}},
+             {"intermediate_size", "1.5", {"intermediate_size is 1.5, a size"}},
+             {"tie_word_embeddings", "\"true\"", {"tie_word_embeddings is \"true\", true or false is needed"}},
+             {"model_type", "5", {"/model_type: error: model_type is 5, a name such as \"llama\" is needed"}},
              {"hidden_size", "0", {"\"model.embed_tokens.weight\" has shape [", ", 0]"}},  // upstream builds that model
              {"vocab_size", "99999999999999999999", {"vocab_size is 99999999999999999999"}},
              {"tie_word_embeddings",
@@ -564,8 +575,17 @@ TEST_CASE("a config.json that declares other tensors is an error with both shape
     }
     // What it does not say is not compared.
     CHECK(with("model_type", "\"other\"").code == 0);
-    CHECK(with("vocab_size", "null").code == 0);
+    CHECK(with("model_type", "null").code == 0);
     CHECK(with("vocab_size", "7, \"quantization_config\": {}").code == 0);
+    CHECK(with("vocab_size", "7, \"quantization_config\": null").code == 1);
+    // Null where transformers computes a size: as many heads of keys and values as of queries.
+    auto const heads = with("num_key_value_heads", "null");
+    CHECK_FALSE(heads.says("[model_config]"));
+    CHECK((heads.code == 0 || heads.says("\"model.layers.0.self_attn.k_proj.weight\" has shape [")));
+    if (arch != "qwen2") {  // which has no such key
+      CHECK(with("head_dim", "[]").says("head_dim is [], a size"));
+      CHECK(with("head_dim", "null").says("head_dim is null, a size") == (arch == "qwen3"));
+    }
   }
   for (std::string const arch : {"qwen3-30b-a3b", "gpt-oss-20b", "llama-3-8b"}) {  // as they are published
     auto const model = make(dir, arch, {"--arch", arch, "--sparse", "--files", "4"});

@@ -29,49 +29,71 @@ struct declared_model {
 };
 
 /// The sizes of a config.json of a known `model_type`; nothing for another type, for quantised weights, and where a
-/// size is absent. A size that is none is added to `problems`. Defaults as in transformers' configuration classes.
+/// size is absent. A value that upstream cannot take is added to `problems`. Defaults, also for null, as in
+/// transformers' configuration classes.
 [[nodiscard]] inline std::optional<declared_model> declared_by(flatshard::document const& config,
                                                                std::vector<flatshard::problem>& problems) {
+  using flatshard::value_kind;
   constexpr std::array<family_name, 5> types{{{"llama", family::llama},
                                               {"qwen2", family::qwen2},
                                               {"qwen3", family::qwen3},
                                               {"qwen3_moe", family::qwen3_moe},
                                               {"gpt_oss", family::gpt_oss}}};
+  auto const given = [&](std::string_view key) { return config[key]->present() && !config[key]->is(value_kind::null); };
+  auto const wrong = [&](std::string_view key, std::string const& needed) {
+    flatshard::problem one;
+    one.code = flatshard::errc::model_config;
+    one.where = config[key].where();
+    one.detail = fmt::format("{} is {}, {}", key, flatshard::to_json(*config[key]), needed);
+    problems.push_back(std::move(one));
+  };
+  if (given("model_type") && !config["model_type"]->is(value_kind::string))
+    wrong("model_type", "a name such as \"llama\" is needed");
   auto const type = std::find_if(types.begin(), types.end(),
                                  [&](family_name const& t) { return config["model_type"]->text() == t.name; });
-  if (type == types.end() || config["quantization_config"]->present()) return {};
+  if (type == types.end() || given("quantization_config")) return {};
   bool known = true;
-  auto const size = [&](std::string_view key, std::size_t fallback = 0, std::int64_t least = 1) -> std::size_t {
-    auto const at = config[key];
-    auto const given = at->integer();
-    if (given && *given >= least && *given < std::int64_t{1} << 31) return static_cast<std::size_t>(*given);
-    if (at->present() && !at->is(flatshard::value_kind::null)) {
-      flatshard::problem one;
-      one.code = flatshard::errc::model_config;
-      one.where = at.where();
-      one.detail = fmt::format("{} is {}, a size from {} to 2147483647 is needed", key, flatshard::to_json(*at), least);
-      problems.push_back(std::move(one));
+  // `absent` and `null` count for a key that is not there or null; 0: not known; no `null`: it must be a number.
+  auto const size = [&](std::string_view key, std::size_t absent = 0, std::optional<std::size_t> null = {},
+                        std::int64_t least = 1) -> std::size_t {
+    if (auto const n = config[key]->integer(); n && *n >= least && *n < std::int64_t{1} << 31)
+      return static_cast<std::size_t>(*n);
+    if (given(key) || (config[key]->present() && !null)) {
+      wrong(key, fmt::format("a size from {} to 2147483647 is needed; write that of the model", least));
+      known = false;
+      return 0;
     }
-    known = known && (fallback != 0 || key == "head_dim");  // which follows from the others
-    return fallback;
+    auto const counts = config[key]->present() ? *null : absent;
+    known = known && (counts != 0 || key == "head_dim");  // which follows from the others
+    return counts;
   };
   declared_model d;
   auto& m = d.shape;
   m.kind = type->kind;
-  m.hidden = size("hidden_size", 0, 0);  // upstream builds a model of empty tensors
+  m.hidden = size("hidden_size", 0, {}, 0);  // upstream builds a model of empty tensors
   m.layers = size("num_hidden_layers");
   m.heads = size("num_attention_heads");
-  m.kv_heads = size("num_key_value_heads", m.kind == family::llama ? m.heads : 0);
+  bool const moe = m.kind == family::qwen3_moe, oss = m.kind == family::gpt_oss;
+  m.kv_heads =
+      size("num_key_value_heads", m.kind == family::llama ? m.heads : 0, moe ? std::nullopt : std::optional{m.heads});
   m.vocabulary = size("vocab_size");
-  m.head_dim = size("head_dim", m.kind == family::qwen3     ? 128
-                                : m.kind == family::gpt_oss ? 64
-                                                            : m.hidden / std::max<std::size_t>(m.heads, 1));
+  auto const split = m.hidden / std::max<std::size_t>(m.heads, 1);
+  bool const own_heads = moe || m.kind == family::qwen3;
+  m.head_dim = size("head_dim",
+                    m.kind == family::qwen3 ? 128
+                    : oss                   ? 64
+                                            : split,
+                    own_heads ? std::nullopt : std::optional{split});
   m.intermediate = size("intermediate_size");
+  if (given("tie_word_embeddings") && !config["tie_word_embeddings"]->is(value_kind::boolean)) {
+    wrong("tie_word_embeddings", "true or false is needed");
+    known = false;
+  }
   m.tied = config["tie_word_embeddings"]->is_true();
-  if (m.kind == family::gpt_oss || m.kind == family::qwen3_moe) {
-    m.experts = size(m.kind == family::gpt_oss ? "num_local_experts" : "num_experts");
-    m.expert_intermediate = m.kind == family::gpt_oss ? m.intermediate : size("moe_intermediate_size");
-    d.every_tensor = !config["attention_bias"]->is_false() || m.kind != family::gpt_oss;
+  if (oss || moe) {
+    m.experts = size(oss ? "num_local_experts" : "num_experts");
+    m.expert_intermediate = oss ? m.intermediate : size("moe_intermediate_size");
+    d.every_tensor = !config["attention_bias"]->is_false() || !oss;
     if (config["decoder_sparse_step"]->present() && config["decoder_sparse_step"]->integer() != 1)
       d.every_tensor = false;
     if (!config["mlp_only_layers"]->elements().empty()) d.every_tensor = false;
