@@ -393,6 +393,26 @@ TEST_CASE("files that change between header and data are errors") {
   CHECK(attempt([&] { fs::remove(path); }) == errc::file_changed);
 }
 
+TEST_CASE("a directory without a checkpoint: links to nothing and what may be meant are named") {
+  test_folder here{"loader-nothing"};
+  auto const told = [&] { return to_string(open_checkpoint(here.path).error()); };
+  auto const says = [&](std::string const& text) {
+    auto const found = told();
+    CHECK_MESSAGE(found.find(text) != std::string::npos, found);
+  };
+  says("model.safetensors nor model.safetensors.index.json [file_missing]");
+  std::ofstream{here.path / "pytorch_model.bin"} << 1;
+  says("index.json; convert its pytorch_model.bin to safetensors [file_missing]");
+  std::ofstream{here.path / "b.safetensors"} << 1;
+  says("index.json; it holds \"b.safetensors\", whose own path is taken too [file_missing]");
+  std::ofstream{here.path / "a.safetensors"} << 1;
+  says("it holds 2 such files, the first \"a.safetensors\", without the index");
+  fs::create_symlink("../blobs/index", here.path / "model.safetensors.index.json");
+  says("index.json: error: this is a link to \"../blobs/index\", which is not there");
+  fs::create_symlink("../blobs/1", here.path / "model.safetensors");
+  says("model.safetensors: error: this is a link to \"../blobs/1\", which is not there [file_missing]");
+}
+
 TEST_CASE("checkpoint directories and indexes: rows 40 and 41") {
   test_folder here{"loader-index"};
   auto const index = here.path / "model.safetensors.index.json";
@@ -431,6 +451,12 @@ TEST_CASE("checkpoint directories and indexes: rows 40 and 41") {
   auto const problems = open_checkpoint(index).error().problems;
   CHECK(codes(problems) == sorted({errc::file_missing, errc::tensor_missing}));
   CHECK(to_string(config_error{problems}).find(R"(needed by "a", "b", "c" and 1 more)") != std::string::npos);
+
+  fs::create_symlink("blobs/7", here.path / "gone");
+  auto const linked = to_string(open_checkpoint(index).error());
+  CHECK_MESSAGE(linked.find(R"(gone: error: this is a link to "blobs/7", which is not there, needed by "a")") !=
+                    std::string::npos,
+                linked);
 
   // in a file but not in the index: reported, an error when strict; total_size is compared, in any spelling
   std::ofstream{index} << R"({"metadata":{"total_size":4.0,"other":[1]},"weight_map":{"a":"f.safetensors"}})";

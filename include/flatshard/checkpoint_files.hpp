@@ -22,6 +22,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -206,20 +207,46 @@ inline result<checkpoint_files> checkpoint_files::indexed(std::filesystem::path 
   return finished(std::move(all), index->total_size, path.string());
 }
 
+namespace detail {
+
+/// What a directory without a checkpoint holds that may be meant: `; it holds "adapter_model.safetensors", ...`.
+inline std::string instead(std::filesystem::path const& directory) {
+  std::error_code error;
+  std::vector<std::string> names;
+  bool pickled = false;
+  for (std::filesystem::directory_iterator entry{directory, error}, end; !error && entry != end;
+       entry.increment(error)) {
+    auto const& file = entry->path();
+    if (file.extension() == ".safetensors") names.push_back(file.filename().string());
+    pickled |= file.filename() == "pytorch_model.bin" || file.filename() == "pytorch_model.bin.index.json";
+  }
+  if (names.empty()) return pickled ? "; convert its pytorch_model.bin to safetensors" : "";
+  auto const first = shown(*std::min_element(names.begin(), names.end()));
+  return names.size() == 1 ? "; it holds " + first + ", whose own path is taken too"
+                           : "; it holds " + std::to_string(names.size()) + " such files, the first " + first +
+                                 ", without the index that says which tensor is where";
+}
+
+}  // namespace detail
+
 inline result<checkpoint_files> open_checkpoint(std::filesystem::path const& path, safetensors_limits const& limits) {
   namespace fs = std::filesystem;
   std::error_code error;
   auto chosen = path;
   if (fs::is_directory(path, error)) {
+    auto const there = [&](fs::path const& file) {  // also a link to nothing, which opening tells
+      return fs::exists(fs::symlink_status(file, error));
+    };
     chosen = path / "model.safetensors";
-    if (!fs::exists(chosen, error)) {
+    if (!there(chosen)) {
       if (error == std::errc::permission_denied)
         return detail::file_problem(errc::io, path.string(), detail::denied(chosen));
       chosen = path / "model.safetensors.index.json";
     }
-    if (!fs::exists(chosen, error))
-      return detail::file_problem(errc::file_missing, path.string(),
-                                  "the directory holds neither model.safetensors nor model.safetensors.index.json");
+    if (!there(chosen))
+      return detail::file_problem(
+          errc::file_missing, path.string(),
+          "the directory holds neither model.safetensors nor model.safetensors.index.json" + detail::instead(path));
   }
   if (chosen.extension() == ".json") return checkpoint_files::indexed(chosen, limits);
   auto one = open_safetensors(chosen, limits);

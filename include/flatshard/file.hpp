@@ -104,6 +104,12 @@ inline config_error file_problem(errc code, std::string const& path, std::string
   return config_error{std::move(one)};
 }
 inline std::string reason(int number) { return std::generic_category().message(number); }
+/// What ENOENT means for a file: no such name, or a link to none, as caches of models are full of.
+inline std::string missing(std::filesystem::path const& path) {
+  std::error_code none;
+  auto const target = std::filesystem::read_symlink(path, none);
+  return none ? "there is no such file" : "this is a link to " + shown(target.string()) + ", which is not there";
+}
 /// What EACCES means for a file: the first folder on the way that may not be entered, else the file itself; and what to
 /// do.
 inline std::string denied(std::filesystem::path const& path) {
@@ -129,8 +135,7 @@ class input_file {
         detail::retried([&] { return ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY); })};
     if (file.number() < 0) {
       auto const why = errno;
-      if (why == ENOENT || why == ENOTDIR)
-        return detail::file_problem(errc::file_missing, text, "there is no such file");
+      if (why == ENOENT || why == ENOTDIR) return detail::file_problem(errc::file_missing, text, detail::missing(path));
       if (why == ENXIO) return detail::file_problem(errc::file_type, text, "this is not a regular file");
       return detail::file_problem(errc::io, text,
                                   "open: " + (why == EACCES ? detail::denied(path) : detail::reason(why)));
