@@ -32,8 +32,16 @@ TEST_CASE("wrong usage is exit code 2 with a sentence on stderr") {
     std::string_view says;
   };
   for (auto const& [words, says] : std::vector<wrong>{
-           {{}, "subcommand is required"},
-           {{"frob"}, "no such command or option: 'frob'"},
+           {{}, "a command is required: explain, load, make-model, plan\n"},
+           {{"frob"}, "no such command or option: 'frob'; commands are explain, load, make-model, plan\n"},
+           {{"lod", "x"}, "no such command or option: 'lod'; did you mean \"load\"?; commands are"},
+           {{"load", "x", "--wrold", "2"},
+            "--world is required, and --wrold is no option; did you mean \"--world\"?\n"},
+           {{"load", "x", "--world", "2", "--jsno"}, "was not expected: --jsno; did you mean \"--json\"?\n"},
+           {{"plan", "--world", "2", "--config", "x", "--micro-batch=2"}, "; did you mean \"--micro-batches\"?\n"},
+           {{"load", "x", "--frob", "7"}, "--world is required\n"},
+           {{"load", "x", "--world"}, "--world needs a value: --world N\n"},
+           {{"load", "x", "--world", "2", "--world", "3"}, "--world is given 2 times, and taken once\n"},
            {{"--frob"}, "no such command or option: '--frob'"},
            {{"make-model"}, "DIR is required"},
            {{"make-model", "x"}, "--arch is required"},
