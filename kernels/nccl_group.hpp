@@ -34,7 +34,7 @@ namespace detail {
 constexpr std::size_t most_values = 64;
 /// What one rank adds to a gather of host memory, at most.
 constexpr std::size_t word_bytes = most_values * sizeof(double);
-static_assert(sizeof(call_notice) <= word_bytes && sizeof(setup_record) <= word_bytes);
+static_assert(sizeof(call_notice) <= word_bytes && sizeof(nccl_setup) <= word_bytes);
 
 /// One rank's end of a group of NCCL.
 class nccl_group {
@@ -328,13 +328,13 @@ class nccl_group {
   }
 
   void compare_setups(stream_ref stream, bool own_sums) {
-    setup_record own{.ranks = static_cast<std::int32_t>(size_),
-                     .self = static_cast<std::int32_t>(self_),
-                     .checked_every = checked_every_,
-                     .own_sums = own_sums,
-                     .workspace = memory_.size() - nccl_workspace(world{size_}).value};
+    nccl_setup own{.ranks = static_cast<std::int32_t>(size_),
+                   .self = static_cast<std::int32_t>(self_),
+                   .checked_every = checked_every_,
+                   .own_sums = own_sums,
+                   .workspace = memory_.size() - nccl_workspace(world{size_}).value};
     complete(ncclGetVersion(&own.running), "ncclGetVersion", limit_);
-    std::vector<setup_record> all{own};
+    std::vector<nccl_setup> all{own};
     if (size_ > 1) {
       all.resize(size_);
       gather_host(reinterpret_cast<std::byte*>(all.data()), reinterpret_cast<std::byte const*>(&own), sizeof own,

@@ -25,7 +25,7 @@ namespace detail {
 /// What ranks compare before the first collective. Layouts and configurations, which they have later, are `agree`'s;
 /// types and the order of sums are compared with the calls. 64 bytes, the version first, in every version, so that
 /// ranks of different ones can tell.
-struct setup_record {
+struct nccl_setup {
   std::int32_t version = 3;
   std::int32_t library = FLATSHARD_VERSION_MAJOR * 10000 + FLATSHARD_VERSION_MINOR * 100 + FLATSHARD_VERSION_PATCH;
   std::int32_t compiled = NCCL_VERSION_CODE, running = 0;
@@ -34,8 +34,8 @@ struct setup_record {
   std::uint64_t workspace = 0;
   std::array<std::uint64_t, 3> later{};
 };
-static_assert(sizeof(setup_record) == 64);
-static_assert(std::has_unique_object_representations_v<setup_record>);
+static_assert(sizeof(nccl_setup) == 64);
+static_assert(std::has_unique_object_representations_v<nccl_setup>);
 
 /// Whether kernels of several communicators start on the device in the order in which the host made the calls. NCCL
 /// reads the variable once, and puts what its own files of settings say of it into the environment when it is first
@@ -58,25 +58,25 @@ inline std::string spelled_version(int code) {
 }
 
 /// Throws the same on every rank where the records of all ranks, in rank order, differ or say what cannot work.
-inline void require_alike(std::span<setup_record const> all) {
-  auto const differ = [&](char const* field, auto setup_record::*member) {
+inline void require_alike(std::span<nccl_setup const> all) {
+  auto const differ = [&](char const* field, auto nccl_setup::*member) {
     for (std::size_t r = 1; r < all.size(); ++r)
       if (auto const a = all[0].*member, b = all[r].*member; a != b)
         raise(mismatch{field, {rank_at(0), rank_at(r)}, {std::to_string(a), std::to_string(b)}});
   };
-  differ("version of the records", &setup_record::version);
-  differ("version of flatshard", &setup_record::library);
-  differ("version of NCCL that it was compiled with", &setup_record::compiled);
-  differ("version of NCCL that is loaded", &setup_record::running);
-  differ("number of ranks", &setup_record::ranks);
+  differ("version of the records", &nccl_setup::version);
+  differ("version of flatshard", &nccl_setup::library);
+  differ("version of NCCL that it was compiled with", &nccl_setup::compiled);
+  differ("version of NCCL that is loaded", &nccl_setup::running);
+  differ("number of ranks", &nccl_setup::ranks);
   for (std::size_t r = 0; r < all.size(); ++r)
     if (auto const said = static_cast<std::size_t>(all[r].self); said != r)
       raise(mismatch{"the number of rank " + std::to_string(r),
                      {rank_at(0), rank_at(r)},
                      {std::to_string(r), std::to_string(said)}});
-  differ("how often calls are compared", &setup_record::checked_every);
-  differ("a second communicator for sums", &setup_record::own_sums);
-  differ("bytes of the workspace", &setup_record::workspace);
+  differ("how often calls are compared", &nccl_setup::checked_every);
+  differ("a second communicator for sums", &nccl_setup::own_sums);
+  differ("bytes of the workspace", &nccl_setup::workspace);
   // The same on every rank by now, so that every rank throws. Structures that reach the device carry no version.
   if (all[0].running != all[0].compiled)
     raise(nccl_error{ncclInvalidUsage, "NCCL " + spelled_version(all[0].running) +

@@ -32,3 +32,12 @@ if(FLATSHARD_NCCL_HEADERS AND FLATSHARD_CUDA_HEADERS)
 else()
   message(STATUS "nccl_headers_test: skipped, nccl.h or cuda_runtime.h was not found")
 endif()
+# Backends of one program: a name that two of their private headers define differently is seen by nobody but the linker.
+if(TARGET flatshard_mpi AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT FLATSHARD_SANITIZE)
+  set(one_definition ${CMAKE_CURRENT_SOURCE_DIR}/one_definition.sh ${CMAKE_CXX_COMPILER})
+  list(TRANSFORM MPI_CXX_COMPILER_INCLUDE_DIRS PREPEND -isystem OUTPUT_VARIABLE mpi_includes)
+  flatshard_command_test(one_definition LABELS slow COMMAND ${one_definition} -Iinclude -Ikernels/include -Itests/nccl_on_host
+    -Itests/nccl_on_host/backend ${mpi_includes} kernels/nccl.cpp kernels/mpi.cpp kernels/threads.cpp)
+  flatshard_command_test(one_definition_catches LABELS slow COMMAND ${one_definition} tests/kernels/one_definition_planted/first.cpp
+    tests/kernels/one_definition_planted/second.cpp PROPERTIES PASS_REGULAR_EXPRESSION "record[^ ]* violates the C[+][+] One Definition Rule")
+endif()
