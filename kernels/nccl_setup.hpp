@@ -52,31 +52,32 @@ inline int environment_says() {
   return text == nullptr ? first_calls : std::max(0, std::atoi(text));
 }
 
-/// `2.28.9`. Source: NCCL_VERSION of nccl.h, from 2.9 on.
+/// `2.28.9`, `0.1.0`. Source: NCCL_VERSION of nccl.h, from 2.9 on.
 inline std::string spelled_version(int code) {
   return std::to_string(code / 10000) + '.' + std::to_string(code / 100 % 100) + '.' + std::to_string(code % 100);
 }
 
 /// Throws the same on every rank where the records of all ranks, in rank order, differ or say what cannot work.
 inline void require_alike(std::span<nccl_setup const> all) {
-  auto const differ = [&](char const* field, auto nccl_setup::*member) {
+  auto const as_it_is = [](auto n) { return std::to_string(n); };
+  auto const differ = [&](char const* field, auto nccl_setup::*member, auto spelled) {
     for (std::size_t r = 1; r < all.size(); ++r)
       if (auto const a = all[0].*member, b = all[r].*member; a != b)
-        raise(mismatch{field, {rank_at(0), rank_at(r)}, {std::to_string(a), std::to_string(b)}});
+        raise(mismatch{field, {rank_at(0), rank_at(r)}, {spelled(a), spelled(b)}});
   };
-  differ("version of the records", &nccl_setup::version);
-  differ("version of flatshard", &nccl_setup::library);
-  differ("version of NCCL that it was compiled with", &nccl_setup::compiled);
-  differ("version of NCCL that is loaded", &nccl_setup::running);
-  differ("number of ranks", &nccl_setup::ranks);
+  differ("version of the records", &nccl_setup::version, as_it_is);
+  differ("version of flatshard", &nccl_setup::library, spelled_version);
+  differ("version of NCCL that it was compiled with", &nccl_setup::compiled, spelled_version);
+  differ("version of NCCL that is loaded", &nccl_setup::running, spelled_version);
+  differ("number of ranks", &nccl_setup::ranks, as_it_is);
   for (std::size_t r = 0; r < all.size(); ++r)
     if (auto const said = static_cast<std::size_t>(all[r].self); said != r)
       raise(mismatch{"the number of rank " + std::to_string(r),
                      {rank_at(0), rank_at(r)},
                      {std::to_string(r), std::to_string(said)}});
-  differ("how often calls are compared", &nccl_setup::checked_every);
-  differ("a second communicator for sums", &nccl_setup::own_sums);
-  differ("bytes of the workspace", &nccl_setup::workspace);
+  differ("how often calls are compared", &nccl_setup::checked_every, as_it_is);
+  differ("a second communicator for sums", &nccl_setup::own_sums, as_it_is);
+  differ("bytes of the workspace", &nccl_setup::workspace, as_it_is);
   // The same on every rank by now, so that every rank throws. Structures that reach the device carry no version.
   if (all[0].running != all[0].compiled)
     raise(nccl_error{ncclInvalidUsage, "NCCL " + spelled_version(all[0].running) +
