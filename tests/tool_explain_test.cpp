@@ -652,6 +652,28 @@ TEST_CASE("load obeys the resolved trigger and stores in the resolved dtype") {
   CHECK_MESSAGE(text.says("[not-zero3-loading]"), text.err);
 }
 
+TEST_CASE("a model's config.json is no configuration of training, and every command says so at once") {
+  folder const dir;
+  auto const model = dir / "model";
+  REQUIRE(run({"make-model", model, "--arch", "llama", "--size", "200K"}).code == 0);
+  auto const config = model + "/config.json";
+  for (auto const& words :
+       std::vector<std::vector<std::string>>{{"explain", config},
+                                             {"explain", config, "--profile", "torch", "--json"},
+                                             {"explain", config, "--compare"},
+                                             {"load", model, "--world", "2", "--config", config},
+                                             {"plan", "--model", model, "--world", "2", "--config", config}}) {
+    auto const r = run(words);
+    CHECK(r.code == 1);
+    CHECK(r.out.empty());
+    CHECK_MESSAGE(r.err == "flatshard: " + config +
+                               ": this is a model's config.json, which configures no training; name the file that "
+                               "DeepSpeed or the front end reads\n",
+                  r.err);
+  }
+  CHECK_FALSE(run({"explain", "-"}, R"({"model_type": "x", "zero_optimization": {"stage": 3}})").says("config.json"));
+}
+
 TEST_CASE("a configuration that is refused loads nothing") {
   folder const dir;
   auto const model = dir / "model";

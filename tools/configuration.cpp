@@ -262,6 +262,11 @@ front_end_reading read_as(fs::profile front_end, configuration_text const& text,
     return out;
   }
   out.document = *std::move(read);
+  if (auto const& root = out.document->value_of_root();
+      root["model_type"].is(fs::value_kind::string) && root["architectures"].is(fs::value_kind::array))
+    throw failure{one_line(text.name) +
+                  ": this is a model's config.json, which configures no training; name the file that DeepSpeed or the "
+                  "front end reads"};
   for (auto const& setting : request.settings) apply_setting(setting, *out.document);
   fs::frontend::read_named_files(*out.document, out.known);
   out.resolved = decide(*out.document, front_end, out.known);

@@ -51,7 +51,7 @@ struct front_end_reading {
   flatshard::resolution resolved;
 };
 /// Reads the text as `front_end` does, applies --set, and decides. What upstream refuses is in the problems. Throws
-/// `wrong_usage` for a --set that fits no document.
+/// `failure` for a --set that fits no document, and for a model's config.json.
 [[nodiscard]] front_end_reading read_as(flatshard::profile front_end, configuration_text const& text,
                                         configuration_request const& request);
 
