@@ -108,6 +108,13 @@ TEST_CASE("rows 1 to 7: the length") {
   CHECK(open_safetensors(large).error().problems.front().code == errc::header_too_large);
   CHECK(verdict(length(60)) == "header_length");
   CHECK(verdict(length(~std::uint64_t{} - 7) + "{}") == "header_too_large");
+  auto const told = [](std::string const& text) { return open_safetensors(written(text)).error().problems.front(); };
+  auto const pointer = told("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n");
+  CHECK(pointer.code == errc::header_too_large);
+  CHECK(pointer.detail.ends_with("; this is a pointer of Git LFS, `git lfs pull` brings the file"));
+  CHECK(told("<!DOCTYPE html>").detail.ends_with("text \"<!DOCTYP\", so it is no safetensors file"));
+  CHECK(told("{\n\t\"a\": 1}").detail.find("the text \"{\\x0a\\x09") != std::string::npos);
+  CHECK(told(length(~std::uint64_t{}) + "{}").detail.ends_with("the limit is 100000000"));
   safetensors_limits small;
   small.header_bytes = 10;
   CHECK(!open_safetensors(written(file("{}         ")), small).has_value());

@@ -27,6 +27,7 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -112,6 +113,19 @@ struct header_content {
 
 class header_reader;
 
+/// What stands where the length of a header is expected: nothing, or a text, as in a page of an error or in the few
+/// lines that Git leaves instead of a large file. Source: git-lfs, docs/spec.md (the pointer begins with "version ").
+inline std::string text_instead(std::span<std::byte const, 8> prefix) {
+  std::string text;
+  for (auto const b : prefix) {
+    auto const c = std::to_integer<unsigned char>(b);
+    if (c != '\n' && c != '\r' && c != '\t' && (c < 0x20 || c > 0x7e)) return {};
+    text += static_cast<char>(c);
+  }
+  return text == "version " ? "; this is a pointer of Git LFS, `git lfs pull` brings the file"
+                            : "; the file begins with the text " + shown(text) + ", so it is no safetensors file";
+}
+
 }  // namespace detail
 
 /// A checked header. Moves keep names valid; lookups are O(log tensors) by hash; all reads are thread-safe.
@@ -174,7 +188,7 @@ struct safetensors_file {
   for (std::size_t i = 0; i < 8; ++i) n |= std::to_integer<std::uint64_t>(prefix[i]) << (8 * i);
   if (n > limits.header_bytes)
     return bad(errc::header_too_large, "the header claims " + std::to_string(n) + " bytes, the limit is " +
-                                           std::to_string(limits.header_bytes));
+                                           std::to_string(limits.header_bytes) + detail::text_instead(prefix));
   if (8 + n > file.size().value)
     return bad(errc::header_length, "the header claims " + std::to_string(n) +
                                         " bytes after the first 8, the file has " + std::to_string(file.size().value) +
