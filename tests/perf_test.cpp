@@ -239,6 +239,24 @@ TEST_CASE("ranks are held to a processor each where there are enough, and the ta
   CHECK(has(head("1", "0", "0"), (CPU_COUNT(&before) >= 2 ? free : outside) + warm));
 }
 
+TEST_CASE("sizes grow up to the largest, and never past 64 bits") {
+  using sizes = std::vector<std::uint64_t>;
+  auto const of = [](std::uint64_t first, std::uint64_t last, std::uint64_t factor, std::uint64_t increment) {
+    perf::request r;
+    r.first = first, r.last = last, r.factor = factor, r.increment = increment;
+    return r.sizes();
+  };
+  CHECK(of(1, 8, 2, 0) == sizes{1, 2, 4, 8});
+  CHECK(of(1, 7, 2, 0) == sizes{1, 2, 4});
+  CHECK(of(5, 5, 2, 0) == sizes{5});
+  CHECK(of(2, 8, 2, 3) == sizes{2, 5, 8});
+  CHECK(of(2, 7, 2, 3) == sizes{2, 5});
+  auto const one = std::uint64_t{1};
+  CHECK(of((one << 49) + 1, one << 50, (one << 15) + 1, 0) ==
+        sizes{(one << 49) + 1});  // the product is 2^49 + 2^15 + 1
+  CHECK(of(one << 59, (one << 59) + 1, 2, ~(one << 2)) == sizes{one << 59});
+}
+
 TEST_CASE("the file holds every measurement and what it was made on") {
   tool_test::folder const f;
   auto const done = run({"-b", "64K", "-e", "64K", "-n", "5", "-w", "0", "-J", f / "out.json"});

@@ -45,11 +45,10 @@ struct request {
   /// Total bytes of each row, ascending.
   [[nodiscard]] std::vector<std::uint64_t> sizes() const {
     std::vector<std::uint64_t> all;
-    for (auto size = first; size <= last;) {
+    auto const times = std::max<std::uint64_t>(factor, 2);
+    for (auto size = first; size <= last; size = increment > 0 ? size + increment : size * times) {
       all.push_back(size);
-      auto const next = increment > 0 ? size + increment : size * std::max<std::uint64_t>(factor, 2);
-      if (next <= size) break;
-      size = next;
+      if (increment > 0 ? increment > last - size : size > last / times) break;  // the next one, maybe past 64 bits
     }
     return all;
   }
