@@ -85,6 +85,25 @@ inline void plain_tile(float* y, float const* a, float const* b, std::size_t dep
 
 }  // namespace detail
 
+/// Whether oneDNN multiplies bf16 on this processor: 2.6 does from AVX-512 on. Where it does not, the loops do.
+[[nodiscard]] inline bool onednn_multiplies_bf16() {
+#if defined(FLATSHARD_ONEDNN)
+  static bool const answer = [] {
+    try {
+      dnnl::memory::desc const square{{16, 16}, dnnl::memory::data_type::bf16, {16, 1}};
+      dnnl::matmul::primitive_desc const product{dnnl::matmul::desc{square, square, square},
+                                                 dnnl::engine{dnnl::engine::kind::cpu, 0}};
+      return true;
+    } catch (dnnl::error const&) {
+      return false;
+    }
+  }();
+  return answer;
+#else
+  return false;
+#endif
+}
+
 /// The products of one rank: one thread, and memory and compiled kernels kept from call to call.
 class matrix_products {
  public:
@@ -107,7 +126,8 @@ class matrix_products {
                        "the shapes of a matrix product must fit");
     if (y.rows == 0 || y.columns == 0) return;
 #if defined(FLATSHARD_ONEDNN)
-    if (backend_ == matmul_backend::onednn && a.columns != 0) return with_onednn(y, a, b, bias);
+    if (backend_ == matmul_backend::onednn && a.columns != 0 && (!std::same_as<In, bf16> || onednn_multiplies_bf16()))
+      return with_onednn(y, a, b, bias);
 #endif
     with_loops(y, a, b, bias);
   }

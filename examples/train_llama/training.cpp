@@ -4,6 +4,7 @@
 #include "../../tools/report.hpp"
 #include "checkpoint_fit.hpp"
 #include "matmul_backend.hpp"
+#include "matrix_products.hpp"
 #include "model_config.hpp"
 #include "output_targets.hpp"
 #include "rank_training.hpp"
@@ -90,8 +91,11 @@ void train(arguments const& args) {
     for (auto const& p : list) parameters += p.dims.numel();
   report.line(fmt::format("model {}: {}, {} parameters, {} layers, vocabulary {}", args.model, model.type, parameters,
                           model.layers, model.vocabulary));
-  report.line(fmt::format("world {}, layout {}, batch {} x {} tokens, sums {}, products by {}", args.world,
-                          setup.layout, options.batch, options.tokens, args.sum_order, name(backend)));
+  bool const loops_for_bf16 = backend == llama::matmul_backend::onednn && !llama::onednn_multiplies_bf16() &&
+                              setup.resolved.policies.dtypes.compute == flatshard::dtype::bf16;
+  report.line(fmt::format("world {}, layout {}, batch {} x {} tokens, sums {}, products by {}{}", args.world,
+                          setup.layout, options.batch, options.tokens, args.sum_order, name(backend),
+                          loops_for_bf16 ? ", of bf16 by loops, as it has none for this processor" : ""));
   for (auto const& line : setup.lines) report.line(line);
   std::fflush(stdout);
   for (auto const& line : setup.warnings) warn(line);
