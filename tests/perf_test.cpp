@@ -18,6 +18,7 @@
 
 #include <doctest/doctest.h>
 #include <sched.h>
+#include <sys/stat.h>
 
 namespace {
 
@@ -298,6 +299,13 @@ TEST_CASE("the file holds every measurement and what it was made on") {
   CHECK(!std::filesystem::exists(f / "out.json.unfinished"));
   CHECK(run({"-b", "64K", "-e", "64K", "-n", "1", "-J", "/dev/null"}).code == 0);
   CHECK(std::filesystem::is_character_file("/dev/null"));
+  // A link stays one, and what it leads to is replaced.
+  std::filesystem::create_symlink("out.json", f / "link.json");
+  CHECK(run({"-b", "64K", "-e", "64K", "-n", "1", "-J", f / "link.json"}).code == 0);
+  CHECK(std::filesystem::is_symlink(f / "link.json"));
+  CHECK(tool_test::slurp(f / "out.json") != text);
+  REQUIRE(::mkfifo((f / "pipe").c_str(), 0600) == 0);  // that no one reads
+  CHECK(has(run({"-b", "64K", "-e", "64K", "-J", f / "pipe"}).err, "pipe: cannot be written: "));
 }
 
 TEST_CASE("the variables that backends read are part of the file, others are not") {

@@ -7,25 +7,38 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 namespace perf {
 
-/// Creates a sibling, FILE.unfinished, that `commit` fills and renames; what is there and is no regular file, or a link
-/// (/dev/stdout), is written as it is. Throws `tool::failure` with the file and the system's reason.
+/// Creates a sibling of the file, or of what a link leads to, `.unfinished`, that `commit` fills and renames; only a
+/// signal leaves it there. What is there and is no regular file (/dev/stdout, a pipe that someone reads) is written as
+/// it is, at its end. Throws `tool::failure` with the file and the system's reason.
 class output {
  public:
   explicit output(std::string path) : path_{std::move(path)} {
     struct stat there {};
-    bool const special = ::lstat(path_.c_str(), &there) == 0 && !S_ISREG(there.st_mode);
-    if (!special) unfinished_ = path_ + ".unfinished";
-    file_.reset(std::fopen(special ? path_.c_str() : unfinished_.c_str(), "w"));
+    std::error_code none;
+    auto const target = std::filesystem::canonical(path_, none).string();
+    bool const regular = none || (::stat(path_.c_str(), &there) == 0 && S_ISREG(there.st_mode));
+    if (!regular || path_.starts_with("/dev/") || path_.starts_with("/proc/")) {
+      // A pipe without a reader is refused, not waited for.
+      int const number = ::open(path_.c_str(), O_WRONLY | O_APPEND | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+      if (number >= 0 && ::fcntl(number, F_SETFL, O_APPEND) == 0) file_.reset(::fdopen(number, "a"));
+    } else {
+      if (!none) path_ = target;
+      unfinished_ = path_ + ".unfinished";
+      file_.reset(std::fopen(unfinished_.c_str(), "w"));
+    }
     if (file_ == nullptr) {
       unfinished_.clear();
       fail();
