@@ -10,11 +10,18 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <fstream>
 #include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace flatshard {
 inline namespace v0 {
@@ -149,7 +156,7 @@ void nccl_collectives<Self>::exchange_memory(memory_ref out, std::span<elements 
     if (ranks == 1) {
       if (send[0] != receive[0]) raise(unequal_counts(0, 0, send[0].value, receive[0].value, g.context()));
       auto const n = size_of(send[0], in.type).value;
-      if (n > 0) FLATSHARD_CUDA(cudaMemcpyAsync, out.data, in.data, n, cudaMemcpyDeviceToDevice, s.stream);
+      if (n > 0) FLATSHARD_CUDA_CALL(cudaMemcpyAsync, out.data, in.data, n, cudaMemcpyDeviceToDevice, s.stream);
       return;
     }
     if (g.checked()) {  // whom each rank sends to, then whom it takes from, one peer at a time

@@ -21,7 +21,7 @@ inline std::string said(ncclResult_t code, char const* call) {
 inline void check(cudaError_t code, char const* call) {
   if (code != cudaSuccess) raise(cuda_error{code, std::string{call} + ": " + cudaGetErrorString(code)});
 }
-#define FLATSHARD_CUDA(call, ...) check(call(__VA_ARGS__), #call)
+#define FLATSHARD_CUDA_CALL(call, ...) check(call(__VA_ARGS__), #call)
 
 /// Units: bytes an element.
 inline std::size_t width(dtype t) { return bits(t) / 8; }

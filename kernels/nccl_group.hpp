@@ -48,7 +48,7 @@ class nccl_group {
     require(memory_.size() >= nccl_workspace(world{size_}).value,
             "the workspace of a borrowed communicator holds at least nccl_workspace(ranks) bytes");
     streams_.reserve(4);
-    FLATSHARD_CUDA(cudaEventCreateWithFlags, &turn_, cudaEventDisableTiming);
+    FLATSHARD_CUDA_CALL(cudaEventCreateWithFlags, &turn_, cudaEventDisableTiming);
   }
   nccl_group(std::size_t size, std::size_t self, ncclUniqueId const& id, nccl_options const& o)
       : owner_{true}, on_timeout_{timeout::abort}, size_{size}, self_{self} {
@@ -57,10 +57,10 @@ class nccl_group {
     auto const bytes_of_it = padded(nccl_workspace(world{size}).value + o.workspace.value);
     try {
       void* memory = nullptr;
-      FLATSHARD_CUDA(cudaMalloc, &memory, bytes_of_it);
+      FLATSHARD_CUDA_CALL(cudaMalloc, &memory, bytes_of_it);
       memory_ = {static_cast<std::byte*>(memory), bytes_of_it};
-      FLATSHARD_CUDA(cudaStreamCreate, &own_stream_);
-      FLATSHARD_CUDA(cudaEventCreateWithFlags, &turn_, cudaEventDisableTiming);
+      FLATSHARD_CUDA_CALL(cudaStreamCreate, &own_stream_);
+      FLATSHARD_CUDA_CALL(cudaEventCreateWithFlags, &turn_, cudaEventDisableTiming);
       streams_.reserve(4);
       streams_.push_back(own_stream_);
       ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
@@ -95,8 +95,8 @@ class nccl_group {
   /// Device memory for one call's sums, behind what gathers of host memory use. Calls on several streams take turns.
   [[nodiscard]] std::span<std::byte> room(stream_ref stream) {
     if (room_stream_.has_value() && *room_stream_ != stream.stream) {
-      FLATSHARD_CUDA(cudaEventRecord, turn_, *room_stream_);
-      FLATSHARD_CUDA(cudaStreamWaitEvent, stream.stream, turn_, 0);
+      FLATSHARD_CUDA_CALL(cudaEventRecord, turn_, *room_stream_);
+      FLATSHARD_CUDA_CALL(cudaStreamWaitEvent, stream.stream, turn_, 0);
     }
     room_stream_ = stream.stream;
     return memory_.subspan(nccl_workspace(world{size_}).value);
@@ -220,11 +220,11 @@ class nccl_group {
     landing_.resize((size_ + 1) * word_bytes);  // what a copy may still use after a deadline outlives the call
     auto* const host_all = landing_.data() + word_bytes;
     std::copy_n(own, size, landing_.data());
-    FLATSHARD_CUDA(cudaMemcpyAsync, device_own, landing_.data(), size, cudaMemcpyHostToDevice, stream.stream);
+    FLATSHARD_CUDA_CALL(cudaMemcpyAsync, device_own, landing_.data(), size, cudaMemcpyHostToDevice, stream.stream);
     enqueue(ncclAllGather(device_own, device_all, size, ncclUint8, gathers_, stream.stream), "ncclAllGather");
     wait(stream, limit_);
     in_use(stream);
-    FLATSHARD_CUDA(cudaMemcpyAsync, host_all, device_all, size * size_, cudaMemcpyDeviceToHost, stream.stream);
+    FLATSHARD_CUDA_CALL(cudaMemcpyAsync, host_all, device_all, size * size_, cudaMemcpyDeviceToHost, stream.stream);
     landing_busy_ = true;
     wait(stream, limit_);
     landing_busy_ = false;
@@ -293,6 +293,7 @@ class nccl_group {
     if (!failure_.empty()) return;
     failure_ = text;
     if (gathers_ == nullptr || on_timeout_ != timeout::abort) return;
+    abandoned_ = true;  // also if no thread can be had
     abandoned_ = !aborted(std::exchange(gathers_, nullptr), std::exchange(sums_, nullptr),
                           std::exchange(splitting_, nullptr), std::chrono::milliseconds{900});
     if (!from_call) return;

@@ -406,11 +406,15 @@ TEST_CASE("a directory without a checkpoint: links to nothing and what may be me
   std::ofstream{here.path / "b.safetensors"} << 1;
   says("index.json; it holds \"b.safetensors\", whose own path is taken too [file_missing]");
   std::ofstream{here.path / "a.safetensors"} << 1;
-  says("it holds 2 such files, the first \"a.safetensors\", without the index");
+  says("it holds 2 safetensors files, the first \"a.safetensors\", without the index");
   fs::create_symlink("../blobs/index", here.path / "model.safetensors.index.json");
   says("index.json: error: this is a link to \"../blobs/index\", which is not there");
+  fs::remove(here.path / "model.safetensors.index.json");
   fs::create_symlink("../blobs/1", here.path / "model.safetensors");
   says("model.safetensors: error: this is a link to \"../blobs/1\", which is not there [file_missing]");
+  std::ofstream{here.path / "model.safetensors.index.json"} << "{}";  // an index that is there is read all the same
+  CHECK(told().find("model.safetensors.index.json") != std::string::npos);
+  CHECK(told().find("link") == std::string::npos);
 }
 
 TEST_CASE("checkpoint directories and indexes: rows 40 and 41") {

@@ -219,7 +219,7 @@ TEST_CASE("ranks are held to a processor each where there are enough, and the ta
   std::string const held = "\n# ranks pinned, each to a processor of its own, buffers ",
                     free = "\n# ranks not pinned, buffers ",
                     few = "\n# ranks not pinned: they may use fewer processors than they are, buffers ",
-                    shared = "\n# ranks not pinned each: some are held to the same processor, from outside, buffers ",
+                    shared = "\n# ranks not pinned each: some are held to the same processor, buffers ",
                     outside = "\n# ranks held to a processor of its own each, from outside, buffers ",
                     warm = "warm: the same ones for every call\n",
                     cold = "cold: sets of them, four times the cache, in turn\n";

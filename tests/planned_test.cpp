@@ -106,6 +106,19 @@ TEST_CASE(
   agree(5, 1, block::rows(), 64);
 }
 
+TEST_CASE("the policy of a layout lays out other units and worlds as a fresh one does") {
+  auto const models = test_models::five();
+  layout const first{planned{block::rows()}, models[3].unit, world{8}};
+  for (std::size_t const w : {1u, 5u, 1000u}) {
+    layout const again{first.policy(), models[0].unit, world{w}},
+        fresh{planned{block::rows()}, models[0].unit, world{w}};
+    CHECK(again.policy() == fresh.policy());
+    CHECK(again.hash() == fresh.hash());
+    auto const broken = first_broken_law(again);
+    CHECK_MESSAGE(!broken, (broken ? broken->counterexample : std::string{}));
+  }
+}
+
 TEST_CASE("more lengths of blocks and of ends than there are lines: what is long stays in lines of its own") {
   std::vector<parameter> runs, tiles;
   for (std::size_t i = 0; i < 300; ++i) runs.push_back({"r", {1000 + i * 7919 * 7919 % 3'000'000}});

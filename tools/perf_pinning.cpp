@@ -56,7 +56,7 @@ std::string spelled(holding how, bool asked) {
   switch (how) {
     case holding::each:
       return asked ? "pinned, each to a processor of its own" : "held to a processor of its own each, from outside";
-    case holding::shared: return "not pinned each: some are held to the same processor, from outside";
+    case holding::shared: return "not pinned each: some are held to the same processor";
     case holding::several: break;
   }
   return asked ? "not pinned: they may use fewer processors than they are" : "not pinned";

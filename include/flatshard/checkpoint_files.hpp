@@ -223,7 +223,7 @@ inline std::string instead(std::filesystem::path const& directory) {
   if (names.empty()) return pickled ? "; convert its pytorch_model.bin to safetensors" : "";
   auto const first = shown(*std::min_element(names.begin(), names.end()));
   return names.size() == 1 ? "; it holds " + first + ", whose own path is taken too"
-                           : "; it holds " + std::to_string(names.size()) + " such files, the first " + first +
+                           : "; it holds " + std::to_string(names.size()) + " safetensors files, the first " + first +
                                  ", without the index that says which tensor is where";
 }
 
@@ -238,15 +238,17 @@ inline result<checkpoint_files> open_checkpoint(std::filesystem::path const& pat
       return fs::exists(fs::symlink_status(file, error));
     };
     chosen = path / "model.safetensors";
-    if (!there(chosen)) {
+    if (!fs::exists(chosen, error)) {
       if (error == std::errc::permission_denied)
         return detail::file_problem(errc::io, path.string(), detail::denied(chosen));
-      chosen = path / "model.safetensors.index.json";
+      if (auto const index = path / "model.safetensors.index.json"; there(index)) {
+        chosen = index;
+      } else if (!there(chosen)) {
+        return detail::file_problem(
+            errc::file_missing, path.string(),
+            "the directory holds neither model.safetensors nor model.safetensors.index.json" + detail::instead(path));
+      }
     }
-    if (!there(chosen))
-      return detail::file_problem(
-          errc::file_missing, path.string(),
-          "the directory holds neither model.safetensors nor model.safetensors.index.json" + detail::instead(path));
   }
   if (chosen.extension() == ".json") return checkpoint_files::indexed(chosen, limits);
   auto one = open_safetensors(chosen, limits);

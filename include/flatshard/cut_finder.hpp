@@ -34,6 +34,7 @@ class cut_finder {
     if (cuts.empty() || cuts.front() == cuts.back()) return;
     first_ = cuts.front();
     auto const last = cuts.back() - first_ - 1;
+    require(last < std::size_t{1} << 63, "a line is shorter than 2^63");
     while (last >> shift_ >= most) ++shift_;
     strips_.reserve((last >> shift_) + 1);
     std::size_t next = 0;
@@ -58,6 +59,13 @@ class cut_finder {
     return count + static_cast<std::size_t>(cuts[count] <= position) +
            static_cast<std::size_t>(cuts[count + 1] <= position);
   }
+
+  /// How many strips are told by their straight line alone, and how many there are.
+  [[nodiscard]] constexpr std::size_t exact() const {
+    return static_cast<std::size_t>(
+        std::count_if(strips_.begin(), strips_.end(), [](strip const& s) { return s.reach == 0; }));
+  }
+  [[nodiscard]] constexpr std::size_t strips() const { return strips_.size(); }
 
  private:
   static constexpr std::uint32_t searches = 3;

@@ -188,6 +188,7 @@ constexpr planned planned::for_unit(std::span<parameter const> unit, std::size_t
   p.cuts_.assign(lines.size() * (w + 1), 0);
   p.offsets_.assign(p.cuts_.size(), 0);
   p.search(lines, w);
+  p.finders_.clear();  // of the layout that this policy was taken from
   for (std::size_t l = 0; l < lines.size(); ++l)
     p.finders_.emplace_back(p.cuts_of(l, w), std::min<std::size_t>(w + 1, 256));
   return p;
