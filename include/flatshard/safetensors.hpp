@@ -114,7 +114,7 @@ struct header_content {
 class header_reader;
 
 /// What stands where the length of a header is expected: nothing, or a text, as in a page of an error or in the few
-/// lines that Git leaves instead of a large file. Source: git-lfs, docs/spec.md (the pointer begins with "version ").
+/// lines that Git leaves instead of a large file. Source: git-lfs's specification (a pointer begins with "version ").
 inline std::string text_instead(std::span<std::byte const, 8> prefix) {
   std::string text;
   for (auto const b : prefix) {
