@@ -79,10 +79,21 @@ struct model_folder : scratch_folder {
   }
 };
 
-/// The back ends of matrix products that this build has.
-std::vector<std::string> products_here() {
-  if (has_onednn) return {"loops", "onednn"};
-  std::printf("skipped: products by oneDNN, this build lacks it\n");
+/// Whether oneDNN multiplies bf16 on this processor, as the program says.
+bool onednn_multiplies_bf16() {
+  static bool const answer = [] {
+    model_folder const folder;
+    auto const done = run(folder.options("mixed.json", 1, {"--steps", "1"}), "FLATSHARD_MATMUL=onednn");
+    if (done.exit_code != 0) REQUIRE(done.err.find("onednn is asked for, but it multiplies no bf16") != done.err.npos);
+    return done.exit_code == 0;
+  }();
+  return answer;
+}
+/// The back ends of matrix products that this build has, for bf16 those that multiply it on this processor.
+std::vector<std::string> products_here(bool bf16 = false) {
+  if (has_onednn && (!bf16 || onednn_multiplies_bf16())) return {"loops", "onednn"};
+  std::printf("skipped: products by oneDNN, %s\n",
+              has_onednn ? "it multiplies no bf16 on this processor" : "this build lacks it");
   return {"loops"};
 }
 
@@ -211,7 +222,7 @@ TEST_CASE("activation checkpointing changes memory and nothing else") {
   folder.text("kept-bf16.json", fsdp2(true, "1.0", R"(, "enable_activation_checkpointing": false)"));
   folder.text("recomputed-bf16.json", fsdp2(true, "1.0"));
   for (std::string const bf16 : {"", "-bf16"})
-    for (auto const& products : products_here()) {
+    for (auto const& products : products_here(!bf16.empty())) {
       CAPTURE(bf16);
       CAPTURE(products);
       auto const options = std::vector<std::string>{"--steps", "3", "--batch", "4", "--seq", "32"};
@@ -294,6 +305,12 @@ TEST_CASE("FLATSHARD_MATMUL: what it asks for runs, or is refused") {
     CHECK(has(onednn.err, "this build has no oneDNN"));
     CHECK(onednn.out.empty());
   }
+  // bf16 by what can, and as it says
+  auto const mixed = run(folder.options("mixed.json", 1, {"--steps", "1"}));
+  REQUIRE(mixed.exit_code == 0);
+  bool const by_onednn = has_onednn && onednn_multiplies_bf16();
+  CHECK(has(mixed.out, by_onednn ? "products by oneDNN\n" : "products by loops"));
+  CHECK(has(mixed.out, "(oneDNN multiplies no bf16 on this processor)\n") == (has_onednn && !by_onednn));
   for (std::string const wrong : {"typo", "LOOPS", "oneDNN"}) {
     CAPTURE(wrong);
     auto const refused = with("FLATSHARD_MATMUL=" + wrong);
@@ -511,7 +528,7 @@ TEST_CASE("config.json without num_key_value_heads has as many as heads") {
 
 TEST_CASE("what is saved loads again, with the same bits") {
   for (std::string const config : {"mixed.json", "fsdp2-mixed.json"})
-    for (auto const& products : products_here()) {
+    for (auto const& products : products_here(true)) {
       CAPTURE(config);
       CAPTURE(products);
       model_folder const folder{{.tied = true}, R"("dtype": "bfloat16", "architectures": ["\u00e9 \"x\""], )"};

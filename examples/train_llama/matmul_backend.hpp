@@ -6,6 +6,7 @@
 #include <flatshard/result.hpp>
 
 #include <cstdlib>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -22,20 +23,25 @@ inline constexpr bool has_onednn = true;
 #else
 inline constexpr bool has_onednn = false;
 #endif
-/// What FLATSHARD_MATMUL asks for, `loops` or `onednn`; unset or empty: oneDNN if it was built in. Throws `bad_input`
-/// if it asks for anything else, or for what this build lacks. Reads the environment: call it once, at start.
-[[nodiscard]] inline matmul_backend chosen_backend() {
-  auto const* const set = std::getenv("FLATSHARD_MATMUL");
-  std::string_view const asked = set != nullptr ? set : "";
-  if (asked == "loops") return matmul_backend::loops;
-  if (asked.empty()) return has_onednn ? matmul_backend::onednn : matmul_backend::loops;
-  if (asked == "onednn" && has_onednn) return matmul_backend::onednn;
+/// A request of FLATSHARD_MATMUL that cannot be met.
+[[noreturn]] inline void refuse_backend(std::string detail) {
   flatshard::problem p;
   p.code = flatshard::errc::other;
   p.where.file = "FLATSHARD_MATMUL";
-  p.detail = asked == "onednn" ? "onednn is asked for, but this build has no oneDNN; use loops, or unset the variable"
-                               : "it must be loops or onednn, found " + std::string{asked};
+  p.detail = std::move(detail);
   flatshard::throw_bad_input(flatshard::config_error{std::move(p)});
+}
+/// What FLATSHARD_MATMUL asks for, `loops` or `onednn`; nothing if it is unset or empty. Throws `bad_input` if it asks
+/// for anything else, or for what this build lacks. Reads the environment: call it once, at start.
+[[nodiscard]] inline std::optional<matmul_backend> asked_backend() {
+  auto const* const set = std::getenv("FLATSHARD_MATMUL");
+  std::string_view const asked = set != nullptr ? set : "";
+  if (asked == "loops") return matmul_backend::loops;
+  if (asked.empty()) return std::nullopt;
+  if (asked == "onednn" && has_onednn) return matmul_backend::onednn;
+  refuse_backend(asked == "onednn"
+                     ? "onednn is asked for, but this build has no oneDNN; use loops, or unset the variable"
+                     : "it must be loops or onednn, found " + std::string{asked});
 }
 
 }  // namespace llama

@@ -12,6 +12,8 @@
 #include <concepts>
 #include <cstddef>
 #include <cstring>
+#include <optional>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -85,23 +87,31 @@ inline void plain_tile(float* y, float const* a, float const* b, std::size_t dep
 
 }  // namespace detail
 
-/// Whether oneDNN multiplies bf16 on this processor: 2.6 does from AVX-512 on. Where it does not, the loops do.
-[[nodiscard]] inline bool onednn_multiplies_bf16() {
+/// Whether oneDNN multiplies matrices of this type on this processor: of bf16 2.6 does from AVX-512 on.
+[[nodiscard]] inline bool onednn_multiplies([[maybe_unused]] flatshard::dtype t) {
 #if defined(FLATSHARD_ONEDNN)
-  static bool const answer = [] {
-    try {
-      dnnl::memory::desc const square{{16, 16}, dnnl::memory::data_type::bf16, {16, 1}};
-      dnnl::matmul::primitive_desc const product{dnnl::matmul::desc{square, square, square},
-                                                 dnnl::engine{dnnl::engine::kind::cpu, 0}};
-      return true;
-    } catch (dnnl::error const&) {
-      return false;
-    }
-  }();
-  return answer;
+  if (t != flatshard::dtype::bf16) return true;
+  try {
+    dnnl::memory::desc const square{{16, 16}, dnnl::memory::data_type::bf16, {16, 1}};
+    dnnl::matmul::primitive_desc const product{dnnl::matmul::desc{square, square, square},
+                                               dnnl::engine{dnnl::engine::kind::cpu, 0}};
+    return true;
+  } catch (dnnl::error const&) {
+    return false;
+  }
 #else
   return false;
 #endif
+}
+/// What computes the products of a run whose compute type is `t`: what is asked for, else oneDNN where it can. Throws
+/// `bad_input` if oneDNN is asked for where it cannot.
+[[nodiscard]] inline matmul_backend backend_for(std::optional<matmul_backend> asked, flatshard::dtype t) {
+  bool const able = onednn_multiplies(t);
+  if (!asked) return able ? matmul_backend::onednn : matmul_backend::loops;
+  if (*asked == matmul_backend::onednn && !able)
+    refuse_backend("onednn is asked for, but it multiplies no " + std::string{flatshard::name(t)} +
+                   " on this processor; use loops, or unset the variable");
+  return *asked;
 }
 
 /// The products of one rank: one thread, and memory and compiled kernels kept from call to call.
@@ -126,8 +136,7 @@ class matrix_products {
                        "the shapes of a matrix product must fit");
     if (y.rows == 0 || y.columns == 0) return;
 #if defined(FLATSHARD_ONEDNN)
-    if (backend_ == matmul_backend::onednn && a.columns != 0 && (!std::same_as<In, bf16> || onednn_multiplies_bf16()))
-      return with_onednn(y, a, b, bias);
+    if (backend_ == matmul_backend::onednn && a.columns != 0) return with_onednn(y, a, b, bias);
 #endif
     with_loops(y, a, b, bias);
   }

@@ -60,7 +60,7 @@ void warn(std::string_view line) { std::fputs((tool::one_line(line) + '\n').c_st
 }  // namespace
 
 void train(arguments const& args) {
-  auto const backend = llama::chosen_backend();
+  auto const asked_products = llama::asked_backend();
   reporter report{args.json};
   if (std::error_code unseen; fs::is_regular_file(args.model, unseen))
     refuse(flatshard::errc::file_type, args.model, "--model: this is a file; give the folder that holds it");
@@ -75,6 +75,8 @@ void train(arguments const& args) {
   training_options options;
   options.batch = args.batch_given || tokens.is_text() ? args.batch : tokens.row_count();
   auto const setup = read_setup(args.setup, args.world, options.batch, config.value_of_root());
+  auto const compute = setup.resolved.policies.dtypes.compute;
+  auto const backend = llama::backend_for(asked_products, compute);
   options.tokens = args.tokens_given || tokens.is_text() ? args.tokens_in_sequence : tokens.row_tokens();
   options.order = args.sum_order == "pairwise" ? flatshard::sum_order::pairwise : flatshard::sum_order::by_rank;
   options.checkpointing = setup.activation_checkpointing;
@@ -91,11 +93,11 @@ void train(arguments const& args) {
     for (auto const& p : list) parameters += p.dims.numel();
   report.line(fmt::format("model {}: {}, {} parameters, {} layers, vocabulary {}", args.model, model.type, parameters,
                           model.layers, model.vocabulary));
-  bool const loops_for_bf16 = backend == llama::matmul_backend::onednn && !llama::onednn_multiplies_bf16() &&
-                              setup.resolved.policies.dtypes.compute == flatshard::dtype::bf16;
-  report.line(fmt::format("world {}, layout {}, batch {} x {} tokens, sums {}, products by {}{}", args.world,
-                          setup.layout, options.batch, options.tokens, args.sum_order, name(backend),
-                          loops_for_bf16 ? ", of bf16 by loops, as it has none for this processor" : ""));
+  bool const not_by_onednn = llama::has_onednn && !asked_products && backend == llama::matmul_backend::loops;
+  report.line(
+      fmt::format("world {}, layout {}, batch {} x {} tokens, sums {}, products by {}{}", args.world, setup.layout,
+                  options.batch, options.tokens, args.sum_order, name(backend),
+                  not_by_onednn ? fmt::format(" (oneDNN multiplies no {} on this processor)", name(compute)) : ""));
   for (auto const& line : setup.lines) report.line(line);
   std::fflush(stdout);
   for (auto const& line : setup.warnings) warn(line);
