@@ -101,7 +101,7 @@ class planned {
   }
   /// Complexity: O(1) where the ranks' parts of the line are about alike, else O(log W).
   constexpr std::size_t owner(placement const& t, std::size_t w, elements i) const {
-    return finders_[t.step].at_or_before(cuts_of(t.step, w), t.start + i.value) - 1;
+    return finder_.last_before(t.step, t.start + i.value, [&] { return cuts_of(t.step, w); });
   }
   [[nodiscard]] constexpr std::uint64_t hash(std::uint64_t h) const {
     for (auto const c : cuts_) h = detail::fnv(h, c);
@@ -133,8 +133,8 @@ class planned {
   std::vector<std::size_t> cuts_;  // [line][rank], ascending, the last of a line is its end
   std::vector<std::size_t>
       offsets_;  // [line][rank], where a rank's part of the line lies in its segment; the last of a line is 0
-  std::vector<detail::cut_finder> finders_;  // of the cuts of each line
-  std::vector<std::uint8_t> line_of_;        // of each tensor
+  detail::cut_finder finder_;          // of the cuts of all lines
+  std::vector<std::uint8_t> line_of_;  // of each tensor
 };
 
 // Fills the tables for one segment length; false if something is left over.
@@ -188,9 +188,8 @@ constexpr planned planned::for_unit(std::span<parameter const> unit, std::size_t
   p.cuts_.assign(lines.size() * (w + 1), 0);
   p.offsets_.assign(p.cuts_.size(), 0);
   p.search(lines, w);
-  p.finders_.clear();  // of the layout that this policy was taken from
-  for (std::size_t l = 0; l < lines.size(); ++l)
-    p.finders_.emplace_back(p.cuts_of(l, w), std::min<std::size_t>(w + 1, 256));
+  p.finder_ = {};  // that of the layout that this policy was taken from knows other lines
+  for (std::size_t l = 0; l < lines.size(); ++l) p.finder_.add(p.cuts_of(l, w), std::min<std::size_t>(w + 1, 256));
   return p;
 }
 

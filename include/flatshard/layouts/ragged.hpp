@@ -40,7 +40,7 @@ class ragged {
       require(units.size() == W, "ragged needs one unit count a rank");
     }
     for (std::size_t r = 0; r < units.size(); ++r) cuts_[r + 1] = checked_add(cuts_[r], units[r]);
-    if constexpr (W == std::dynamic_extent) finder_ = {cuts_, 256};
+    if constexpr (W == std::dynamic_extent) finder_.add(cuts_, 256);
   }
   constexpr ragged(std::initializer_list<std::size_t> units, std::size_t prefix_dims = 1)
       : ragged(std::span{units.begin(), units.size()}, prefix_dims) {}
@@ -69,7 +69,7 @@ class ragged {
   constexpr std::size_t owner(placement const& t, std::size_t, elements i) const {
     auto const part = i.value / t.step;
     if constexpr (W == std::dynamic_extent) {
-      return finder_.at_or_before(cuts_, part) - 1;
+      return finder_.last_before(0, part, [this] { return std::span{cuts_}; });
     } else {
       auto const after = std::upper_bound(cuts_.begin(), cuts_.end(), part);
       return static_cast<std::size_t>(after - cuts_.begin()) - 1;
