@@ -601,6 +601,35 @@ TEST_CASE("what the engine refuses about reductions, disks and printing") {
   CHECK(has(first_error(decide(infinite, profile::deepspeed, {}))->detail, "allowed: a finite number of at least 0"));
 }
 
+// Source: DeepSpeed@edaa7221:deepspeed/utils/groups.py:68-70, 859-886, deepspeed/runtime/zero/mics_utils.py:149-166.
+TEST_CASE("groups of ranks that do not divide the world are errors with their place, where the groups are made") {
+  auto const at = [](std::string_view zero, facts f) {
+    return resolved("zero_optimization: {" + std::string{zero} + "}", std::move(f));
+  };
+  auto const hpz = at("stage: 3, zero_hpz_partition_size: 3", {.world = 8});
+  REQUIRE(find(hpz, errc::assertion_error));
+  CHECK(find(hpz, errc::assertion_error)->where.pointer == "/zero_optimization/zero_hpz_partition_size");
+  CHECK(has(find(hpz, errc::assertion_error)->detail, "found 3, which does not divide the 8 ranks"));
+  CHECK(find(hpz, errc::assertion_error)->upstream == "AssertionError (deepspeed): 8 is not divisible by 3");
+  CHECK(find(hpz, errc::assertion_error)->when == at_engine);
+  CHECK(
+      find(at("stage: 3, zero_hpz_partition_size: 3", {.world = 8, .zero_init = true}), errc::assertion_error)->when ==
+      at_load);
+  auto const mics = at("stage: 3, mics_shard_size: 16", {.world = 8, .zero_init = true});
+  REQUIRE(find(mics, errc::assertion_error));
+  CHECK(find(mics, errc::assertion_error)->where.pointer == "/zero_optimization/mics_shard_size");
+  CHECK(has(find(mics, errc::assertion_error)->upstream, "(world_size 8, pp_size 1, dp_shard_size 16)"));
+  CHECK(find(mics, errc::assertion_error)->when == at_engine);
+  // MiCS's zero.Init makes the groups of a second copy, too.
+  CHECK(find(at("stage: 3, mics_shard_size: 2, zero_hpz_partition_size: 3", {.world = 8}), errc::assertion_error));
+  for (std::string_view const fine :
+       {"stage: 3, zero_hpz_partition_size: 4", "stage: 3, zero_hpz_partition_size: 32", "stage: 3, mics_shard_size: 8",
+        "stage: 2, zero_hpz_partition_size: 3", "stage: 2, mics_shard_size: 3", "stage: 3, zero_hpz_partition_size: 0",
+        "stage: 3, mics_shard_size: 2, zero_hpz_partition_size: 4"})
+    CHECK_MESSAGE(!at(fine, {.world = 8}).has_errors(), fine);
+  CHECK_FALSE(at("stage: 3, zero_hpz_partition_size: 3", {}).has_errors());  // the ranks are not known
+}
+
 TEST_CASE("what the engine refuses about optimizers") {
   auto const lamb = resolved("optimizer: {type: \"Lamb\"}, fp16: {enabled: true, loss_scale: 128}");
   REQUIRE(first_error(lamb));

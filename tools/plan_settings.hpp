@@ -77,17 +77,13 @@ inline std::uint64_t micro_batches_of(fs::resolved_policies const& p) {
   return 1;
 }
 
-/// The groups of ranks of stage 3: MiCS cuts over groups and repeats them, hpZ holds a second copy in each. Throws
-/// `failure` for a size that does not divide the ranks, where DeepSpeed's assertions fail.
+/// The groups of ranks of stage 3: MiCS cuts over groups and repeats them, hpZ holds a second copy in each. The sizes
+/// divide the ranks: the configuration is refused where they do not (engine_checks.hpp).
 /// Source: DeepSpeed@edaa7221:deepspeed/runtime/zero/mics_utils.py:163-194, deepspeed/utils/groups.py:859-886.
 inline void choose_groups(fs::zero_section const& zero, training_choice& c, std::uint64_t world) {
-  auto const divides = [&](std::string_view key, std::uint64_t size) {
-    if (world % size != 0) throw failure{fmt::format("{} {} does not divide the {} ranks", key, size, world)};
-    return size;
-  };
   bool const mics = zero.mics_shard_size > 0;
   if (mics) {
-    c.shards = divides("mics_shard_size", static_cast<std::uint64_t>(zero.mics_shard_size));
+    c.shards = static_cast<std::uint64_t>(zero.mics_shard_size);
     c.replicas = world / c.shards;
     if (zero.mics_hierarchical_params_gather)
       c.notes.emplace_back("mics_hierarchical_params_gather: planned as gathers in one level");
@@ -97,8 +93,7 @@ inline void choose_groups(fs::zero_section const& zero, training_choice& c, std:
     c.notes.emplace_back("zero_hpz_partition_size beside mics_shard_size: planned without a second copy");
     return;
   }
-  c.secondary =
-      divides("zero_hpz_partition_size", std::min(world, static_cast<std::uint64_t>(zero.zero_hpz_partition_size)));
+  c.secondary = std::min(world, static_cast<std::uint64_t>(zero.zero_hpz_partition_size));
   c.layout = "hpz";
 }
 

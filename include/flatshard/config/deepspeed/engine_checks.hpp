@@ -9,9 +9,11 @@
 #include <flatshard/config/roles.hpp>
 #include <flatshard/dtype.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace flatshard {
 inline namespace v0 {
@@ -150,6 +152,33 @@ inline void check_disk(node const& root, engine_setting const& s, native_reading
   if (lacks(read.zero.offload_optimizer) && s.stage == 3) refuse("offload_optimizer", at_engine, joined);
 }
 
+/// The groups of ranks of stage 3: MiCS's must divide the ranks; hpZ's, which are at most all ranks, too. They are made
+/// where parameters are partitioned first, MiCS's by the engine. Source: DeepSpeed@edaa7221:
+/// deepspeed/utils/groups.py:68-70, 859-886, deepspeed/runtime/zero/partition_parameters.py:1105-1106,
+/// stage3.py:266-268, mics_utils.py:149-166.
+inline void check_groups(node const& root, engine_setting const& s, native_reading const& read, bool partitioned,
+                         facts const& f, findings& out) {
+  if (s.stage != 3 || !f.world || *f.world == 0) return;
+  auto const world = static_cast<std::uint64_t>(*f.world);
+  auto const check = [&](std::string const& key, std::uint64_t size, std::string_view when, std::string message) {
+    if (world % size == 0) return;
+    out.error(errc::assertion_error, root["zero_optimization"][key].where(), when,
+              "found " + std::to_string(size) + ", which does not divide the " + std::to_string(world) +
+                  " ranks; write a divisor of them, the ranks of a node for one",
+              {"AssertionError", "deepspeed", std::move(message)});
+  };
+  if (read.zero.mics_shard_size > 0) {
+    auto const size = static_cast<std::uint64_t>(read.zero.mics_shard_size);
+    check("mics_shard_size", size, at_engine,
+          "dp group size is not dividable by dp_shard_size,  (world_size " + std::to_string(world) +
+              ", pp_size 1, dp_shard_size " + std::to_string(size) + ")");
+  }
+  if (read.zero.zero_hpz_partition_size <= 1) return;
+  auto const size = std::min(world, static_cast<std::uint64_t>(read.zero.zero_hpz_partition_size));
+  check("zero_hpz_partition_size", size, partitioned ? at_load : at_engine,
+        std::to_string(world) + " is not divisible by " + std::to_string(size));
+}
+
 /// Values that upstream keeps as they are and calculates with in the first step.
 inline void check_first_step(node const& root, native_reading const& read, findings& out) {
   auto const at = root["steps_per_print"];
@@ -188,6 +217,7 @@ inline void check_engine(node const& root, engine_setting const& setting, native
   detail::check_master_weights(root, setting, read, f, out);
   detail::check_reduction(root, setting, read, out);
   detail::check_disk(root, setting, read, partitioned, out);
+  detail::check_groups(root, setting, read, partitioned, f, out);
   if (setting.stage == 3 && read.zero.allgather_sequential && read.zero.mics_shard_size <= 0)  // MiCS does not ask
     out.note(errc::trap, root["zero_optimization"].where(), at_engine,
              "stage3_allgather_sequential is on: the engine sets stage3_prefetch_bucket_size to 1, whatever it says");
