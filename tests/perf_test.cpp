@@ -360,6 +360,10 @@ TEST_CASE("a wrong command line ends with 2, one line that says what is allowed,
            {{"all_reduce"}, "must be one of all_gather, reduce_scatter, broadcast, all_to_all, found 'all_reduce'"},
            {{"--order", "ring"}, "--order: must be one of by_rank, pairwise, any, found 'ring'"},
            {{"-J", ""}, "--output_file: must not be empty"},
+           {{"--bootstrap", "file"}, "--bootstrap, --rank and --id-file are for --backend nccl"},
+#if defined(FLATSHARD_MPI_BACKEND)
+           {{"--backend", "mpi", "--rank", "0"}, "--bootstrap, --rank and --id-file are for --backend nccl"},
+#endif
            {{"--speed"}, "--speed"},
            {{"--order", "\x1b[31m\nx"}, "found '\\x1b[31m\\nx'"},
            {{"\x1b[31m\nx"}, "\\x1b[31m\\nx"}}) {
@@ -372,4 +376,18 @@ TEST_CASE("a wrong command line ends with 2, one line that says what is allowed,
   }
   CHECK(has(run({"--help"}).out, "-b,--minbytes"));
   CHECK(has(run({"--version"}).out, "flatshard-perf 0."));
+}
+TEST_CASE("sizes that the memory cannot hold are refused before the system would end a rank") {
+  std::vector<std::string> backends{"threads"};
+#if defined(FLATSHARD_MPI_BACKEND)
+  backends.emplace_back("mpi");
+#endif
+  for (auto const& backend : backends) {
+    auto const done = run({"--backend", backend, "-b", "64T", "-e", "64T"});
+    CAPTURE(done.err);
+    CHECK(done.code == 1);
+    CHECK(done.says("buffers of 64.0 TiB are more than the "));
+    CHECK(done.says("ask for a smaller --maxbytes or fewer ranks"));
+    CHECK(done.out.empty());
+  }
 }

@@ -24,6 +24,9 @@ if(TARGET flatshard_perf)
     target_compile_definitions(perf_test PRIVATE FLATSHARD_TOOL="$<TARGET_FILE:flatshard_perf>"
       FLATSHARD_COMPILER="${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}" FLATSHARD_FLAGS="${FLATSHARD_CXX_FLAGS}")
     add_dependencies(perf_test flatshard_perf)
+    if(TARGET flatshard_mpi)
+      target_compile_definitions(perf_test PRIVATE FLATSHARD_MPI_BACKEND)
+    endif()
   endif()
 endif()
 # Its backend nccl over the stand-in library: emulated, it needs neither CUDA nor NCCL nor a GPU.

@@ -19,6 +19,7 @@
 #include <cstdio>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -127,15 +128,21 @@ void add_options(CLI::App& app, perf::request& r, perf::nccl_request& nccl) {
   app.add_option("--order", r.order, "The order of sums: by_rank (default), pairwise, any")
       ->check(tool::one_of({"by_rank", "pairwise", "any"}))
       ->type_name("ORDER");
-  if (!perf::nccl_built) return;
+  std::string const shown =
+      perf::nccl_built ? "OPTIONS" : "";  // else known, so that they can be refused, and not listed
   app.add_option("--bootstrap", nccl.bootstrap,
                  "Where the ranks of nccl are: threads of this process, a GPU each (default); mpi: a process each, "
                  "started by mpirun; file: a process each, with --rank, --ranks and --id-file")
       ->check(tool::one_of(bootstraps()))
-      ->type_name("NAME");
-  app.add_option("--rank", nccl.rank, "Which rank this process is")->check(whole(0, 1023))->type_name("N");
+      ->type_name("NAME")
+      ->group(shown);
+  app.add_option("--rank", nccl.rank, "Which rank this process is")
+      ->check(whole(0, 1023))
+      ->type_name("N")
+      ->group(shown);
   app.add_option("--id-file", nccl.id_file, "A file that all ranks reach and that is not there yet: rank 0 writes it")
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->group(shown);
 }
 
 /// What is the same in all rows, beside what was asked for.
@@ -166,11 +173,6 @@ void print_head(perf::request const& r, surroundings const& here) {
   fmt::print("\n# {:>12} {:>14} {:>14} {:>9} {:>6} {:>5}", "(B)", "(elements)", "", "", "", "");
   for (int i = 0; i < 2; ++i) fmt::print("  {:>10} {:>8} {:>8} {:>7}", "(us)", "(GB/s)", "(GB/s)", "");
   fmt::print("\n");
-}
-/// What the rank that reports does before anything is measured.
-void begin(perf::request const& asked, surroundings& here) {
-  if (!asked.json.empty() && !here.file) here.file.emplace(asked.json);
-  print_head(asked, here);
 }
 void print_row(perf::request const& asked, std::size_t ranks, perf::row const& r) {
   fmt::print("  {:>12} {:>14} {:>14} {:>9} {:>6} {:>5}", r.bytes, r.count, r.collective, asked.type,
@@ -244,8 +246,22 @@ int finish(perf::request const& asked, surroundings& here, std::vector<perf::row
   return tool::exit_fine;
 }
 
+/// What a rank of this machine can have where `ranks` share what is free; the largest number where nobody knows.
+std::uint64_t memory_of_rank(std::size_t ranks) {
+  return perf::available_memory().value_or(std::numeric_limits<std::uint64_t>::max()) / ranks;
+}
+/// Throws where a rank cannot hold what is asked for: the system would end it in the middle.
+void expect_room(perf::request const& asked, std::uint64_t of_rank) {
+  if (asked.last <= of_rank) return;
+  throw tool::failure{fmt::format(
+      "buffers of {} are more than the {} that a rank can have here, and each holds the bytes of all ranks; ask for a "
+      "smaller --maxbytes or fewer ranks",
+      tool::human(asked.last), tool::human(of_rank))};
+}
+
 int run_threads(perf::request const& asked) {
   auto const ranks = static_cast<std::size_t>(asked.ranks);
+  expect_room(asked, memory_of_rank(ranks));
   surroundings here{.ranks = ranks, .pinned = asked.pin, .path = one_path(ranks, "the ranks' own buffers")};
   std::vector<int> processors(ranks, -1);
   std::vector<perf::row> rows;
@@ -258,7 +274,8 @@ int run_threads(perf::request const& asked) {
     comm.barrier({});
     if (first) {
       here.held = perf::holding_of(processors);
-      begin(asked, here);
+      if (!asked.json.empty()) here.file.emplace(asked.json);
+      print_head(asked, here);
     }
     auto mine = perf::measure(comm, asked, perf::on_host{}, {}, [&](perf::row const& r) {
       if (first) print_row(asked, ranks, r);
@@ -275,6 +292,21 @@ std::string mpi_library() {
   int size = 0;
   MPI_Get_library_version(text.data(), &size);
   return text.substr(0, text.find_first_of(std::string_view{"\r\n\0", 3}));
+}
+/// The same on rank 0, by the machine that has least for a rank; the others wait for the end of all that follows. All
+/// ranks call it.
+void expect_room_everywhere(perf::request const& asked) {
+  MPI_Comm node = MPI_COMM_NULL;
+  int place = 0, ranks = 0;
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+  MPI_Comm_size(node, &ranks);
+  MPI_Comm_free(&node);
+  MPI_Comm_rank(MPI_COMM_WORLD, &place);
+  auto const here = memory_of_rank(static_cast<std::size_t>(ranks));
+  std::uint64_t least = 0;
+  MPI_Allreduce(&here, &least, 1, MPI_UINT64_T, MPI_MIN, MPI_COMM_WORLD);
+  if (place == 0) expect_room(asked, least);
+  if (asked.last > least) MPI_Barrier(MPI_COMM_WORLD);
 }
 /// How ranks are held to processors, by this or by the launcher; of several machines the worst. All ranks call it.
 perf::holding pin_processes(bool asked) {
@@ -295,6 +327,7 @@ perf::holding pin_processes(bool asked) {
 int run_mpi(perf::request const& asked) {
   int place = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &place);
+  expect_room_everywhere(asked);
   std::optional<perf::output> file;
   if (place == 0 && !asked.json.empty()) file.emplace(asked.json);  // before the others wait for this rank
   flatshard::kernels::mpi_communicator comm{MPI_COMM_WORLD, {.deadline = std::chrono::seconds{asked.deadline_seconds}}};
@@ -306,7 +339,7 @@ int run_mpi(perf::request const& asked) {
   here.path = one_path(ranks, comm.window_ranks() == comm.size() ? "a shared window"
                               : comm.window_ranks() == 1         ? "messages"
                                                                  : "a shared window and messages");
-  if (first) begin(asked, here);
+  if (first) print_head(asked, here);
   std::vector<perf::row> rows;
   comm.run([&](flatshard::kernels::mpi_communicator& c) {
     rows = perf::measure(c, asked, perf::on_host{}, {}, [&](perf::row const& r) {
@@ -329,12 +362,21 @@ int run_nccl(perf::request const& asked, perf::nccl_request const& where) {
   if (where.bootstrap == "mpi") here.used.mpi = mpi_library();
 #endif
   perf::add_nccl(here.used);
+  bool first = !by_file || *where.rank == 0;
+#if defined(FLATSHARD_MPI_BACKEND)
+  if (where.bootstrap == "mpi") {
+    int place = 0;
+    MPI_Comm_rank(MPI_COMM_WORLD, &place);
+    first = place == 0;
+  }
+#endif
+  if (first && !asked.json.empty()) here.file.emplace(asked.json);  // before the others wait for this rank
   auto const done = perf::measure_nccl(
       asked, where,
       [&](std::size_t ranks) {
         here.ranks = ranks;
         here.path = ranks == 1 ? one_path(ranks, {}) : [&](std::string_view c) { return perf::nccl_path(asked, c); };
-        begin(asked, here);
+        print_head(asked, here);
       },
       [&](std::size_t ranks, perf::row const& r) { print_row(asked, ranks, r); });
   return done.rows ? finish(asked, here, *done.rows) : tool::exit_fine;
@@ -374,12 +416,13 @@ int run(int count, char** arguments) {
   if (asked.element() == flatshard::dtype::u8 &&
       std::find(asked.collectives.begin(), asked.collectives.end(), "reduce_scatter") != asked.collectives.end())
     throw tool::wrong_usage{"uint8 is not summed: name another type, or collectives without reduce_scatter"};
+  if (asked.backend == "nccl") return run_nccl(asked, nccl);
+  if (nccl.bootstrap != "threads" || nccl.rank || !nccl.id_file.empty())
+    throw tool::wrong_usage{fmt::format("--bootstrap, --rank and --id-file are for --backend nccl{}",
+                                        perf::nccl_built ? "" : ", which this program was built without")};
 #if defined(FLATSHARD_MPI_BACKEND)
   if (asked.backend == "mpi") return run_mpi(asked);
 #endif
-  if (asked.backend == "nccl") return run_nccl(asked, nccl);
-  if (nccl.bootstrap != "threads" || nccl.rank || !nccl.id_file.empty())
-    throw tool::wrong_usage{"--bootstrap, --rank and --id-file are for --backend nccl"};
   return run_threads(asked);
 }
 

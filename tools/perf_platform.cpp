@@ -9,6 +9,7 @@
 #include <array>
 #include <cstdlib>
 #include <ctime>
+#include <fstream>
 #include <string_view>
 #include <thread>
 
@@ -46,6 +47,14 @@ tool::json::object environment() {
 }
 
 }  // namespace
+
+std::optional<std::uint64_t> available_memory() {
+  std::ifstream system{"/proc/meminfo"};
+  for (std::string word; system >> word;) {
+    if (std::uint64_t kib = 0; word == "MemAvailable:" && system >> kib) return kib * 1024;
+  }
+  return std::nullopt;
+}
 
 std::string nccl_version(int code) { return fmt::format("{}.{}.{}", code / 10000, code / 100 % 100, code % 100); }
 std::string cuda_version(int code) { return fmt::format("{}.{}", code / 1000, code % 1000 / 10); }

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,9 @@ struct libraries {
   std::string cuda_runtime, cuda_toolkit, cuda_driver;  ///< loaded, compiled with, and the newest that the driver knows
   std::vector<gpu> gpus;                                ///< that this process sees
 };
+
+/// Memory that programs can still have without swapping, where the system says it. Units: bytes.
+[[nodiscard]] std::optional<std::uint64_t> available_memory();
 
 /// `2.28.9` of NCCL's 22809, `13.0` of CUDA's 13000.
 [[nodiscard]] std::string nccl_version(int code);
