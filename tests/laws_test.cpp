@@ -85,14 +85,28 @@ void hold(std::optional<broken_law> const& broken) {
   RC_FAIL(text.str());
 }
 
+constexpr law_limits limits{24, 1 << 12};
+
+template <class L>
+std::vector<parameter> parameters_of(L const& l) {
+  std::vector<parameter> unit;
+  for (std::size_t t = 0; t < l.size(); ++t) unit.push_back(l.parameter_at(t));
+  return unit;
+}
+// The laws of a layout alone, and that its policy and parameters make it again.
+template <class L>
+void check_layout(L const& l) {
+  hold(first_broken_law(l, limits));
+  layout const again{l.policy(), parameters_of(l), world{l.world_size()}};
+  RC_ASSERT(again.hash() == l.hash());
+  RC_ASSERT(again.policy() == l.policy());
+}
 template <class A, class B>
 void check_laws(A const& a, B const& b) {
-  law_limits const limits{24, 1 << 12};
-  hold(first_broken_law(a, limits));
+  check_layout(a);
   hold(first_broken_law(resharding{a, b}, limits));
   hold(first_broken_law(resharding{b, a}, limits));
-  std::vector<parameter> unit;
-  for (std::size_t t = 0; t < a.size(); ++t) unit.push_back(a.parameter_at(t));
+  auto const unit = parameters_of(a);
   layout const three{native{}, unit, world{3}};
   hold(first_broken_route(a, b, three, limits));
   hold(first_broken_route(three, a, b, limits));
@@ -153,7 +167,9 @@ TEST_CASE("laws: DeepSpeed ZeRO-3 and its hpZ groups") {
     auto const unit = unit_of(s, {});
     hpz secondary;
     secondary.whole_world = world_of(s.other) * (1 + s.choice % 7);
-    check_laws(layout{zero3{}, unit, world{world_of(s.world)}}, layout{secondary, unit, world{world_of(s.other)}});
+    layout const groups{secondary, unit, world{world_of(s.other)}};
+    check_layout(groups);
+    check_laws(layout{zero3{}, unit, world{world_of(s.world)}}, groups);
   });
 }
 TEST_CASE("laws: DeepSpeed ZeRO-1/2") {
@@ -191,8 +207,9 @@ TEST_CASE("laws: Megatron-FSDP, both packings") {
     megatron production, experimental;
     experimental.packing = megatron_packing::experimental;
     auto const unit = unit_of(s, {.scalars = false, .empty_rows = false});
-    check_laws(layout{production, unit, world{world_of(s.world)}},
-               layout{experimental, unit, world{world_of(s.other)}});
+    layout const rows{experimental, unit, world{world_of(s.other)}};
+    check_layout(rows);
+    check_laws(layout{production, unit, world{world_of(s.world)}}, rows);
   });
 }
 TEST_CASE("laws: RaggedShard") {

@@ -221,6 +221,34 @@ TEST_CASE("sizes past 64 bits are refused by every policy, never wrapped") {
     }
   }
   CHECK(refusal(megatron{}, {{"a", {1, ~std::size_t{0}}}, {"b", {1, 1}}}, 2) != "accepted");
+  for (auto const* unit : {&huge, &past, &most, &most_beside_none}) {
+    CHECK(refusal(native{}, *unit, 3) != "accepted");
+    CHECK(refusal(zero3{}, *unit, 3) != "accepted");
+    CHECK(refusal(fsdp2{}, *unit, 3) != "accepted");
+  }
+}
+TEST_CASE("ragged: many ranks beside one that holds nearly all; units beyond 2^63 are refused in both forms") {
+  std::size_t const w = 4096;
+  list units(w, 0);
+  units[17] = std::size_t{1} << 50;  // times w would be 2^62 elements, past 2^63 bytes
+  std::vector<parameter> const unit{{"a", {std::size_t{1} << 50}}};
+  layout const l{ragged<>{units}, unit, world{w}};
+  CHECK(l.gathered() == elements{std::size_t{1} << 50});
+  CHECK(l.owner(0, {12345}) == rank_id{17});
+  auto const half = std::size_t{1} << 62;
+  auto const text = "ragged cuts a tensor into at most 2^63 units";
+  CHECK_THROWS_WITH_AS((ragged<>{half, half, 1}), text, flatshard::broken_rule);
+  CHECK_THROWS_WITH_AS((ragged<3>{half, half, 1}), text, flatshard::broken_rule);
+  CHECK(refusal(ragged<>{half, half}, {{"a", {0}}}, 2) == "accepted");
+}
+TEST_CASE("a tensor without elements may be cut wherever it is asked") {
+  CHECK(fsdp2::may_cut({"e", {0, 3}}, {0}));
+  CHECK(fsdp2::may_cut({"e", {3, 0}}, {0}));
+  CHECK(ragged{1, 1}.may_cut({"e", {3, 0}}, {0}));
+  megatron experimental;
+  experimental.packing = flatshard::megatron_packing::experimental;
+  CHECK(experimental.may_cut({"e", {3, 0}}, {0}));
+  CHECK_FALSE(fsdp2::may_cut({"e", {2, 3}}, {1}));
 }
 
 TEST_CASE("hashes tell units, worlds, policies and uneven cuts apart; the unit's own does not see the world") {
@@ -323,11 +351,16 @@ constexpr bool finds_last(list const& cuts, std::size_t most) {
   finder.add(cuts, most);
   finder.add(other, 4);
   bool right = true;
+  auto const ask = [&](std::size_t position) {
+    if (cuts.empty() || position < cuts.front() || position >= cuts.back()) return;
+    right &= finder.last_before(1, position, [&] { return std::span{cuts}; }) + 1 ==
+             static_cast<std::size_t>(std::upper_bound(cuts.begin(), cuts.end(), position) - cuts.begin());
+  };
   for (auto const cut : cuts)
-    for (std::size_t const position : {cut - (cut > 0), cut, cut + (cut < ~std::size_t{0})})
-      if (cuts.front() <= position && position < cuts.back())
-        right &= finder.last_before(1, position, [&] { return std::span{cuts}; }) + 1 ==
-                 static_cast<std::size_t>(std::upper_bound(cuts.begin(), cuts.end(), position) - cuts.begin());
+    for (std::size_t const position : {cut - (cut > 0), cut, cut + (cut < ~std::size_t{0})}) ask(position);
+  for (unsigned shift = 0; !cuts.empty() && shift < 63; ++shift)  // where strips of any length may end
+    for (auto border = cuts.front() >> shift, k = std::size_t{0}; k < 4; ++k)
+      for (auto const position : {((border + k) << shift) - 1, (border + k) << shift}) ask(position);
   for (std::size_t position = 0; position < 9; ++position)
     right &= finder.last_before(2, position, [&] { return std::span{other}; }) ==
              static_cast<std::size_t>(position >= 3) + static_cast<std::size_t>(position >= 5);

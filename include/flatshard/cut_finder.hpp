@@ -37,7 +37,6 @@ class cut_finder {
     unsigned shift = 0;
     while ((last - first) >> shift >= most || last >> shift >= std::size_t{1} << (63 - shift_bits)) ++shift;
     lines_.push_back(((strips_.size() - (first >> shift)) << shift_bits) | shift);
-    strips_.reserve(strips_.size() + (last >> shift) - (first >> shift) + 1);
     std::size_t next = 0;
     for (auto s = first >> shift; s <= last >> shift; ++s) {
       auto const begin = std::max(first, s << shift),

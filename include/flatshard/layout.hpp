@@ -320,14 +320,19 @@ class layout {
     }
     require(whole, "a policy must place every element of a tensor");
     require(!wraps, "a sum of sizes must fit in 64 bits");
-    if constexpr (!equal_segments) {
+    std::size_t all = 0;
+    if constexpr (equal_segments) {
+      all = checked_mul(segment_.value, world_.value());
+    } else {
       placed_ = segment_;
       segment_ = {};
-      for (std::size_t r = 0; r < world_.value(); ++r)
-        segment_ = std::max(segment_, policy_.segment(placed_, world_.value(), r));
+      for (std::size_t r = 0; r < world_.value(); ++r) {
+        auto const own = policy_.segment(placed_, world_.value(), r);
+        segment_ = std::max(segment_, own);
+        all = checked_add(all, own.value);
+      }
     }
-    require(checked_mul(checked_mul(segment_.value, world_.value()), 8) <=
-                static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()),
+    require(checked_mul(all, 8) <= static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()),
             "the gathered buffer must stay below 2^63 bytes");
     if constexpr (order == piece_order::by_start) sort_by_start();
     if constexpr (indexed)

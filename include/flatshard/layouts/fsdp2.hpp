@@ -34,7 +34,8 @@ struct fsdp2 : slot_cuts {
   }
   /// A row is never cut.
   [[nodiscard]] static constexpr bool may_cut(parameter const& p, elements i) {
-    return i.value % (p.dims.numel() / p.dims.dims[0]) == 0;
+    auto const n = p.dims.numel();
+    return n == 0 || i.value % (n / p.dims.dims[0]) == 0;
   }
 };
 

@@ -115,7 +115,7 @@ struct megatron : flat_cuts {
   }
   /// Rows stay whole; in production only those of regular tensors, which a tensor's shape alone does not tell.
   [[nodiscard]] constexpr bool may_cut(parameter const& p, elements i) const {
-    return packing == megatron_packing::production || i.value % row(p.dims) == 0;
+    return packing == megatron_packing::production || p.dims.numel() == 0 || i.value % row(p.dims) == 0;
   }
   [[nodiscard]] constexpr std::optional<int> padding_value() const { return std::nullopt; }
 

@@ -40,6 +40,7 @@ class ragged {
       require(units.size() == W, "ragged needs one unit count a rank");
     }
     for (std::size_t r = 0; r < units.size(); ++r) cuts_[r + 1] = checked_add(cuts_[r], units[r]);
+    require(cuts_.back() <= std::size_t{1} << 63, "ragged cuts a tensor into at most 2^63 units");
     if constexpr (W == std::dynamic_extent) finder_.add(cuts_, 256);
   }
   constexpr ragged(std::initializer_list<std::size_t> units, std::size_t prefix_dims = 1)
@@ -84,7 +85,9 @@ class ragged {
     for (auto const c : cuts_) h = detail::fnv(h, c);
     return h;
   }
-  [[nodiscard]] constexpr bool may_cut(parameter const& p, elements i) const { return i.value % block(p) == 0; }
+  [[nodiscard]] constexpr bool may_cut(parameter const& p, elements i) const {
+    return p.dims.numel() == 0 || i.value % block(p) == 0;
+  }
 
  private:
   // Elements behind the dimensions that may be cut.
