@@ -446,5 +446,44 @@ TEST_CASE("owned: runs of one size and single sizes give what the rule says, ten
     CHECK(same);
   }
 }
+TEST_CASE("owners of many elements are those of each, in their order; another number of places is refused") {
+  std::vector<parameter> unit;
+  for (std::size_t t = 0; t < 300; ++t) unit.push_back({"t", {1 + t * t % 97, 6}});
+  std::mt19937_64 random{5};
+  auto const agree = [&](auto const& policy) {
+    layout const l{policy, unit, world{7}};
+    std::vector<flatshard::tensor_element> some(1000);
+    for (auto& one : some) {
+      one.tensor = random() % l.size();
+      one.index = {random() % l.place_at(one.tensor).numel};
+    }
+    bool same = true;
+    for (std::size_t const n : {0u, 1u, 31u, 32u, 33u, 1000u}) {
+      std::vector<rank_id> found(n);
+      l.owners(std::span{some}.first(n), found);
+      for (std::size_t i = 0; i < n; ++i) same &= found[i] == l.owner(some[i].tensor, some[i].index);
+    }
+    return same;
+  };
+  CHECK(agree(native{}));
+  CHECK(agree(zero3{}));
+  CHECK(agree(planned{block::rows(), 2, 4}));
+  layout const l{native{}, unit, world{7}};
+  std::vector<rank_id> found(40);
+  std::vector<flatshard::tensor_element> some(40);
+  CHECK_THROWS_WITH_AS(l.owners(some, std::span{found}.first(39)),
+                       "owners are written to a span as long as the elements'", flatshard::broken_rule);
+  some[39] = {300, {}};  // looked at ahead, and refused where its turn comes
+  CHECK_THROWS_WITH_AS(l.owners(some, found), "the unit has no parameter of that number", flatshard::broken_rule);
+}
+constexpr bool owners_agree() {
+  constexpr auto unit = flatshard::parameters({{"a", {10}}, {"b", {3}}});
+  constexpr layout l{native{}, unit, world<3>{}};
+  std::array<flatshard::tensor_element, 3> const some{{{0, {9}}, {1, {2}}, {0, {0}}}};
+  std::array<rank_id, 3> found{};
+  l.owners(some, found);
+  return found[0] == l.owner(0, {9}) && found[1] == l.owner(1, {2}) && found[2] == rank_id{0};
+}
+static_assert(owners_agree());
 
 }  // namespace layouts_test

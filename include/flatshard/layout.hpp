@@ -43,6 +43,8 @@ inline namespace v0 {
 /// functions of `ShardingPolicy`: sharding_traits.hpp.
 template <ShardingPolicy P, std::size_t W, class Table>
 class layout {
+  static_assert(detail::CallableMembers<P>, "a member that sharding_traits.hpp names cannot be called as it says");
+
  public:
   using policy_type = P;
   /// True if a gathered buffer holds each tensor in one piece, so that the gather needs no copy afterwards.
@@ -112,6 +114,11 @@ class layout {
     require(t < size(), "the unit has no parameter of that number");
     return {table_.name(t), shape{table_.sizes(t)}, table_.type(t), table_.traits(t).unpacked()};
   }
+  /// The name of tensor `t`. Complexity: O(1).
+  [[nodiscard]] constexpr std::string_view name_at(std::size_t t) const {
+    require(t < size(), "the unit has no parameter of that number");
+    return table_.name(t);
+  }
   [[nodiscard]] constexpr placement const& place_at(std::size_t t) const {
     require(t < size(), "the unit has no parameter of that number");
     return table_.places[t];
@@ -146,6 +153,16 @@ class layout {
         (policy_.begin(place, world_.value(), middle) <= i ? low : high) = middle;
       }
       return rank_at(low);
+    }
+  }
+  /// The ranks that own `of`, as many as `out` has room for, in the same order. What `owner` says of each one by one,
+  /// and faster where the tensors are many: placements are fetched ahead. Complexity: O(of) times that of `owner`.
+  constexpr void owners(std::span<tensor_element const> of, std::span<rank_id> out) const {
+    require(of.size() == out.size(), "owners are written to a span as long as the elements'");
+    constexpr std::size_t ahead = 32;
+    for (std::size_t i = 0; i < of.size(); ++i) {
+      if (!std::is_constant_evaluated() && of.size() - i > ahead) fetch(of[i + ahead].tensor);
+      out[i] = owner(of[i].tensor, of[i].index);
     }
   }
   /// Where element `i` of tensor `t` lies in its owner's segment. Complexity: as `owner`.
@@ -301,6 +318,16 @@ class layout {
   }
 
  private:
+  // Asks for both ends of a placement, which may lie in two lines of the cache.
+  void fetch([[maybe_unused]] std::size_t t) const {
+#if defined(__GNUC__)
+    if (t >= size()) return;  // `owner` refuses it
+    auto const* const place = table_.places.data() + t;
+    __builtin_prefetch(place);
+    __builtin_prefetch(&place->step);
+#endif
+  }
+
   static constexpr piece_order order = detail::order_of<P>();
   using order_type = std::conditional_t<order == piece_order::by_start, typename Table::order_type, detail::no_order>;
   static constexpr bool tells_position = order != piece_order::any && detail::tells_position<P>;

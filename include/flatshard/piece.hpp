@@ -19,6 +19,13 @@ struct piece {
   friend constexpr bool operator==(piece const&, piece const&) = default;
 };
 
+/// One element of one tensor.
+struct tensor_element {
+  std::size_t tensor{};
+  elements index;
+  friend constexpr bool operator==(tensor_element const&, tensor_element const&) = default;
+};
+
 /// One element of one tensor, or padding.
 struct element_place {
   std::size_t tensor{};

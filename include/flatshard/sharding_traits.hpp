@@ -4,7 +4,7 @@
 ///   `name`               what it is called in hashes and messages
 ///   `order`              a `piece_order`
 ///   `contiguous_gather`  true if the gathered buffer holds each tensor in one piece
-///   `owner(t, w, i)`     the rank of element i, O(1) or so; without it a search over the ranks
+///   `owner(t, w, i)`     the rank of element i as a `std::size_t`, O(1) or so; without it a search over the ranks
 ///   `position(S, w, r, j)`
 ///                        where element j of rank r's segment (S: the longest one) lies, counted as
 ///                        `placement::start`: it belongs to the last tensor that starts there or before, or to none;
@@ -20,6 +20,9 @@
 ///   `cuts_scalars`       false if `place` refuses tensors without a dimension
 ///   `may_cut(parameter, i)`  whether a rank may begin at element i, 0 < i < numel; `alignment()`: what every piece
 ///                        begins at a multiple of, in its tensor and in the segment. Both for the laws (laws.hpp)
+///
+/// t is a `placement const&`; i, j, S and `placed` are `elements`, as are lengths, places and `alignment()`; w, r and h
+/// are numbers; members are const. One of these names that cannot be called so stops the build (`CallableMembers`).
 #pragma once
 
 #include <flatshard/policy.hpp>
@@ -28,8 +31,10 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
+#include <type_traits>
 
 namespace flatshard {
 inline namespace v0 {
@@ -93,6 +98,83 @@ template <class P>
 concept sees_unit = requires(P const& p, std::span<parameter const> unit, std::size_t w) {
   { p.for_unit(unit, w) } -> std::same_as<P>;
 };
+
+// Who has a name too makes it ambiguous in a class derived from both.
+struct optional_names {
+  int owner, position, segment, before, padding_value, for_unit, hash, may_cut, alignment;
+};
+template <class P, bool = std::is_final_v<P>>
+struct beside_names : P, optional_names {};
+template <class P>
+struct beside_names<P, true> : optional_names {};
+template <class P>
+concept callable_owner = requires {
+  &beside_names<P>::owner;
+}
+|| requires(P const& p, placement const& t, std::size_t w, elements i) {
+  { p.owner(t, w, i) } -> std::same_as<std::size_t>;
+};
+template <class P>
+concept callable_position = requires {
+  &beside_names<P>::position;
+}
+|| requires(P const& p, elements n, std::size_t w, std::size_t r) {
+  { p.position(n, w, r, n) } -> std::same_as<elements>;
+};
+template <class P>
+concept callable_segment = requires {
+  &beside_names<P>::segment;
+}
+|| requires(P const& p, elements n, std::size_t w, std::size_t r) {
+  { p.segment(n, w, r) } -> std::same_as<elements>;
+};
+template <class P>
+concept callable_before = requires {
+  &beside_names<P>::before;
+}
+|| requires(P const& p, elements n, std::size_t w, std::size_t r) {
+  { p.before(n, w, r) } -> std::same_as<elements>;
+};
+template <class P>
+concept callable_padding_value = requires {
+  &beside_names<P>::padding_value;
+}
+|| requires(P const& p) {
+  { p.padding_value() } -> std::convertible_to<std::optional<int>>;
+};
+template <class P>
+concept callable_for_unit = requires {
+  &beside_names<P>::for_unit;
+}
+|| requires(P const& p, std::span<parameter const> unit, std::size_t w) {
+  { p.for_unit(unit, w) } -> std::same_as<P>;
+};
+template <class P>
+concept callable_hash = requires {
+  &beside_names<P>::hash;
+}
+|| requires(P const& p, std::uint64_t h) {
+  { p.hash(h) } -> std::same_as<std::uint64_t>;
+};
+template <class P>
+concept callable_may_cut = requires {
+  &beside_names<P>::may_cut;
+}
+|| requires(P const& p, parameter const& of, elements i) {
+  { p.may_cut(of, i) } -> std::same_as<bool>;
+};
+template <class P>
+concept callable_alignment = requires {
+  &beside_names<P>::alignment;
+}
+|| requires(P const& p) {
+  { p.alignment() } -> std::same_as<elements>;
+};
+/// What a policy says beyond `ShardingPolicy` has the parameters and the result that are listed above.
+template <class P>
+concept CallableMembers = callable_owner<P> && callable_position<P> && callable_segment<P> && callable_before<P> &&
+    callable_padding_value<P> && callable_for_unit<P> && callable_hash<P> && callable_may_cut<P> &&
+    callable_alignment<P>;
 
 }  // namespace detail
 
