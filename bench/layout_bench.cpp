@@ -86,7 +86,7 @@ struct query {
 template <class L>
 std::vector<query> queries(L const& l) {
   std::mt19937_64 random{7};
-  std::vector<query> list(1 << 16);
+  std::vector<query> list(1 << 20);  // more placements than a cache holds
   for (auto& q : list) {
     q.tensor = random() % l.size();
     q.index = {random() % l.place_at(q.tensor).numel};
@@ -128,6 +128,21 @@ void owner(benchmark::State& state, P policy) {
     for (auto const& q : list) benchmark::DoNotOptimize(l.owner(q.tensor, q.index));
   state.SetItemsProcessed(static_cast<std::int64_t>(list.size()) * state.iterations());
 }
+// The same elements in one call, which fetches placements ahead.
+template <class P>
+void owners(benchmark::State& state, P policy) {
+  layout const l{policy, unit_of(policy), world{ranks}};
+  auto const list = queries(l);
+  std::vector<tensor_element> asked;
+  for (auto const& q : list) asked.push_back({q.tensor, q.index});
+  std::vector<rank_id> found(list.size());
+  for (auto _ : state) {
+    l.owners(asked, found);
+    benchmark::ClobberMemory();
+  }
+  for (std::size_t i = 0; i < list.size(); ++i) expect(state, found[i] == list[i].rank, "owners and owner differ");
+  state.SetItemsProcessed(static_cast<std::int64_t>(list.size()) * state.iterations());
+}
 template <class P>
 void inverse(benchmark::State& state, P policy) {
   layout const l{policy, unit_of(policy), world{ranks}};
@@ -136,25 +151,37 @@ void inverse(benchmark::State& state, P policy) {
     for (auto const& q : list) benchmark::DoNotOptimize(l.at(q.rank, q.position));
   state.SetItemsProcessed(static_cast<std::int64_t>(list.size()) * state.iterations());
 }
+// What one rank sends, or receives: of the middle, or of the first hundred where that one owns nothing.
 template <class A, class B>
-void reshard(benchmark::State& state, A from, B to) {
+void reshard(benchmark::State& state, A from, B to, bool sending) {
   layout const a{from, unit(), world{ranks}};
   layout const b{to, unit(), world{other_ranks}};
   resharding const plan{a, b};
-  auto const own = rank_at(ranks / 2);
-  std::size_t transfers = 0, sent = 0;
-  for (auto const& m : plan.sends(own)) {
-    expect(state, b.owner(m.tensor, m.begin) == m.to && a.at(own, m.from_position).index == m.begin,
-           "a wrong transfer");
-    ++transfers;
-    sent += m.size().value;
-  }
-  expect(state, sent == a.owned(own).value, "not every element is sent once");
-  state.counters["transfers"] = static_cast<double>(transfers);
-  for (auto _ : state) {
-    std::size_t sum = 0;
-    for (auto const& m : plan.sends(own)) sum += m.size().value + m.to_position.value;
-    benchmark::DoNotOptimize(sum);
+  auto const of = [&](auto const& l) {
+    auto const middle = rank_at(ranks / 2);
+    return l.owned(middle) > elements{} ? middle : rank_at(100);
+  };
+  auto const run = [&](auto const& transfers, elements owned) {
+    std::size_t count = 0, moved = 0;
+    for (auto const& m : transfers) {
+      expect(state, b.owner(m.tensor, m.begin) == m.to && a.at(m.from, m.from_position).index == m.begin,
+             "a wrong transfer");
+      ++count;
+      moved += m.size().value;
+    }
+    expect(state, count > 0 && moved == owned.value, "not every element is moved once");
+    for (auto _ : state) {
+      std::size_t sum = 0;
+      for (auto const& m : transfers) sum += m.size().value + m.to_position.value;
+      benchmark::DoNotOptimize(sum);
+    }
+    state.counters["transfers"] = static_cast<double>(count);
+    state.SetItemsProcessed(static_cast<std::int64_t>(count) * state.iterations());
+  };
+  if (sending) {
+    run(plan.sends(of(a)), a.owned(of(a)));
+  } else {
+    run(plan.receives(of(b)), b.owned(of(b)));
   }
 }
 void plan(benchmark::State& state, bench_models::model const& model, block keep) {
@@ -203,6 +230,7 @@ int main(int argc, char** argv) {
   auto const add = [](std::string const& name, auto const& policy) {
     RegisterBenchmark(("build/" + name).c_str(), [=](auto& s) { build(s, policy); })->Unit(kMillisecond);
     RegisterBenchmark(("owner/" + name).c_str(), [=](auto& s) { owner(s, policy); });
+    RegisterBenchmark(("owners/" + name).c_str(), [=](auto& s) { owners(s, policy); });
     RegisterBenchmark(("inverse/" + name).c_str(), [=](auto& s) { inverse(s, policy); });
   };
   zero12 robin;
@@ -227,18 +255,18 @@ int main(int argc, char** argv) {
   add("ragged uneven", ragged{units, 2});
   add("owned", owned{});
   add("planned", planned{block::rows()});
-  RegisterBenchmark("reshard one rank/native to native", [](auto& s) {
-    reshard(s, native{}, native{});
-  })->Unit(kMillisecond);
-  RegisterBenchmark("reshard one rank/zero3 to zero3", [](auto& s) {
-    reshard(s, zero3{}, zero3{});
-  })->Unit(kMillisecond);
-  RegisterBenchmark("reshard one rank/zero3 to native", [](auto& s) {
-    reshard(s, zero3{}, native{});
-  })->Unit(kMillisecond);
-  RegisterBenchmark("reshard one rank/fsdp2 to zero3", [](auto& s) {
-    reshard(s, fsdp2{}, zero3{});
-  })->Unit(kMillisecond);
+  auto const add_reshard = [](std::string const& name, auto const& from, auto const& to) {
+    for (bool const sending : {true, false})
+      RegisterBenchmark((std::string{"reshard one rank/"} + name + (sending ? "/sends" : "/receives")).c_str(),
+                        [=](auto& s) { reshard(s, from, to, sending); })
+          ->Unit(kMillisecond);
+  };
+  add_reshard("native to native", native{}, native{});
+  add_reshard("zero3 to zero3", zero3{}, zero3{});
+  add_reshard("zero3 to native", zero3{}, native{});
+  add_reshard("zero3 to planned", zero3{}, planned{block::rows()});
+  add_reshard("fsdp2 to zero3", fsdp2{}, zero3{});
+  add_reshard("fsdp2 to native", fsdp2{}, native{});
   static auto const models = bench_models::five();
   for (auto const& model : models)
     for (auto const& [name, keep] : {std::pair{"tiles of 128", block::tiles(128)}, std::pair{"rows", block::rows()}})

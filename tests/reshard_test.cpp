@@ -190,12 +190,14 @@ TEST_CASE("senders, receivers and pairs move the same elements to the same place
 
 TEST_CASE("layouts of different units have no plan") {
   std::vector<parameter> const two{{"a", {10}}, {"b", {3}}}, one{{"a", {10}}}, other{{"a", {8}}, {"b", {3}}};
+  std::vector<parameter> const q_k{{"q", {4, 4}}, {"k", {4, 4}}}, k_q{{"k", {4, 4}}, {"q", {4, 4}}};
   layout const a{zero3{}, two, world{2}}, b{zero3{}, one, world{2}}, c{zero3{}, other, world{2}};
-  auto const walk = [](auto const& x, auto const& y) {
-    for (auto const& m : resharding{x, y}.sends(rank_id{1})) static_cast<void>(m);
-  };
-  CHECK_THROWS_WITH_AS(walk(a, b), "both layouts of a resharding must be of the same unit", broken_rule);
-  CHECK_THROWS_WITH_AS(walk(a, c), "both layouts of a resharding must be of the same unit", broken_rule);
+  layout const d{zero3{}, q_k, world{2}}, e{zero3{}, k_q, world{3}};
+  auto const text = "both layouts of a resharding must be of the same unit";
+  CHECK_THROWS_WITH_AS((resharding{a, b}), text, broken_rule);
+  CHECK_THROWS_WITH_AS((resharding{a, c}), text, broken_rule);  // before the first transfer
+  CHECK_THROWS_WITH_AS((resharding{d, e}), text, broken_rule);  // weights would move into the other tensor
+  CHECK_NOTHROW((resharding{d, d}));
 }
 
 }  // namespace reshard_test

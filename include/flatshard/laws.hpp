@@ -62,6 +62,25 @@ inline std::string described(transfer const& m) {
          std::to_string(m.to_position.value);
 }
 
+/// Whether a piece begins where its policy says that none may: inside a block, or at no multiple of its alignment.
+template <class L>
+constexpr bool inside_block(L const& l, piece const& p) {
+  if constexpr (requires { l.policy().may_cut(l.parameter_at(0), p.begin); }) {
+    return p.begin != elements{} && !l.policy().may_cut(l.parameter_at(p.tensor), p.begin);
+  } else {
+    return false;
+  }
+}
+template <class L>
+constexpr bool misaligned(L const& l, piece const& p) {
+  if constexpr (requires { l.policy().alignment(); }) {
+    auto const a = l.policy().alignment().value;
+    return p.begin % a != 0 || p.local % a != 0;
+  } else {
+    return false;
+  }
+}
+
 /// All ranks of a small world; of a large one the ends, the middle, the ranks at the ends of tensors, and a spread.
 template <class L>
 std::vector<std::size_t> ranks_to_try(L const& l, law_limits const& limits) {
@@ -120,6 +139,7 @@ void carry(resharding<From, To> const& plan, std::vector<std::vector<std::uint64
 ///   segments   pieces lie inside their rank's segment, disjoint, listed once, in the promised order
 ///   places     owner, local, gathered, at and at_gathered agree with the pieces; what no piece covers is padding
 ///   cuts       pieces begin where the policy's `may_cut` and `alignment` say that they may
+///   even       of a policy with `even_pieces`: the ranks between a tensor's first and last hold equally much of it
 ///   identity   scatter, then gather, gives every element back, with poison in all padding
 /// Complexity: O((T + pieces) * ranks tried + elements).
 template <ShardingPolicy P, std::size_t W, class Table>
@@ -190,14 +210,19 @@ template <ShardingPolicy P, std::size_t W, class Table>
         if (l.contiguous_gather && l.gathered(p.tensor, i) != l.gathered(p.tensor, {}) + i)
           return broken("places", r, detail::described(p) + " does not continue its tensor in the gathered buffer");
       }
-      if constexpr (requires { l.policy().may_cut(l.parameter_at(0), p.begin); })
-        if (p.begin != elements{} && !l.policy().may_cut(l.parameter_at(p.tensor), p.begin))
-          return broken("cuts", r, detail::described(p) + " begins inside a block");
-      if constexpr (requires { l.policy().alignment(); })
-        if (auto const a = l.policy().alignment().value; p.begin % a != 0 || p.local % a != 0)
-          return broken("cuts", r, detail::described(p) + " is not aligned to " + std::to_string(a));
+      if (detail::inside_block(l, p)) return broken("cuts", r, detail::described(p) + " begins inside a block");
+      if (detail::misaligned(l, p)) return broken("cuts", r, detail::described(p) + " is not aligned as promised");
     }
   }
+  if (detail::even_pieces<P>())
+    for (std::size_t t = 0; t < l.size(); ++t) {
+      auto const n = l.place_at(t).numel;
+      if (n == 0) continue;
+      auto const first = index(l.owner(t, {0})), last = index(l.owner(t, {n - 1}));
+      for (auto const r : ranks)
+        if (first < r && r < last && l.piece_of(t, rank_at(r)).size() != l.piece_of(t, rank_at(first + 1)).size())
+          return broken("even", r, detail::described(l.piece_of(t, rank_at(r))) + " is no even piece, as was promised");
+    }
   if (ranks.size() == w && owned != l.real())
     return broken("intervals", w, number(owned) + " elements owned, " + number(l.real()) + " in the unit");
 
@@ -215,6 +240,34 @@ template <ShardingPolicy P, std::size_t W, class Table>
                         "element " + std::to_string(i) + " of tensor " + std::to_string(t) + " is lost");
   }
   return std::nullopt;
+}
+
+/// Whether the pieces of all ranks keep the laws `intervals`, `segments` and `cuts` (every element in one piece, no
+/// overlap, no block cut), also in a constant expression: `static_assert(keeps_laws(unit))`. Complexity: O(W T log T).
+template <ShardingPolicy P, std::size_t W, class Table>
+[[nodiscard]] constexpr bool keeps_laws(layout<P, W, Table> const& l) {
+  std::vector<elements> ends(l.size());  // of what the ranks before hold of each tensor
+  for (std::size_t r = 0; r < l.world_size(); ++r) {
+    std::vector<piece> held;
+    for (std::size_t t = 0; t < l.size(); ++t) {
+      auto const p = l.piece_of(t, rank_at(r));
+      if (p.begin != ends[t] || p.end < p.begin) return false;
+      ends[t] = p.end;
+      if (p.begin == p.end) continue;
+      if (detail::inside_block(l, p) || detail::misaligned(l, p)) return false;
+      held.push_back(p);
+    }
+    std::sort(held.begin(), held.end(), [](piece const& a, piece const& b) { return a.local < b.local; });
+    elements end;
+    for (auto const& p : held) {
+      if (p.local < end) return false;
+      end = p.local + p.size();
+    }
+    if (end > l.segment(rank_at(r))) return false;
+  }
+  for (std::size_t t = 0; t < l.size(); ++t)
+    if (ends[t].value != l.place_at(t).numel) return false;
+  return true;
 }
 
 /// Looks for a law of reshardings that `plan` breaks: what a rank sends are its pieces, each element once, to the place

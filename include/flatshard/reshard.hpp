@@ -28,13 +28,18 @@ struct transfer {
 /// tensor. Every rank computes its own part, and both sides of a transfer compute the same, without communication.
 ///
 /// It holds for every buffer with an element a parameter element: weights, master copy, gradients, each moment of the
-/// optimizer. Padding never moves. Both layouts are of the same unit and must outlive the plan. Nothing is stored.
+/// optimizer. Padding never moves. Both layouts are of the same unit, tensors in the same order, and must outlive the
+/// plan. Nothing is stored.
 /// Source: docs/design.md, the model.
 template <class From, class To>
 class resharding {
  public:
+  /// Complexity: O(T), comparing names and sizes.
   constexpr resharding(From const& from, To const& to) : from_{&from}, to_{&to} {
-    require(from.size() == to.size(), "both layouts of a resharding must be of the same unit");
+    bool same = from.size() == to.size();
+    for (std::size_t t = 0; same && t < from.size(); ++t)
+      same = from.place_at(t).numel == to.place_at(t).numel && from.name_at(t) == to.name_at(t);
+    require(same, "both layouts of a resharding must be of the same unit");
   }
 
   [[nodiscard]] constexpr From const& from() const { return *from_; }
