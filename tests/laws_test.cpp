@@ -341,7 +341,7 @@ TEST_CASE("each law finds the policy that breaks it, with a counterexample") {
                        broken_rule);  // found before any law is tried
   CHECK(law_against(losing{}) == "intervals");
   CHECK(law_against(descending{}) == "intervals");
-  CHECK(law_against(unordered_slots{}) == "places");
+  CHECK(law_against(unordered_slots{}) == "segments");
   CHECK(law_against(uneven{}) == "even");
   CHECK(law_against(wrong_owner{}) == "places");
   CHECK(law_against(cut_rows{}) == "cuts");

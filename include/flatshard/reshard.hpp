@@ -86,8 +86,6 @@ class resharding {
       constexpr void open() {
         if (at_ == end_) return;
         whole_ = *at_;
-        require(outer_->place_at(whole_.tensor).numel == inner_->place_at(whole_.tensor).numel,
-                "both layouts of a resharding must be of the same unit");
         cut(whole_.begin);
       }
       constexpr void cut(elements begin) {
