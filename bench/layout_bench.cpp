@@ -11,6 +11,7 @@
 #include <limits>
 #include <new>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -48,26 +49,30 @@ void expect(benchmark::State& state, bool holds, char const* what) {
   if (!holds) state.SkipWithError(what);
 }
 
-// Experts and norms in turn, as one flat list of parameters.
+// As many parameters as are measured, of these shapes in turn.
+std::vector<parameter> in_turn(std::span<shape const> shapes) {
+  std::vector<parameter> made;
+  made.reserve(tensors);
+  for (std::size_t t = 0; t < tensors; ++t) made.push_back({"layers.mlp.experts.weight", shapes[t % shapes.size()]});
+  return made;
+}
+// Experts and norms, as one flat list of parameters.
 std::vector<parameter> const& unit() {
-  static std::vector<parameter> const list = [] {
-    std::vector<parameter> made;
-    made.reserve(tensors);
-    shape const shapes[]{{768, 2048}, {768, 2048}, {2048, 768}, {2048}};
-    for (std::size_t t = 0; t < tensors; ++t) made.push_back({"layers.mlp.experts.weight", shapes[t % 4]});
-    return made;
-  }();
+  static constexpr shape shapes[]{{768, 2048}, {768, 2048}, {2048, 768}, {2048}};
+  static auto const list = in_turn(shapes);
+  return list;
+}
+// The layers of Llama 3 8B: for megatron most tensors leave a remainder that another one, or norms, fill.
+std::vector<parameter> const& dense_unit() {
+  static constexpr shape shapes[]{{4096, 4096},  {1024, 4096},  {1024, 4096}, {4096, 4096}, {14336, 4096},
+                                  {14336, 4096}, {4096, 14336}, {4096},       {4096}};
+  static auto const list = in_turn(shapes);
   return list;
 }
 // The same number of tensors, each of which the ranks divide: what `llmc` and `ragged` can cut.
 std::vector<parameter> const& even_unit() {
-  static std::vector<parameter> const list = [] {
-    std::vector<parameter> made;
-    made.reserve(tensors);
-    shape const shapes[]{{1000, 2000}, {1000, 2000}, {2000, 1000}, {2 * ranks}};
-    for (std::size_t t = 0; t < tensors; ++t) made.push_back({"layers.mlp.experts.weight", shapes[t % 4]});
-    return made;
-  }();
+  static constexpr shape shapes[]{{1000, 2000}, {1000, 2000}, {2000, 1000}, {2 * ranks}};
+  static auto const list = in_turn(shapes);
   return list;
 }
 template <class P>
@@ -97,8 +102,7 @@ std::vector<query> queries(L const& l) {
 }
 
 template <class P>
-void build(benchmark::State& state, P policy) {
-  auto const& list = unit_of(policy);
+void build(benchmark::State& state, P policy, std::vector<parameter> const& list) {
   malloc_trim(0);
   auto const before = held;
   peak = held;
@@ -228,7 +232,9 @@ int main(int argc, char** argv) {
   mallopt(M_MMAP_MAX, 0);
   using benchmark::RegisterBenchmark;
   auto const add = [](std::string const& name, auto const& policy) {
-    RegisterBenchmark(("build/" + name).c_str(), [=](auto& s) { build(s, policy); })->Unit(kMillisecond);
+    RegisterBenchmark(("build/" + name).c_str(), [=](auto& s) {
+      build(s, policy, unit_of(policy));
+    })->Unit(kMillisecond);
     RegisterBenchmark(("owner/" + name).c_str(), [=](auto& s) { owner(s, policy); });
     RegisterBenchmark(("owners/" + name).c_str(), [=](auto& s) { owners(s, policy); });
     RegisterBenchmark(("inverse/" + name).c_str(), [=](auto& s) { inverse(s, policy); });
@@ -239,6 +245,11 @@ int main(int argc, char** argv) {
   secondary.whole_world = 10 * ranks;
   megatron experimental;
   experimental.packing = megatron_packing::experimental;
+  auto const add_dense = [](std::string const& name, auto const& policy) {
+    RegisterBenchmark(("build/" + name + "/dense layers").c_str(), [=](auto& s) {
+      build(s, policy, dense_unit());
+    })->Unit(kMillisecond);
+  };
   add("native", native{});
   add("zero3", zero3{});
   add("hpz", secondary);
@@ -255,6 +266,9 @@ int main(int argc, char** argv) {
   add("ragged uneven", ragged{units, 2});
   add("owned", owned{});
   add("planned", planned{block::rows()});
+  add_dense("megatron", megatron{});
+  add_dense("megatron experimental", experimental);
+  add_dense("planned", planned{block::rows()});
   auto const add_reshard = [](std::string const& name, auto const& from, auto const& to) {
     for (bool const sending : {true, false})
       RegisterBenchmark((std::string{"reshard one rank/"} + name + (sending ? "/sends" : "/receives")).c_str(),

@@ -4,6 +4,7 @@ flatshard_test(layout_test GROUP layout_tests OPTIMISED LABELS fast TIMEOUT 1800
 flatshard_test(layout_golden_test GROUP layout_tests OPTIMISED LABELS fast golden LINK flatshard::json)
 flatshard_test(layouts_test GROUP layout_tests OPTIMISED LABELS fast)
 flatshard_test(layout_groups_test GROUP layout_tests OPTIMISED LABELS fast)
+flatshard_test(megatron_test GROUP layout_tests OPTIMISED LABELS fast)
 flatshard_test(layout_constant_golden_test LABELS fast golden LINK flatshard::json)
 # The golden cases as constant expressions, in a source that a program writes; that it compiles is the test. The short tier takes 8
 # cases of a file, evenly chosen, the long tier all, one test a file and compiler. Planted: one wrong case after the other.
