@@ -26,6 +26,7 @@
 #include <flatshard/layouts/fsdp1.hpp>              // IWYU pragma: export
 #include <flatshard/layouts/fsdp2.hpp>              // IWYU pragma: export
 #include <flatshard/layouts/fsdp2_groups.hpp>       // IWYU pragma: export
+#include <flatshard/layouts/gap_filling.hpp>        // IWYU pragma: export
 #include <flatshard/layouts/llmc.hpp>               // IWYU pragma: export
 #include <flatshard/layouts/megatron.hpp>           // IWYU pragma: export
 #include <flatshard/layouts/megatron_groups.hpp>    // IWYU pragma: export
