@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <set>
 #include <string>
 #include <string_view>
@@ -115,6 +116,26 @@ std::size_t count_of(std::string_view text, std::string_view what) {
   std::size_t n = 0;
   for (auto at = text.find(what); at != std::string_view::npos; at = text.find(what, at + 1)) ++n;
   return n;
+}
+/// What stands between `before` and the next `after`, for each `before`.
+std::vector<std::string> all_between(std::string_view text, std::string_view before, std::string_view after) {
+  std::vector<std::string> found;
+  for (auto at = text.find(before); at != std::string_view::npos; at = text.find(before, at)) {
+    at += before.size();
+    found.emplace_back(text.substr(at, text.find(after, at) - at));
+  }
+  return found;
+}
+/// Whether all words of a page's charts lie inside them, at 7 px a character: fonts are as wide as that on the mean.
+bool words_inside(std::string_view page) {
+  for (auto const& text : all_between(page, "<text x=\"", "</text>")) {
+    auto const x = std::stod(text), wide = 7.0 * static_cast<double>(text.size() - text.find('>') - 1);
+    auto const left = text.find("\"end\"") != std::string::npos      ? x - wide
+                      : text.find("\"middle\"") != std::string::npos ? x - wide / 2
+                                                                     : x;
+    if (left < 0 || left + wide > 1000) return false;
+  }
+  return true;
 }
 
 /// All-gathers of a step among so many ranks.
@@ -811,6 +832,63 @@ TEST_CASE("plan --html: one page that needs nothing else, with text for every pi
   }
 }
 
+TEST_CASE("plan --html: every buffer of a unit has its map, on which each tensor has a fill of its own") {
+  folder dir;
+  auto const page_of = [&](std::vector<std::string> words) {
+    words.insert(words.end(), {"--html", dir / "p.html"});
+    auto const d = plan_json(words);
+    auto const page = slurp(dir / "p.html");
+    CHECK(well_formed(page));
+    CHECK(words_inside(page));
+    std::size_t buffers = 0;
+    for (auto const& u : d["units"]->elements()) buffers += u["buffers"].elements().size();
+    CHECK(count_of(page, ">Shard map of ") == buffers);
+    return page;
+  };
+  auto const llama_factory = fsdp2(dir, "64", R"(, "reshard_after_forward": true)");
+  auto const gpt = page_of({"--arch", "gpt-oss-20b", "--config", llama_factory, "--world", "64", "--node-size", "8"});
+  auto const layers = all_between(gpt, "<h3>model.layers.0", "<h3>");
+  REQUIRE(layers.size() == 1);
+  std::map<std::string, std::set<std::string>> names;  // by fill: on the map, and in the legend
+  for (auto const& rect : all_between(layers[0], "fill=\"", "</")) {
+    auto const fill = rect.substr(0, rect.find('"'));
+    if (auto const at = rect.find("\"><title>"); at == fill.size())
+      names[fill].insert(rect.substr(at + 9, rect.rfind(':') - at - 9));
+  }
+  for (auto const& item : all_between(layers[0], "<li><svg", "</li>"))
+    names[all_between(item, "fill=\"", "\"")[0]].insert(item.substr(item.find("</svg>") + 6));
+  CHECK(names.size() == 6 + 2);  // and what is short, and padding
+  for (auto const& [fill, of] : names) CHECK_MESSAGE(of.size() == 1, fill);
+  CHECK(names["var(--t3)"] == std::set<std::string>{"4 model.layers.0.self_attn.k_proj.weight"});
+  CHECK(names["url(#t11)"] == std::set<std::string>{"12 model.layers.0.mlp.experts.gate_up_proj"});
+  CHECK(gpt.find(">12 gate_up_proj</text>") != std::string::npos);
+  CHECK(gpt.find("<li>not drawn alone: 11 tensors, short or on ranks left out</li>") != std::string::npos);
+
+  // the experts of a rank: their group, its ranks, and more tensors than there are fills
+  auto const qwen = page_of({"--arch", "qwen3-30b-a3b", "--config", llama_factory, "--world", "64", "--node-size", "8",
+                             "--expert-parallel", "8"});
+  CHECK(qwen.find("experts shared by 8 ranks: 8 ranks 8 apart, segments of 9,437,184 elements; the first of 8 such "
+                  "groups</figcaption>") != std::string::npos);
+  CHECK(count_of(qwen, ">rank 56</text>") == 1);
+  CHECK(count_of(qwen, ">57</text>") == 8);  // 9 and 48 tensors: the last one's number on each rank
+  CHECK(qwen.find("<summary>24 more</summary>") != std::string::npos);
+  CHECK(qwen.find("57 model.layers.0.mlp.experts.15.down_proj.weight</li>") != std::string::npos);
+  CHECK(qwen.find(">reduce_scatter, 8 ranks 8 apart</text>") != std::string::npos);
+
+  // what DeepSpeed keeps gathered, and one flat group over all units
+  auto const kept = page_of({"--arch", "gpt-oss-20b", "--config", configuration(dir, R"("stage": 3)"), "--world", "8",
+                             "--expert-parallel", "4"});
+  CHECK(kept.find("<figcaption>persistent: 8 ranks, segments of 13,252 elements</figcaption>") != std::string::npos);
+  CHECK(kept.find("persistent, experts shared by 4 ranks: 2 ranks 4 apart") != std::string::npos);
+  for (auto const* const zero : {R"("stage": 2)", R"("stage": 0)"})
+    page_of({"--arch", "qwen3-30b-a3b", "--config", configuration(dir, zero), "--world", "16", "--expert-parallel", "4",
+             "--override", "*norm.weight=owned,reduce:fp32", "--frozen", "lm_head.*"});
+
+  // on a narrow screen charts keep a size at which they can be read, and scroll
+  CHECK(gpt.find("figure{margin:.5rem 0;overflow-x:auto}") != std::string::npos);
+  CHECK(gpt.find("svg.chart{width:100%;min-width:54rem") != std::string::npos);
+}
+
 TEST_CASE("plan --html: names from files are text, never markup") {
   folder dir;
   files::create_directory(dir / "m");
@@ -826,6 +904,7 @@ TEST_CASE("plan --html: names from files are text, never markup") {
   auto const text = slurp(dir / "p.html");
   CHECK(text.find("<b>") == std::string::npos);
   CHECK(text.find("&lt;b&gt;&amp;&quot;") != std::string::npos);
+  CHECK(text.find("Not drawn: 2 elements of ids, whole on every rank.") != std::string::npos);
   CHECK(well_formed(text));
   CHECK(r.out.find("1 tensor of the file cannot become bf16") != std::string::npos);
   // the name of a folder is bytes: what is no UTF-8 becomes U+FFFD

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "plan_page.hpp"
 
+#include "page_markup.hpp"
 #include "plan_findings.hpp"
 #include "plan_report.hpp"
 #include "report.hpp"
-#include "shard_map.hpp"
+#include "shard_map_drawing.hpp"
 
 #include <flatshard/estimate.hpp>
 #include <flatshard/file.hpp>
@@ -31,54 +32,7 @@ namespace {
 
 namespace fs = flatshard;
 
-/// Text between tags or in an attribute.
-std::string safe(std::string_view text) {
-  std::string out;
-  for (char const c : one_line(fs::utf8_text(text))) {
-    switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
-    }
-  }
-  return out;
-}
-
-// Eight hues that differ in lightness too; text on them is always the page's dark or light.
-constexpr std::string_view style = R"(
-:root{color-scheme:light dark;--bg:#fbfbfa;--card:#fff;--fg:#1c2024;--soft:#5b636b;--line:#d9dde1;--accent:#0b5cad;
---t0:#8fb8de;--t1:#f2b880;--t2:#9fd0a5;--t3:#e59aa0;--t4:#c3b1e1;--t5:#d8c48f;--t6:#8fcfcb;--t7:#d9a7cf;
---held:#b9c2cb;--gathered:#4f8fcf;--grads:#e08f3c;--staging:#a06cc9;--inside:#4f9a6a;--between:#c9584f;--pad:#8b949e}
-@media (prefers-color-scheme:dark){:root{--bg:#14171a;--card:#1c2024;--fg:#e8eaed;--soft:#a3abb3;--line:#363c43;
---accent:#7ab7ff;--t0:#3f6f9f;--t1:#96602c;--t2:#3f7a49;--t3:#97474f;--t4:#6d58a0;--t5:#7d6a2f;--t6:#32767a;--t7:#87487b;
---held:#58616b;--gathered:#5b9bdc;--grads:#e0964a;--staging:#b084d6;--inside:#5fb57e;--between:#e0736a;--pad:#828b95}}
-*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif}
-main,header,nav{max-width:70rem;margin:0 auto;padding:0 1.25rem}header{padding-top:1.5rem}
-h1{font-size:1.7rem;margin:0 0 .25rem}h2{font-size:1.25rem;margin:0 0 .5rem}h3{font-size:1rem;margin:1.25rem 0 .25rem}
-p{margin:.25rem 0 .75rem}.soft{color:var(--soft)}a{color:var(--accent)}
-.skip{position:absolute;left:-999rem}.skip:focus{left:1rem;top:.5rem;background:var(--card);padding:.5rem 1rem}
-:focus-visible{outline:3px solid var(--accent);outline-offset:2px}
-nav ul{display:flex;flex-wrap:wrap;gap:.25rem 1.25rem;list-style:none;padding:0;margin:1rem 0}
-section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem 1.25rem;margin:1rem 0}
-dl.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));gap:.75rem 1.5rem;margin:.5rem 0}
-dl.facts div{border-left:3px solid var(--line);padding-left:.75rem}dt{color:var(--soft);font-size:.85rem}
-dd{margin:0;font-size:1.15rem;font-variant-numeric:tabular-nums}dd small{display:block;font-size:.8rem;color:var(--soft)}
-figure{margin:.5rem 0}figcaption{color:var(--soft);font-size:.9rem;margin-bottom:.4rem}
-svg.chart{width:100%;height:auto;display:block}svg text{fill:var(--fg);font:13px system-ui,sans-serif}
-svg text.soft{fill:var(--soft)}svg .rule{stroke:var(--line);stroke-width:1}svg .mark{stroke:var(--fg);stroke-dasharray:4 3}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
-th,td{text-align:left;padding:.3rem .75rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-.n{text-align:right;white-space:nowrap}td:not(.n){min-width:8rem}thead .n{white-space:normal}thead th{color:var(--soft);font-weight:600}tr.best th,tr.best td{font-weight:700}
-details{margin:.5rem 0}summary{cursor:pointer;color:var(--accent)}
-ul.legend{display:flex;flex-wrap:wrap;gap:.15rem 1rem;list-style:none;padding:0;margin:.4rem 0;font-size:.85rem}
-.swatch{display:inline-block;width:.9em;height:.9em;border-radius:.15em;margin-right:.4em;vertical-align:-.08em;
-border:1px solid var(--line)}.padded{background:repeating-linear-gradient(45deg,var(--pad) 0 2px,transparent 2px 5px)}
-.note{border-left:3px solid var(--grads);padding-left:.75rem}
-)";
-
-class page {
+class page : shard_map_drawing {
  public:
   explicit page(plan_findings const& f) : f_{f} {}
   std::string text() {
@@ -96,66 +50,14 @@ class page {
   }
 
  private:
-  template <class... A>
-  void add(fmt::format_string<A...> form, A&&... a) {
-    fmt::format_to(std::back_inserter(out_), form, std::forward<A>(a)...);
-  }
-  /// `n` in the unit of a drawing that is 1000 wide, for `of` at `width`.
-  static double scaled(std::uint64_t n, std::uint64_t of, double width) {
-    return of == 0 ? 0 : static_cast<double>(n) / static_cast<double>(of) * width;
-  }
-  void open_svg(std::string_view id, double height, std::string const& title, std::string const& description) {
-    add("<svg class=\"chart\" viewBox=\"0 0 1000 {:.0f}\" role=\"img\" aria-labelledby=\"{}-t {}-d\">\n"
-        "<title id=\"{}-t\">{}</title><desc id=\"{}-d\">{}</desc>\n",
-        height, id, id, id, safe(title), id, safe(description));
-  }
-  void box(double x, double y, double w, double h, std::string_view fill, std::string const& title = {}) {
-    if (w <= 0) return;
-    add("<rect x=\"{:.2f}\" y=\"{:.1f}\" width=\"{:.2f}\" height=\"{:.1f}\" fill=\"{}\"", x, y, w, h, fill);
-    if (title.empty())
-      add("/>\n");
-    else
-      add("><title>{}</title></rect>\n", safe(title));
-  }
-  void words(double x, double y, std::string_view text, std::string_view anchor = "start", std::string_view of = "") {
-    add("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\" class=\"{}\">{}</text>\n", x, y, anchor, of, safe(text));
-  }
-  void legend(std::span<std::pair<std::string_view, std::string_view> const> items) {
-    add("<ul class=\"legend\">");
-    for (auto const& [fill, what] : items)
-      add("<li><span class=\"swatch\" style=\"background:var(--{})\"></span>{}</li>", fill, what);
-    add("</ul>\n");
-  }
-  void open_table(std::string const& caption, std::vector<std::string> const& heads) {
-    add("<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-label=\"{}\"><table><thead><tr>", safe(caption));
-    for (std::size_t i = 0; i < heads.size(); ++i)
-      add("<th scope=\"col\"{}>{}</th>", heads[i].starts_with('#') ? " class=\"n\"" : "",
-          safe(heads[i].starts_with('#') ? std::string_view{heads[i]}.substr(1) : std::string_view{heads[i]}));
-    add("</tr></thead><tbody>\n");
-    numbers_.clear();
-    for (auto const& h : heads) numbers_.push_back(h.starts_with('#'));
-  }
-  void row(std::vector<std::string> const& cells, bool best = false) {
-    add("<tr{}>", best ? " class=\"best\"" : "");
-    for (std::size_t i = 0; i < cells.size(); ++i) {
-      auto const tag = i == 0 ? "th" : "td";
-      add("<{}{}>{}</{}>", tag, i == 0 ? " scope=\"row\"" : numbers_[i] ? " class=\"n\"" : "", safe(cells[i]), tag);
-    }
-    add("</tr>\n");
-  }
-  void close_table() { add("</tbody></table></div>\n"); }
-
   void head() {
     auto const& m = f_.model;
     add("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
         "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>Plan of {}</title>\n<style>",
         safe(m.name));
-    out_ += style;
+    out_ += page_style;
     add("</style>\n</head>\n<body>\n<a class=\"skip\" href=\"#summary\">Skip to the summary</a>\n");
-    add("<svg width=\"0\" height=\"0\" style=\"position:absolute\" aria-hidden=\"true\" focusable=\"false\"><defs>"
-        "<pattern id=\"padding\" width=\"6\" height=\"6\" patternUnits=\"userSpaceOnUse\" "
-        "patternTransform=\"rotate(45)\"><rect width=\"2\" height=\"6\" style=\"fill:var(--pad)\"/></pattern>"
-        "</defs></svg>\n");
+    define_fills();
     auto const& own = f_.own();
     add("<header><h1>Plan of {}</h1>\n<p>{} parameters in {} tensors and {} units, layout <strong>{}</strong> ({}) "
         "over "
@@ -291,7 +193,7 @@ class page {
     auto const runs = unit_runs(plan);
     constexpr std::size_t most = 12;
     add("<section id=\"shards\"><h2>Shards, unit by unit</h2>\n<p>Each line is the segment of one rank: tensors in "
-        "their order, padding hatched.{}</p>\n",
+        "their order, numbered within a unit, padding hatched. A unit has a map for each of its buffers.{}</p>\n",
         runs.size() > most ? fmt::format(" The first {} of {} different units.", most, runs.size()) : std::string{});
     for (std::size_t k = 0; k < std::min(runs.size(), most); ++k) shard_map_of(k, runs[k]);
     for (auto const& miss : fast_path_misses(f_)) add("<p class=\"note\">Off the fast path: {}.</p>\n", safe(miss));
@@ -308,95 +210,16 @@ class page {
     add("</section>\n");
   }
   void shard_map_of(std::size_t number, unit_run const& run) {
-    auto const m = shard_map(f_, run.first);
-    std::uint64_t owned_most = 0, owned_least = UINT64_MAX;
-    for (auto const& r : m.rows) {
-      owned_most = std::max(owned_most, r.owned);
-      owned_least = std::min(owned_least, r.owned);
+    auto const& plan = *f_.own().plan;
+    auto const title = run_name(plan, run);
+    add("<h3>{}{}</h3>\n", safe(title),
+        run.count > 1 ? fmt::format(" <span class=\"soft\">({} alike)</span>", run.count) : std::string{});
+    auto const maps = shard_maps_of(f_, run.first);
+    std::size_t first = 0;  // numbers and fills go on from buffer to buffer
+    for (std::size_t k = 0; k < maps.size(); ++k) {
+      draw(maps[k], fmt::format("map{}-{}", number, k), first, title, marks_of(f_, plan.buffers(run.first)[k]));
+      first += maps[k].names.size();
     }
-    auto const title = run_name(*f_.own().plan, run);
-    constexpr double left = 90, wide = 900, step = 22;
-    bool const gap = m.ranks > m.rows.size();
-    auto const height = step * static_cast<double>(m.rows.size() + (gap ? 1 : 0)) + 8;
-    add("<h3>{}{}</h3>\n<figure tabindex=\"0\"><figcaption>{} ranks, segments of {} elements{}</figcaption>\n",
-        safe(title), run.count > 1 ? fmt::format(" <span class=\"soft\">({} alike)</span>", run.count) : std::string{},
-        grouped(m.ranks), grouped(m.segment), gap ? "; ranks in the middle are left out" : "");
-    open_svg(
-        fmt::format("map{}", number), height, "Shard map of " + title,
-        fmt::format("{} tensors over {} ranks in segments of {} elements; the ranks shown own {} to {} elements, the "
-                    "rest is padding.",
-                    m.names.size(), m.ranks, grouped(m.segment), grouped(owned_least), grouped(owned_most)));
-    double at = 4;
-    for (std::size_t i = 0; i < m.rows.size(); ++i) {
-      auto const& r = m.rows[i];
-      if (i > 0 && r.rank != m.rows[i - 1].rank + 1) {
-        words(left - 8, at + 14, "...", "end", "soft");
-        at += step;
-      }
-      words(left - 8, at + 14, fmt::format("rank {}", r.rank), "end");
-      add("<rect x=\"{:.0f}\" y=\"{:.1f}\" width=\"{:.0f}\" height=\"18\" fill=\"none\" class=\"rule\"/>\n", left, at,
-          wide);
-      for (auto const& piece : r.runs) {
-        auto const x = left + scaled(piece.begin, m.segment, wide), w = scaled(piece.size, m.segment, wide);
-        auto const what = piece.what == map_run::kind::padding   ? std::string{"padding"}
-                          : piece.what == map_run::kind::several ? std::string{"several short tensors"}
-                                                                 : m.names[piece.tensor];
-        auto const fill = piece.what == map_run::kind::padding   ? std::string{"url(#padding)"}
-                          : piece.what == map_run::kind::several ? std::string{"var(--soft)"}
-                                                                 : fmt::format("var(--t{})", piece.tensor % 8);
-        box(x, at, w, 18, fill, fmt::format("{}: {} elements", what, grouped(piece.size)));
-        auto const shown = piece.what == map_run::kind::tensor ? short_name(what) : std::string{};
-        if (!shown.empty() && w > 7.5 * static_cast<double>(shown.size()) + 8) words(x + 5, at + 14, shown);
-      }
-      at += step;
-    }
-    add("</svg>\n<ul class=\"legend\">");
-    constexpr std::size_t listed = 16;
-    for (std::size_t t = 0; t < std::min(m.names.size(), listed); ++t)
-      add("<li><span class=\"swatch\" style=\"background:var(--t{})\"></span>{}</li>", t % 8, safe(m.names[t]));
-    if (m.names.size() > listed) add("<li>and {} more</li>", m.names.size() - listed);
-    add("<li><span class=\"swatch padded\"></span>padding</li></ul></figure>\n");
-  }
-  /// What follows the number of a layer, without `.weight`.
-  static std::string short_name(std::string_view name) {
-    auto text = name;
-    for (auto dot = text.rfind('.'); dot != std::string_view::npos;
-         dot = dot == 0 ? std::string_view::npos : text.rfind('.', dot - 1))
-      if (dot + 1 < text.size() && text[dot + 1] >= '0' && text[dot + 1] <= '9') {
-        text = text.substr(std::min(text.find('.', dot + 1), text.size() - 1) + 1);
-        break;
-      }
-    if (text.ends_with(".weight")) text.remove_suffix(7);
-    if (auto const dot = text.rfind('.'); dot != std::string_view::npos) text = text.substr(dot + 1);
-    return std::string{text};
-  }
-
-  /// Bars of one length a row: label, parts, value.
-  struct bar {
-    std::string label, value;
-    std::vector<std::pair<std::string_view, std::uint64_t>> parts;
-    bool cut = false;  ///< longer than the drawing
-  };
-  void bars(std::string_view id, std::vector<bar> const& all, std::uint64_t most, std::string const& title,
-            std::string const& description) {
-    constexpr double left = 200, wide = 620, step = 28;
-    open_svg(id, step * static_cast<double>(all.size()) + 6, title, description);
-    double at = 4;
-    for (auto const& b : all) {
-      words(left - 10, at + 15, b.label, "end");
-      double x = left;
-      for (auto const& [fill, n] : b.parts) {
-        auto const w = std::min(scaled(n, most, wide), left + wide - x);
-        box(x, at, w, 20, fmt::format("var(--{})", fill));
-        x += std::max(w, 0.0);
-      }
-      if (b.cut)
-        add("<path d=\"M{0:.0f} {1:.0f}l6 10l-6 10\" fill=\"none\" stroke=\"var(--fg)\" stroke-width=\"2\"/>\n", x + 3,
-            at);
-      words(x + (b.cut ? 16 : 8), at + 15, b.value, "start", "soft");
-      at += step;
-    }
-    add("</svg>\n");
   }
 
   void wire() {
@@ -525,8 +348,6 @@ class page {
   }
 
   plan_findings const& f_;
-  std::string out_;
-  std::vector<bool> numbers_;
 };
 
 }  // namespace

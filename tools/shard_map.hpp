@@ -11,6 +11,7 @@
 #include <flatshard/layouts/planned.hpp>
 #include <flatshard/layouts/zero12.hpp>
 #include <flatshard/layouts/zero3.hpp>
+#include <flatshard/require.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -33,11 +34,12 @@ struct map_row {
   std::uint64_t owned{};
   std::vector<map_run> runs;
 };
-/// One unit over the ranks of its shard group; ranks in the middle of a large group are left out.
-struct unit_map {
+/// One buffer of a unit over the ranks of its first shard group; ranks in the middle of a large group are left out, and
+/// there are no rows where each rank holds all of it.
+struct buffer_map {
   std::vector<std::string> names;
   std::uint64_t segment{};
-  std::size_t ranks{};
+  std::size_t ranks{}, stride = 1;  ///< how many, and how far apart
   std::vector<map_row> rows;
 };
 
@@ -46,10 +48,10 @@ namespace shard_maps {
 namespace fs = flatshard;
 
 template <class Policy>
-unit_map map_of(Policy const& policy, std::vector<fs::parameter> const& parameters, std::size_t w) {
+buffer_map map_of(Policy const& policy, std::vector<fs::parameter> const& parameters, std::size_t w) {
   constexpr std::size_t most = 8, at_each_end = 4;
   fs::listed_layout<Policy> const l{policy, std::span<fs::parameter const>{parameters}, fs::world{w}};
-  unit_map m;
+  buffer_map m;
   for (auto const& p : parameters) m.names.emplace_back(p.name);
   m.segment = l.segment().value;
   m.ranks = w;
@@ -85,42 +87,50 @@ unit_map map_of(Policy const& policy, std::vector<fs::parameter> const& paramete
 
 }  // namespace shard_maps
 
-/// The parameters of unit `u` of the own plan that share its first buffer of those that are cut; what is persistent, in
-/// another group or in another layout only where there is nothing else.
-[[nodiscard]] inline unit_map shard_map(plan_findings const& f, std::size_t u) {
+/// The buffers of unit `u` of the own plan, in the plan's order.
+[[nodiscard]] inline std::vector<buffer_map> shard_maps_of(plan_findings const& f, std::size_t u) {
   namespace fs = flatshard;
   auto const& own = f.own();
   bool const together = own.plan->settings().cut != fs::cut_states::parameters;
+  auto const buffers = own.plan->buffers(u);
   struct kind {
     fs::parameter_traits traits;
     fs::precision types;
     std::size_t rule;
     bool operator==(kind const&) const = default;
-    [[nodiscard]] bool plain() const { return !traits.persistent && traits.expert_ranks == 1 && rule == 0; }
   };
-  std::vector<std::pair<kind, fs::parameter>> all;
+  std::vector<std::pair<kind, std::vector<fs::parameter>>> parts;  // as the plan forms them: at the first of a kind
   for (std::size_t part = 0, t = 0; part < f.model.parts.size(); ++part)
     for (auto const& p : f.model.parts[part].parameters) {
       kind one{f.choice.traits[t], f.choice.tensor_types[t], f.choice.rules[t]};
       ++t;
       one.traits.expert_ranks = p.traits.unpacked().expert_ranks;
       if (together) one.traits.persistent = false;
-      if ((together || part == u) && !one.traits.ignored) all.emplace_back(one, p);
+      if ((!together && part != u) || one.traits.tied) continue;
+      auto const same = std::find_if(parts.begin(), parts.end(), [&](auto const& other) { return other.first == one; });
+      (same == parts.end() ? parts.emplace_back(one, std::vector<fs::parameter>{}) : *same).second.push_back(p);
     }
-  auto const first = std::find_if(all.begin(), all.end(), [](auto const& one) { return one.first.plain(); });
-  std::vector<fs::parameter> cut;
-  kind const drawn = all.empty() ? kind{} : first == all.end() ? all.front().first : first->first;
-  for (auto const& [one, p] : all)
-    if (one == drawn) cut.push_back(p);
-  auto const name = drawn.rule != 0 ? override_layouts[drawn.rule - 1] : policy_of(own.name);
-  auto const w = own.shards / drawn.traits.expert_ranks;
-  return name == "zero3"     ? shard_maps::map_of(fs::zero3{}, cut, w)
-         : name == "fsdp2"   ? shard_maps::map_of(fs::fsdp2{}, cut, w)
-         : name == "zero12"  ? shard_maps::map_of(fs::zero12{}, cut, w)
-         : name == "owned"   ? shard_maps::map_of(fs::owned{}, cut, w)
-         : name == "planned" ? shard_maps::map_of(fs::planned{fs::block::rows()}, cut, w)
-         : name == "whole"   ? shard_maps::map_of(fs::native{{}, 1, 1}, cut, 1)
-                             : shard_maps::map_of(fs::native{}, cut, w);
+  fs::require(parts.size() == buffers.size(), "the page groups a unit's tensors as the plan does");
+  std::vector<buffer_map> maps;
+  for (std::size_t k = 0; k < parts.size(); ++k) {
+    auto const& [one, cut] = parts[k];
+    auto const& b = buffers[k];
+    auto const name = one.rule != 0 ? override_layouts[one.rule - 1] : policy_of(own.name);
+    if (one.traits.ignored) {
+      maps.push_back({{}, b.segment.value, b.ranks, b.stride, {}});
+      for (auto const& p : cut) maps.back().names.emplace_back(p.name);
+      continue;
+    }
+    maps.push_back(name == "zero3"     ? shard_maps::map_of(fs::zero3{}, cut, b.ranks)
+                   : name == "fsdp2"   ? shard_maps::map_of(fs::fsdp2{}, cut, b.ranks)
+                   : name == "zero12"  ? shard_maps::map_of(fs::zero12{}, cut, b.ranks)
+                   : name == "owned"   ? shard_maps::map_of(fs::owned{}, cut, b.ranks)
+                   : name == "planned" ? shard_maps::map_of(fs::planned{fs::block::rows()}, cut, b.ranks)
+                   : name == "whole"   ? shard_maps::map_of(fs::native{{}, 1, 1}, cut, 1)
+                                       : shard_maps::map_of(fs::native{}, cut, b.ranks));
+    if (maps.back().ranks > 1) maps.back().stride = b.stride;
+  }
+  return maps;
 }
 
 }  // namespace tool
