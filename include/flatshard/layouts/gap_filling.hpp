@@ -72,6 +72,7 @@ class first_fit {
 /// Fragments of a unit that lie nowhere yet, in the order in which gaps ask for them.
 class gap_fillers {
  public:
+  constexpr gap_fillers() = default;
   /// `aligned`: a fragment starts at a multiple of its row. Complexity: O(n) where rows are few, at most O(n log n).
   constexpr gap_fillers(std::span<placement const> tensors, std::span<std::uint32_t const> fragments, bool aligned)
       : fragments_{fragments}, by_row_(fragments.size(), 0) {

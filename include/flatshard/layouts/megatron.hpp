@@ -64,11 +64,7 @@ struct megatron : flat_cuts {
     auto const sequence = order_of(out);
     auto const q = quantum(out, sequence).value;
     std::vector<std::uint32_t> regular, fragments;
-    bool even = true;  // no regular tensor leaves a remainder
-    for (auto const i : sequence) {
-      (out[i].numel < q ? fragments : regular).push_back(i);
-      even = even && (out[i].numel < q || out[i].numel % q == 0);
-    }
+    for (auto const i : sequence) (out[i].numel < q ? fragments : regular).push_back(i);
     bool const aligned = packing == megatron_packing::experimental;
     if (aligned) {
       std::vector<std::uint32_t> largest(fragments.size(), 0);  // every one has fewer than q elements
@@ -83,11 +79,9 @@ struct megatron : flat_cuts {
       placed[i] = 1;
       end = std::max(end, checked_add(start, out[i].numel));
     };
-    detail::first_fit remainders{even ? 0 : regular.size(), [&](std::size_t k) {
-                                   auto const rest = out[regular[k]].numel % q;
-                                   return rest == 0 ? detail::first_fit::none : rest;
-                                 }};
-    detail::gap_fillers fillers{out, even ? std::span<std::uint32_t const>{} : fragments, aligned};
+    detail::first_fit remainders;  // nothing before the first remainder asks for one
+    detail::gap_fillers fillers;
+    bool listed = false;
     std::size_t next = 0;
     for (std::size_t k = 0; k < regular.size(); ++k) {
       auto const i = regular[k];
@@ -97,6 +91,14 @@ struct megatron : flat_cuts {
       auto gap = checked_add(next, out[i].numel);
       next = rest == 0 ? gap : round_up(gap, q);  // the last `next` is a multiple of q
       if (rest == 0) continue;
+      if (!listed) {
+        remainders = {regular.size(), [&](std::size_t m) {
+                        auto const n = out[regular[m]].numel % q;
+                        return n == 0 ? detail::first_fit::none : n;
+                      }};
+        fillers = {out, fragments, aligned};
+        listed = true;
+      }
       auto gap_end = next;
       remainders.take(k);
       if (auto const m = remainders(q - rest); m != detail::first_fit::none) {  // behind k: none before it is left
