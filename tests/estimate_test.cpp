@@ -3,10 +3,12 @@
 #include <flatshard/deepspeed_estimate.hpp>
 #include <flatshard/estimate.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
+#include <flatshard/layouts/llmc.hpp>
 #include <flatshard/layouts/native.hpp>
 #include <flatshard/layouts/zero12.hpp>
 #include <flatshard/layouts/zero3.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -160,6 +162,79 @@ TEST_CASE("spaces, transfers and the fullest rank") {
   CHECK(one_unit(0).parameters.owned.fullest == rank_id{0});
   CHECK(one_unit(0).parameters.owned.least == bytes{8});
   CHECK(one_unit(0).parameters.owned.mean() == bytes{20});
+}
+
+TEST_CASE("what an optimizer off the device leaves there, holds elsewhere and moves, computed by hand") {
+  // 28 elements over 4 ranks. `zero12`: 32 in a flat group, 8 a rank; `zero3`, `llmc`, `fsdp2`: 7 a rank;
+  // whole tensors of `llmc` begin at multiples of 128: 384.
+  static constexpr auto even = parameters({{"a", {16}}, {"b", {8}}, {"c", {4}}});
+  using enum memory_space;
+  struct row {
+    std::string_view layout;
+    cut_states cut;
+    std::size_t micro_batches;
+    memory_space parameters, optimizer;
+    std::size_t on_device, on_host, on_nvme;  // held all the time
+    std::size_t down, up, read, written;
+  };
+  using enum cut_states;
+  // deepspeed_bf16: bytes of an element: weights 2, gradients 2, master and moments 12, the optimizer's gradients 4
+  // fsdp2_bf16: weights 4, gradients 4, moments 8, of whole gradients the part that the optimizer reads 4
+  for (auto const& r : {
+           row{"zero12", nothing, 2, device, device, 448, 0, 0, 0, 0, 0, 0},  // 28 (2 + 2 + 12)
+           row{"zero12", nothing, 2, device, host, 112, 448, 0, 112, 56, 0, 0},
+           row{"zero12", nothing, 2, device, nvme, 112, 0, 448, 112, 56, 448, 448},
+           row{"zero12", optimizer, 2, device, device, 224, 0, 0, 0, 0, 0, 0},  // 32 (2 + 2) + 8 * 12
+           row{"zero12", optimizer, 2, device, host, 128, 128, 0, 32, 16, 0, 0},
+           row{"zero12", optimizer, 1, device, host, 128, 128, 0, 32, 16, 0, 0},
+           row{"zero12", optimizer, 2, device, nvme, 128, 0, 128, 32, 16, 128, 128},
+           row{"zero12", gradients, 2, device, device, 176, 0, 0, 0, 0, 0, 0},   // 32 * 2 + 8 (2 + 12)
+           row{"zero12", gradients, 2, device, host, 64, 144, 0, 64, 16, 0, 0},  // 8 (2 + 12 + 4); 2 * 8 * 2 + 8 * 4
+           row{"zero12", gradients, 1, device, host, 64, 128, 0, 32, 16, 0, 0},  // nothing adds up: 8 (12 + 4)
+           row{"zero12", gradients, 2, device, nvme, 64, 16, 128, 64, 16, 128, 128},
+           row{"zero3", cut_states::parameters, 2, device, device, 112, 0, 0, 0, 0, 0, 0},  // 7 (2 + 2 + 12)
+           row{"zero3", cut_states::parameters, 2, device, host, 14, 126, 0, 56, 14, 0, 0},
+           row{"zero3", cut_states::parameters, 2, device, nvme, 14, 14, 112, 56, 14, 112, 112},
+           row{"zero3", cut_states::parameters, 2, host, host, 0, 140, 0, 56, 56, 0, 0},  // up before four gathers
+           row{"llmc", optimizer, 2, device, device, 1620, 0, 0, 0, 0, 0, 0},             // 384 (2 + 2) + 7 * 12
+           row{"llmc", optimizer, 2, device, host, 1536, 112, 0, 28, 14, 0, 0},
+           row{"llmc of fsdp2", optimizer, 2, device, host, 3072, 84, 0, 28, 28, 0, 0},  // 384 (4 + 4); 7 (8 + 4)
+           row{"fsdp2", cut_states::parameters, 2, device, device, 112, 0, 0, 0, 0, 0, 0},
+           row{"fsdp2", cut_states::parameters, 2, host, host, 0, 112, 0, 56, 112, 0, 0},
+       }) {
+    CAPTURE(r.layout);
+    CAPTURE(name(r.optimizer));
+    CAPTURE(r.micro_batches);
+    training_plan plan{
+        mesh{1, 4},
+        r.layout.ends_with("fsdp2") ? fsdp2_bf16 : deepspeed_bf16,
+        {.micro_batches = r.micro_batches, .cut = r.cut, .parameters = r.parameters, .optimizer = r.optimizer}};
+    plan_unit const unit{.name = "u", .parameters = even};
+    if (r.layout == "zero12") plan.add(unit, zero12{});
+    if (r.layout == "zero3") plan.add(unit, zero3{});
+    if (r.layout.starts_with("llmc")) plan.add(unit, llmc{});
+    if (r.layout == "fsdp2") plan.add(unit, fsdp2{});
+    auto const e = estimate_of(plan);
+    CHECK(e.spaces[0].most - e.peak.live.sum() == bytes{r.on_device});
+    CHECK(e.spaces[1].most == bytes{r.on_host});
+    CHECK(e.spaces[2].most == bytes{r.on_nvme});
+    CHECK(e.downloaded == bytes{r.down});
+    CHECK(e.uploaded == bytes{r.up});
+    CHECK(e.read == bytes{r.read});
+    CHECK(e.written == bytes{r.written});
+    if (r.optimizer != device && r.cut < gradients) {  // what is held beside the states is what came down
+      CHECK(e.gradients.space == device);
+      CHECK(e.optimizer_gradients.space == r.optimizer);
+      CHECK(e.optimizer_gradients.held.most == e.downloaded);
+    }
+  }
+  // Replicas of a model that is not cut add whole gradients, not a rank's part of them.
+  training_plan plan{mesh{2, 4}, deepspeed_bf16, {.cut = nothing}};
+  plan.add({.name = "u", .parameters = even}, zero12{});
+  auto const e = estimate_of(plan);
+  CHECK(std::any_of(e.collectives.begin(), e.collectives.end(), [](collective_line const& c) {
+    return c.kind == step_kind::all_reduce && c.ranks == 2 && c.size == bytes{56};
+  }));
 }
 
 TEST_CASE("many micro-batches cost no more than three, and count all") {

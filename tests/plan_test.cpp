@@ -125,10 +125,10 @@ TEST_CASE("what leaves the device goes to and fro") {
     return order_of(plan);
   };
   using enum memory_space;
-  CHECK(plan_of(device, host) == "G0 F0 R0 G0 B0 S0 v0 R0 =0 U0 ^0");
-  CHECK(plan_of(host, host) == "^0 G0 F0 R0 ^0 G0 B0 S0 v0 R0 =0 U0");
+  CHECK(plan_of(device, host) == "G0 F0 R0 G0 B0 S0 v0 v0 R0 =0 U0 ^0");
+  CHECK(plan_of(host, host) == "^0 G0 F0 R0 ^0 G0 B0 S0 v0 v0 R0 =0 U0");
   CHECK(plan_of(host, device) == "^0 G0 F0 R0 ^0 G0 B0 S0 R0 =0 U0 v0");
-  CHECK(plan_of(nvme, nvme) == "<0 ^0 G0 F0 R0 <0 ^0 G0 B0 S0 v0 R0 =0 <0 U0 >0 >0");
+  CHECK(plan_of(nvme, nvme) == "<0 ^0 G0 F0 R0 <0 ^0 G0 B0 S0 v0 v0 >0 R0 =0 <0 U0 >0 >0");
 }
 
 TEST_CASE("a part that stays after forward is gathered again in a smaller group") {

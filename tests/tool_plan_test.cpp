@@ -206,7 +206,8 @@ TEST_CASE("plan: DeepSpeed's estimate and ours, line by line, add up and give re
             std::string{R"("stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"})"},
             4 * std::uint64_t{525'336'576}},
         std::pair{std::string{R"("stage": 2)"}, 2 * llama_elements + 18 * llama_elements / 8},
-        std::pair{std::string{R"("stage": 2, "offload_optimizer": {"device": "cpu"})"}, 2 * llama_elements}}) {
+        std::pair{std::string{R"("stage": 2, "offload_optimizer": {"device": "cpu"})"}, 2 * llama_elements},
+        std::pair{std::string{R"("stage": 1, "offload_optimizer": {"device": "cpu"})"}, 2 * llama_elements}}) {
     auto const& zero = section;  // clang captures no binding
     CAPTURE(zero);
     auto const d = plan_json({"--arch", "llama-3-8b", "--config", configuration(dir, zero), "--world", "8"});
@@ -248,11 +249,53 @@ TEST_CASE("plan: what is offloaded lies and moves where the configuration says")
   CHECK(m["parameters"]["space"].is_text("host"));
   CHECK(m["gradients"]["space"].is_text("host"));
   CHECK(m["optimizer"]["space"].is_text("nvme"));
-  CHECK(number(m["at_peak"]["nvme"]["most"]) == llama_elements / 8 * 12);
+  // master and moments in fp32, and the fp32 gradients that the optimizer reads
+  CHECK(number(m["at_peak"]["nvme"]["most"]) == llama_elements / 8 * 16);
   auto const& moved = *d["transfers"];
-  CHECK(number(moved["read"]) == llama_elements / 8 * 12);
-  CHECK(number(moved["written"]) == llama_elements / 8 * 12);
+  CHECK(number(moved["read"]) == llama_elements / 8 * 16);
+  CHECK(number(moved["written"]) == llama_elements / 8 * 16);
   CHECK(number(moved["uploaded"]) >= 2 * number(m["parameters"]["held"]["most"]));  // before each gather
+}
+
+TEST_CASE("plan: below stage 3 whole gradients stay on the device, and the optimizer goes where DeepSpeed puts it") {
+  folder dir;
+  auto const at = [&](std::string_view zero, std::string_view more = "") {
+    return plan_json({"--arch", "llama-3-8b", "--profile", "deepspeed", "--config",
+                      configuration(dir, zero, R"(, "train_micro_batch_size_per_gpu": 1)" + std::string{more}),
+                      "--world", "8"});
+  };
+  auto const moved = [](flatshard::document const& d, std::string_view way) { return number((*d["transfers"])[way]); };
+  auto const held = [](flatshard::document const& d, std::string_view space) {
+    return number((*d["memory"])["at_peak"][space]["most"]);
+  };
+  auto const host1 = at(R"("stage": 1, "offload_optimizer": {"device": "cpu"})");
+  CHECK(held(host1, "device") == 4 * llama_elements);  // bf16 weights and bf16 gradients, both whole
+  CHECK(held(host1, "host") == llama_elements / 8 * 16);
+  CHECK(moved(host1, "downloaded") == llama_elements / 8 * 4);
+  CHECK(moved(host1, "uploaded") == llama_elements / 8 * 2);
+  auto const& m = *host1["memory"];
+  CHECK(m["gradients"]["space"].is_text("device"));
+  CHECK(number(m["optimizer_gradients"]["held"]["most"]) == llama_elements / 8 * 4);
+  CHECK(m["optimizer_gradients"]["space"].is_text("host"));
+  // llm.c's row keeps gradients whole too, whatever the configuration does
+  auto const stage3 = at(R"("stage": 3, "offload_optimizer": {"device": "cpu"})");
+  for (auto const& row : stage3["layouts"]->elements())
+    if (row["layout"].is_text("llmc")) CHECK(number(row["device_peak"]["most"]) >= 4 * llama_elements);
+
+  auto const host2 = at(R"("stage": 2, "offload_optimizer": {"device": "cpu"})"),
+             nvme2 = at(R"("stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"})");
+  CHECK(held(nvme2, "nvme") == 0);
+  CHECK(held(nvme2, "host") == held(host2, "host"));
+  CHECK(says(*nvme2["notes"], "offload_optimizer nvme: stage 2 keeps it in host memory"));
+  auto const whole = at(R"("stage": 0, "offload_optimizer": {"device": "cpu"})");
+  CHECK(held(whole, "device") == 16 * llama_elements);
+  CHECK(held(whole, "host") == 0);
+  CHECK(moved(whole, "downloaded") + moved(whole, "uploaded") == 0);
+  CHECK(says(*whole["notes"], "offload_optimizer cpu: stage 0 moves nothing"));
+  auto const wide = at(R"("stage": 1, "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"})",
+                       R"(, "data_types": {"grad_accum_dtype": "fp32"})");
+  CHECK(held(wide, "host") == 0);
+  CHECK(says(*wide["notes"], "BF16_Optimizer moves nothing"));
 }
 
 TEST_CASE("plan: hpZ and MiCS are planned as they are configured, or refused") {

@@ -192,6 +192,7 @@ inline std::string above_bound(fs::training_plan const& plan) {
   using layout_rows::plan_of;
   auto whole = c.settings;
   whole.parameters = fs::memory_space::device;
+  if (whole.optimizer == fs::memory_space::nvme) whole.optimizer = fs::memory_space::host;  // as DeepSpeed's stage 2
   if (whole.cut == fs::cut_states::parameters) {
     whole.cut = fs::cut_states::gradients;
     whole.bucket = {500'000'000};  // DeepSpeed's default

@@ -164,9 +164,11 @@ struct plan_findings {
       {"gradients", gradients, on_device(e.gradients),
        e.gradients.space != fs::memory_space::device
            ? elsewhere(e.gradients)
-           : fmt::format("{} bytes each as {}, DeepSpeed counts {}{}{}{}", width_of(t.grad_accum), name(t.grad_accum),
-                         stage3 ? "the fp32 copy of its optimizer step and no 16-bit one" : "a 16-bit and an fp32 copy",
+           : fmt::format("{} bytes each as {}{}{}; DeepSpeed counts {}{}", width_of(t.grad_accum), name(t.grad_accum),
                          s.cut >= fs::cut_states::gradients ? ranks : ", whole on every rank", untrained,
+                         !cut     ? "none on the device"
+                         : stage3 ? "the fp32 copy of its optimizer step and no 16-bit one"
+                                  : "a 16-bit and an fp32 copy, both cut over the ranks",
                          padding(e.gradients))});
   out.lines.push_back(
       {"live in the step", live, e.peak.live.sum().value,

@@ -88,7 +88,8 @@ class page : shard_map_drawing {
     if (e.spaces[1].most.value != 0) fact("Host memory of a rank", human(e.spaces[1].most.value), "");
     if (e.spaces[2].most.value != 0) fact("NVMe of a rank", human(e.spaces[2].most.value), "");
     fact("Held all the time",
-         human(e.parameters.held.most.value + e.gradients.held.most.value + e.optimizer.held.most.value),
+         human(e.parameters.held.most.value + e.gradients.held.most.value + e.optimizer.held.most.value +
+               e.optimizer_gradients.held.most.value),
          "parameters, gradients, optimizer");
     fact("Sent by a rank in a step", human(e.wire.sum().value), human(e.wire.between.value) + " of it between nodes");
     fact("Padding", percent(e.padding.value, f_.model.elements), grouped(e.padding.value) + " elements");
@@ -176,9 +177,11 @@ class page : shard_map_drawing {
     open_table("Memory of a rank by purpose",
                {"Purpose", "Where", "#Least", "#Mean", "#Most", "#Padding of all ranks"});
     for (auto const& [purpose, line] : {std::pair{"Parameters", &e.parameters}, std::pair{"Gradients", &e.gradients},
-                                        std::pair{"Master and optimizer states", &e.optimizer}})
-      row({purpose, std::string{name(line->space)}, human(line->held.least.value), human(line->held.mean().value),
-           human(line->held.most.value), plan_text::sum_text(line->padding())});
+                                        std::pair{"Master and optimizer states", &e.optimizer},
+                                        std::pair{"Gradients as the optimizer reads them", &e.optimizer_gradients}})
+      if (line != &e.optimizer_gradients || line->held.most.value != 0)
+        row({purpose, std::string{name(line->space)}, human(line->held.least.value), human(line->held.mean().value),
+             human(line->held.most.value), plan_text::sum_text(line->padding())});
     for (auto const& [purpose, most] :
          {std::pair{"Gathered weights, at most", e.most.gathered},
           std::pair{"Full gradients, at most", e.most.gradients}, std::pair{"Staging, at most", e.most.staging}})

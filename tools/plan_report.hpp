@@ -63,10 +63,12 @@ inline void memory(plan_findings const& f) {
            {"padding of all", right},
            {"rank with the most parameters", right}}};
   for (auto const& [what, line] : {std::pair{"parameters", &e.parameters}, std::pair{"gradients", &e.gradients},
-                                   std::pair{"master and optimizer states", &e.optimizer}})
-    t.row({what, std::string{name(line->space)}, human(line->held.least.value), human(line->held.mean().value),
-           human(line->held.most.value), sum_text(line->padding()),
-           fmt::format("{} ({})", index(line->owned.fullest), human(line->owned.most.value))});
+                                   std::pair{"master and optimizer states", &e.optimizer},
+                                   std::pair{"gradients as the optimizer reads them", &e.optimizer_gradients}})
+    if (line != &e.optimizer_gradients || line->held.most.value != 0)
+      t.row({what, std::string{name(line->space)}, human(line->held.least.value), human(line->held.mean().value),
+             human(line->held.most.value), sum_text(line->padding()),
+             fmt::format("{} ({})", index(line->owned.fullest), human(line->owned.most.value))});
   fmt::print("{}", t.text());
   table live{{{"lives during the step, on the device, of every rank alike"}, {"most", right}, {"at the peak", right}}};
   live.row({"gathered weights", human(e.most.gathered.value), human(e.peak.live.gathered.value)});
@@ -333,6 +335,7 @@ inline void print_plan(plan_findings const& f) {
       {"memory", json::object{{"parameters", line_json(e.parameters)},
                               {"gradients", line_json(e.gradients)},
                               {"optimizer", line_json(e.optimizer)},
+                              {"optimizer_gradients", line_json(e.optimizer_gradients)},
                               {"most", live_json(e.most)},
                               {"peak", step_json(*own.plan, e.peak)},
                               {"at_peak", std::move(spaces)}}},

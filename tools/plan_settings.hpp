@@ -117,6 +117,27 @@ inline void note_unplanned(fs::zero_section const& zero, training_choice& c) {
         name(c.types.reduce)));
 }
 
+/// Below stage 3 DeepSpeed knows no disk, and without ZeRO's own optimizer it leaves all on the device.
+/// Source: DeepSpeed@edaa7221:deepspeed/runtime/engine.py:1986-2021, deepspeed/runtime/zero/stage_1_and_2.py:186-191.
+inline void place_optimizer(fs::resolved_policies const& p, training_choice& c) {
+  auto& space = c.settings.optimizer;
+  if (space == fs::memory_space::device) return;
+  if (p.zero->stage == 0) {
+    c.notes.push_back(fmt::format("offload_optimizer {}: stage 0 moves nothing, planned on the device",
+                                  name(p.zero->offload_optimizer)));
+    space = fs::memory_space::device;
+  } else if (p.wrapper == fs::engine_wrapper::bf16_optimizer) {
+    c.notes.push_back(
+        fmt::format("offload_optimizer {}: DeepSpeed's BF16_Optimizer moves nothing, planned on the device",
+                    name(p.zero->offload_optimizer)));
+    space = fs::memory_space::device;
+  } else if (space == fs::memory_space::nvme) {
+    c.notes.push_back(
+        fmt::format("offload_optimizer nvme: stage {} keeps it in host memory, planned there", p.zero->stage));
+    space = fs::memory_space::host;
+  }
+}
+
 inline void choose_zero(fs::resolved_policies const& p, plan_model const& m, training_choice& c, std::uint64_t world) {
   auto const& zero = *p.zero;
   auto const asked = p.native ? p.native->zero : fs::zero_section{};
@@ -152,6 +173,7 @@ inline void choose_zero(fs::resolved_policies const& p, plan_model const& m, tra
   c.settings.cut = zero.stage >= 2   ? fs::cut_states::gradients
                    : zero.stage == 1 ? fs::cut_states::optimizer
                                      : fs::cut_states::nothing;
+  place_optimizer(p, c);
   c.settings.all_reduce = true;
   c.settings.bucket = {zero.buckets_known ? static_cast<std::size_t>(std::max<std::int64_t>(0, zero.reduce_bucket_size))
                                           : std::size_t{500'000'000}};

@@ -72,6 +72,7 @@ struct step_estimate {
   bytes slot_alignment{4096};                 ///< what every segment on the wire is a multiple of, a power of two
   std::size_t copies{};                       ///< gathers whose segments are copied into whole tensors
   std::size_t small_gathers{};                ///< gathers below `latency_knee`
+  memory_line optimizer_gradients;            ///< the copy that an optimizer off the device reads, beside its states
 };
 
 /// Gathers of fewer elements are ruled by latency rather than by bandwidth.
@@ -212,10 +213,13 @@ constexpr wire_bytes wire_of(plan_step const& step, std::size_t world_size, std:
 constexpr step_estimate estimate_of(training_plan const& plan, std::size_t node_size) {
   step_estimate out;
   auto const& s = plan.settings();
-  auto const kept = s.optimizer == memory_space::device ? memory_space::device : memory_space::host;
+  bool const on_device =
+      s.optimizer == memory_space::device || s.cut < cut_states::gradients;  // whole ones never leave
+  auto const kept = on_device ? memory_space::device : memory_space::host;
   out.parameters = detail::line_of(plan, &rank_bytes::parameters, s.parameters);
   out.gradients = detail::line_of(plan, &rank_bytes::gradients, kept);
   out.optimizer = detail::line_of(plan, &rank_bytes::optimizer, s.optimizer);
+  out.optimizer_gradients = detail::line_of(plan, &rank_bytes::optimizer_gradients, s.optimizer);
   detail::step_sums sums{plan, node_size, out};
   for_each_distinct_step(plan, [&](plan_step const& step, std::size_t times) { sums(step, times); });
   for (auto const space : memory_spaces)
@@ -224,7 +228,7 @@ constexpr step_estimate estimate_of(training_plan const& plan, std::size_t node_
       bytes n = space == memory_space::device ? out.peak.live.sum() : bytes{};
       if (out.parameters.space == space) n += bytes{held.parameters};
       if (out.gradients.space == space) n += bytes{held.gradients};
-      if (out.optimizer.space == space) n += bytes{held.optimizer};
+      if (out.optimizer.space == space) n += bytes{held.optimizer} + bytes{held.optimizer_gradients};
       return n;
     });
   for (auto const& b : plan.buffers()) {

@@ -110,6 +110,7 @@ struct plan_buffer {
 /// What a rank keeps all the time, by what it is for. Units: bytes.
 struct rank_bytes {
   std::size_t parameters{}, gradients{}, optimizer{};
+  std::size_t optimizer_gradients{};  ///< the copy of its gradients that an optimizer off the device reads
   using line = std::size_t rank_bytes::*;
   friend constexpr bool operator==(rank_bytes const&, rank_bytes const&) = default;
 };
@@ -152,6 +153,20 @@ class training_plan {
   [[nodiscard]] constexpr std::span<rank_bytes const> owned() const { return owned_; }
   /// Elements of parameters that a rank owns, of what is cut. [world]
   [[nodiscard]] constexpr std::span<std::size_t const> owned_elements() const { return elements_; }
+  /// The type of the copy of a buffer's gradients that lies beside an optimizer off the device: its master's, or of
+  /// gradients that are whole on the device their own. `none`: it reads those that are accumulated.
+  /// Source: DeepSpeed@edaa7221:deepspeed/runtime/zero/stage_1_and_2.py:840-852, 1589-1605, stage3.py:1287-1292,
+  /// 1393-1407.
+  [[nodiscard]] constexpr dtype gradient_copy(plan_buffer const& b) const {
+    if (settings_.optimizer == memory_space::device || b.traits.frozen || b.traits.ignored) return dtype::none;
+    if (b.types.master != dtype::none) return b.types.master;
+    return settings_.cut < cut_states::gradients ? b.types.grad_accum : dtype::none;
+  }
+  /// Whether gradients are kept from one reduction to the next: ZeRO's stage 2 reduces those of a single micro-batch
+  /// into that copy. Source: DeepSpeed@edaa7221:deepspeed/runtime/zero/stage_1_and_2.py:1650-1667.
+  [[nodiscard]] constexpr bool accumulates(plan_buffer const& b) const {
+    return settings_.cut != cut_states::gradients || settings_.micro_batches > 1 || gradient_copy(b) == dtype::none;
+  }
   /// A block of memory for `n` elements.
   [[nodiscard]] constexpr bytes block(elements n, dtype t) const {
     return {round_up(size_of(n, t).value, settings_.block.value)};
@@ -376,7 +391,8 @@ constexpr void training_plan::hold(plan_buffer const& b, rank_row& row, elements
   auto const ignored = b.traits.ignored;
   add(&rank_bytes::parameters, t.parameter_storage, ignored || s.cut < cut_states::parameters, 1);
   if (b.traits.frozen) return;
-  add(&rank_bytes::gradients, t.grad_accum, ignored || s.cut < cut_states::gradients, 1);
+  if (accumulates(b)) add(&rank_bytes::gradients, t.grad_accum, ignored || s.cut < cut_states::gradients, 1);
+  add(&rank_bytes::optimizer_gradients, gradient_copy(b), s.cut < cut_states::optimizer, 1);
   add(&rank_bytes::optimizer, t.master, ignored || s.cut < cut_states::optimizer, 1);
   add(&rank_bytes::optimizer, t.optimizer_state, ignored || s.cut < cut_states::optimizer, s.states);
 }
@@ -387,6 +403,7 @@ constexpr void training_plan::add_rows(std::size_t times) {
     add(sum.parameters, n.parameters);
     add(sum.gradients, n.gradients);
     add(sum.optimizer, n.optimizer);
+    add(sum.optimizer_gradients, n.optimizer_gradients);
   };
   for (std::size_t r = 0; r < last_.size(); ++r) {
     add_all(held_[r], last_[r].held);

@@ -129,6 +129,10 @@ class plan_walk {
   [[nodiscard]] constexpr elements full(plan_buffer const& b) const {
     return plan_->settings().cut == cut_states::nothing ? b.real : b.gathered;
   }
+  // What a rank updates of a buffer.
+  [[nodiscard]] constexpr elements mine(plan_buffer const& b) const {
+    return plan_->settings().cut == cut_states::nothing ? b.real : b.segment;
+  }
   // Where parameters are whole: the full buckets, then the rest.
   constexpr void reduction(step_kind kind, plan_buffer const& b, bytes staging) {
     auto const n = full(b);
@@ -206,7 +210,7 @@ class plan_walk {
       release(u, 0);
     }
   }
-  // In the wire's type, whole; where they are resident anyway, they take nothing more.
+  // In the wire's type, whole; where the whole gradients are held on the device they take nothing more.
   [[nodiscard]] constexpr bytes full_gradients(plan_buffer const& b) const {
     auto const& s = plan_->settings();
     if (!trained(b) || s.cut < cut_states::gradients) return {};
@@ -231,9 +235,13 @@ class plan_walk {
           s.all_reduce || s.cut == cut_states::nothing ? step_kind::all_reduce : step_kind::reduce_scatter;
       reduction(kind, b, staging);
       if (replicas > 1 && (last || s.replicas_each))
-        emit(step_kind::all_reduce, u, size_of(b.segment, t.reduce), replicas, plan_->ranks().size(1), b.segment);
-      if (s.optimizer != memory_space::device && s.cut >= cut_states::gradients)
+        emit(step_kind::all_reduce, u, size_of(mine(b), t.reduce), replicas, plan_->ranks().size(1), mine(b));
+      if (s.optimizer != memory_space::device && s.cut >= cut_states::gradients && plan_->accumulates(b))
         emit(step_kind::download, u, size_of(b.segment, t.grad_accum));
+      if (auto const copy = plan_->gradient_copy(b); last && copy != dtype::none) {
+        emit(step_kind::download, u, size_of(mine(b), copy));
+        if (s.optimizer == memory_space::nvme) emit(step_kind::write, u, size_of(mine(b), copy));
+      }
       live_.gradients = live_.gradients - full_gradients(b);
     });
     gradients_[u] = 0;
@@ -241,15 +249,13 @@ class plan_walk {
   constexpr void update(std::size_t u) {
     auto const& s = plan_->settings();
     each(u, [&](plan_buffer const& b, state) {
-      if (!trained(b) || s.optimizer == memory_space::device) return;
-      auto const& t = b.types;
-      if (s.cut < cut_states::gradients) emit(step_kind::download, u, size_of(b.segment, t.grad_accum));
-      if (s.optimizer == memory_space::nvme) emit(step_kind::read, u, optimizer_bytes(b));
+      if (trained(b) && s.optimizer == memory_space::nvme)
+        emit(step_kind::read, u, optimizer_bytes(b) + size_of(mine(b), plan_->gradient_copy(b)));
     });
     emit(step_kind::update, u);
     each(u, [&](plan_buffer const& b, state) {
       if (!trained(b)) return;
-      auto const stored = size_of(b.segment, b.types.parameter_storage);
+      auto const stored = size_of(mine(b), b.types.parameter_storage);
       if (s.optimizer == memory_space::nvme) emit(step_kind::write, u, optimizer_bytes(b));
       if (s.optimizer != memory_space::device && s.parameters == memory_space::device)
         emit(step_kind::upload, u, stored);
@@ -261,7 +267,7 @@ class plan_walk {
     });
   }
   [[nodiscard]] constexpr bytes optimizer_bytes(plan_buffer const& b) const {
-    return size_of(b.segment, b.types.master) + size_of(b.segment, b.types.optimizer_state) * plan_->settings().states;
+    return size_of(mine(b), b.types.master) + size_of(mine(b), b.types.optimizer_state) * plan_->settings().states;
   }
 
   training_plan const* plan_;
