@@ -579,6 +579,26 @@ TEST_CASE("plan: a layout's refusal names the first tensor that it cannot place"
       "the units must divide every tensor (l.experts.0.w, shape [7, 4]: 28 elements over 8 ranks)"));
 }
 
+TEST_CASE("plan: bytes of a step past 64 bits are told apart from a model that cannot be placed") {
+  folder dir;
+  auto const config = configuration(dir, R"("stage": 3)");
+  auto const at = [&](std::string const& size, std::string const& micro_batches) {
+    return plan(
+        {"--arch", "llama", "--size", size, "--config", config, "--world", "8", "--micro-batches", micro_batches});
+  };
+  auto const r = at("16T", "1000000");
+  CHECK(r.code == 1);
+  CHECK_MESSAGE(r.says("layout zero3 places this model, but the bytes of a step do not fit in 64 bits with 1,000,000 "
+                       "micro-batches; give fewer with --micro-batches"),
+                r.err);
+  // a row of the comparison alone: of all that cut, `owned` sends most
+  auto const one = at("5T", "1000000");
+  REQUIRE_MESSAGE(one.code == 0, one.err);
+  CHECK(one.out.find("  owned: places this model, but the bytes of a step do not fit in 64 bits with 1,000,000") !=
+        std::string::npos);
+  CHECK(one.out.find("cannot: the bytes") == std::string::npos);
+}
+
 TEST_CASE("plan: llm.c cuts optimizer states alone, each tensor evenly") {
   folder dir;
   auto const d = plan_json({"--arch", "llama-3-8b", "--config", configuration(dir, R"("stage": 3)"), "--world", "8",

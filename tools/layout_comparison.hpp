@@ -40,10 +40,15 @@ struct layout_row {
   std::string name, what;
   std::optional<flatshard::training_plan> plan{};
   flatshard::step_estimate estimate{};
-  std::string refused{};
+  std::string refused{};  ///< why there is no plan, or no estimate of it
+  bool placed = false;    ///< the layout places the model: the bytes of a step are what is refused
   bool runs = true;       ///< `sharded_unit` runs it as it is
   bool tradeoff = false;  ///< less on the wire for more memory: said, not recommended
   std::uint64_t replicas = 1, shards = 1;
+  /// `cannot place this model: ...`, or `places this model, but ...`.
+  [[nodiscard]] std::string refusal() const {
+    return (placed ? "places this model, but " : "cannot place this model: ") + refused;
+  }
   /// Device bytes of the fullest rank when most lives.
   [[nodiscard]] std::uint64_t peak() const { return estimate.spaces[0].most.value; }
 };
@@ -163,6 +168,20 @@ inline std::string first_refused(plan_model const& m, training_choice const& c, 
                                     : std::string{});
 }
 
+/// Why the bytes of a step have no estimate: they do not fit, and whether it is the micro-batches that make them many.
+inline std::string past_64_bits(plan_model const& m, training_choice const& c, std::uint64_t replicas,
+                                std::uint64_t shards, fs::plan_settings settings, unit_adder const& add,
+                                std::uint64_t node_size) {
+  std::string const many = "the bytes of a step do not fit in 64 bits";
+  auto const k = std::exchange(settings.micro_batches, 1);
+  try {
+    static_cast<void>(fs::estimate_of(plan_of(m, c, replicas, shards, settings, add), node_size));
+    return fmt::format("{} with {} micro-batches; give fewer with --micro-batches", many, grouped(k));
+  } catch (fs::broken_rule const&) {
+    return many;
+  }
+}
+
 /// How much more `n` is than `least`: `3.1 %`, `less than 0.001 %`.
 inline std::string more(std::uint64_t n, std::uint64_t least) {
   if (n <= least || least == 0) return "0 %";
@@ -214,12 +233,17 @@ inline std::string above_bound(fs::training_plan const& plan) {
                           layout_rows::unit_adder const& layouts) {
     try {
       row.plan.emplace(plan_of(m, as, row.replicas, row.shards, settings, layouts));
+      row.placed = true;
       row.estimate = fs::estimate_of(*row.plan, node_size);
     } catch (fs::broken_rule const& e) {
       row.plan.reset();
-      row.refused = e.what();
-      auto const tensor = layout_rows::first_refused(m, as, row.replicas, row.shards, settings, layouts, e.what());
-      if (!tensor.empty()) row.refused += " (" + tensor + ')';
+      if (row.placed) {
+        row.refused = layout_rows::past_64_bits(m, as, row.replicas, row.shards, settings, layouts, node_size);
+      } else {
+        row.refused = e.what();
+        auto const tensor = layout_rows::first_refused(m, as, row.replicas, row.shards, settings, layouts, e.what());
+        if (!tensor.empty()) row.refused += " (" + tensor + ')';
+      }
     }
     rows.push_back(std::move(row));
   };
@@ -332,7 +356,7 @@ inline std::string above_bound(fs::training_plan const& plan) {
   for (auto const& r : rows) {
     if (&r == best) continue;
     if (!r.plan) {
-      out.others.push_back(fmt::format("{}: cannot place this model: {}", r.name, r.refused));
+      out.others.push_back(r.name + ": " + r.refusal());
       continue;
     }
     std::vector<std::string> parts;

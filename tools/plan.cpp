@@ -70,7 +70,7 @@ plan_findings find_out(plan_request const& r) {
   if (resolved.has_errors()) throw failure{"the configuration is refused; `flatshard explain` shows all of it"};
   f.choice = choose_training(resolved, f.model, r.world, r.micro_batches, r.rules);
   f.rows = compare_layouts(f.model, f.choice, r.node_size);
-  if (!f.own().plan) throw failure{fmt::format("layout {} cannot place this model: {}", f.own().name, f.own().refused)};
+  if (!f.own().plan) throw failure{fmt::format("layout {} {}", f.own().name, f.own().refusal())};
   f.advice = recommend(f.rows);
   f.deepspeed = compare_with_deepspeed(f);
   return f;

@@ -295,7 +295,7 @@ class page : shard_map_drawing {
     for (auto const& r : f_.rows) {
       auto const label = r.name + (r.name == f_.advice.layout ? " (recommended)" : "");
       if (!r.plan) {
-        peaks.push_back({label, "cannot place this model", {}});
+        peaks.push_back({label, r.placed ? "past 64 bits" : "cannot place this model", {}});
         continue;
       }
       auto const& e = r.estimate;
@@ -325,7 +325,7 @@ class page : shard_map_drawing {
                                     "#Between nodes", "#Copied gathers", "#Segments"});
     for (auto const& r : f_.rows) {
       if (!r.plan) {
-        row({r.name, "cannot: " + r.refused, "", "", "", "", "", "", ""});
+        row({r.name, (r.placed ? "" : "cannot: ") + r.refused, "", "", "", "", "", "", ""});
         continue;
       }
       auto const& e = r.estimate;

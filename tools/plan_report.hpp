@@ -163,7 +163,7 @@ inline void layouts(plan_findings const& f) {
   for (auto const& r : f.rows) {
     auto const mark = r.name == f.advice.layout ? " *" : "";
     if (!r.plan) {
-      t.row({r.name, "-", "-", "-", "-", "-", "-", "-", "cannot: " + r.refused});
+      t.row({r.name, "-", "-", "-", "-", "-", "-", "-", (r.placed ? "" : "cannot: ") + r.refused});
       continue;
     }
     auto const& e = r.estimate;
