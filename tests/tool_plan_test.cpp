@@ -599,6 +599,27 @@ TEST_CASE("plan: bytes of a step past 64 bits are told apart from a model that c
   CHECK(one.out.find("cannot: the bytes") == std::string::npos);
 }
 
+TEST_CASE("plan: where the front end casts nothing, a note says what is planned, and it is fp32") {
+  folder dir;
+  spill(dir / "ddp.json", R"({"bf16": false, "micro_batch_size": 1, "global_batch_size": 8})");
+  auto const at = [&](std::string const& file, std::string const& profile) {
+    return plan_json({"--arch", "llama", "--size", "1M", "--config", dir / file, "--world", "8", "--profile", profile});
+  };
+  auto const ddp = at("ddp.json", "llamafactory");
+  for (auto const role : {"parameter_storage", "compute", "output", "reduce", "grad_accum", "optimizer_state"})
+    CHECK_MESSAGE((*ddp["precision"])[role].is_text("fp32"), role);
+  CHECK((*ddp["precision"])["master"].is_text("none"));
+  CHECK(says(*ddp["notes"], "precision: DDP casts no weights, planned with fp32"));
+  spill(dir / "ddp.yaml", "distributed_type: MULTI_GPU\nmixed_precision: bf16\nnum_processes: 8\n");
+  auto const mixed = at("ddp.yaml", "accelerate");
+  CHECK((*mixed["precision"])["compute"].is_text("bf16"));
+  CHECK((*mixed["precision"])["output"].is_text("fp32"));
+  CHECK(says(*mixed["notes"], "planned with fp32, computed in bf16 as mixed_precision says"));
+  CHECK_FALSE(
+      says(*plan_json({"--arch", "llama", "--size", "1M", "--config", fsdp2(dir, "8"), "--world", "8"})["notes"],
+           "precision:"));
+}
+
 TEST_CASE("plan: llm.c cuts optimizer states alone, each tensor evenly") {
   folder dir;
   auto const d = plan_json({"--arch", "llama-3-8b", "--config", configuration(dir, R"("stage": 3)"), "--world", "8",
