@@ -256,6 +256,14 @@ TEST_CASE("a unit names the sharding rule of a parameter by its number") {
                     "rules are one a parameter, or none");
 }
 
+TEST_CASE("a sharding rule without a pattern fits no name, not the empty one either") {
+  std::vector<parameter> const nameless{{"", {10}}, {"b", {7}}};
+  training_plan plan{mesh{1, 4}, fsdp2_bf16};
+  plan.add({.name = "u", .parameters = nameless}, zero3{}, sharding_rule{"", native{}});
+  REQUIRE(plan.buffers().size() == 1);
+  CHECK(plan.buffers()[0].policy == "zero3");
+}
+
 TEST_CASE_TEMPLATE("owned elements by rank are those of the layout", Policy, native, zero3, fsdp2, owned, planned,
                    zero12) {
   std::vector<parameter> const unit{{"n", {1000}}, {"w", {7, 9}}, {"few", {3}}, {"none", {0, 4}}, {"b", {513}}};

@@ -291,7 +291,7 @@ constexpr std::vector<training_plan::part> training_plan::parts_of(plan_unit con
     here.policy = unit.rules.empty() ? 0 : unit.rules[i];
     require(here.policy <= patterns.size(), "a unit names sharding rules that it is added with");
     for (std::size_t k = 0; k < patterns.size() && here.policy == 0; ++k)
-      if (matches(patterns[k], p.name)) here.policy = k + 1;
+      if (!patterns[k].empty() && matches(patterns[k], p.name)) here.policy = k + 1;
     auto const same = std::find_if(parts.begin(), parts.end(), [&](part const& q) {
       return q.types == here.types && q.traits == here.traits && q.policy == here.policy;
     });
