@@ -599,6 +599,33 @@ TEST_CASE("plan: bytes of a step past 64 bits are told apart from a model that c
   CHECK(one.out.find("cannot: the bytes") == std::string::npos);
 }
 
+TEST_CASE("plan: a tensor that the own layout cannot place is told with its file and what places it") {
+  folder dir;
+  auto const model = dir / "m";
+  files::create_directory(model);
+  spill(dir / "m/model.safetensors", bf16_file({{"s", {}}, {"w", {8, 4}}}));
+  auto const at = [&](std::vector<std::string> more = {}) {
+    std::vector<std::string> words{"--model", model, "--config", fsdp2(dir, "4"), "--world", "4"};
+    words.insert(words.end(), more.begin(), more.end());
+    return plan(words);
+  };
+  auto const r = at();
+  CHECK(r.code == 1);
+  CHECK_MESSAGE(r.says((dir / "m/model.safetensors") +
+                       ": layout fsdp2 cannot place this model: fsdp2 cannot shard a scalar (s, shape []: 1 element "
+                       "over 4 ranks); --override 's=native' places it"),
+                r.err);
+  CHECK(at({"--override", "s=native"}).code == 0);
+  auto const asked = at({"--override", "s=fsdp2"});  // what was asked for is not answered with its opposite
+  CHECK(asked.code == 1);
+  CHECK_FALSE(asked.says("--override"));
+
+  spill(dir / "m/config.json", "{\"model_type\": \"llama\",\n \"hidden_size\": 64,,}");
+  auto const damaged = at();
+  CHECK(damaged.code == 1);
+  CHECK_MESSAGE(damaged.says("config.json:2:20: error: not strict JSON: found \",\""), damaged.err);
+}
+
 TEST_CASE("plan: where the front end casts nothing, a note says what is planned, and it is fp32") {
   folder dir;
   spill(dir / "ddp.json", R"({"bf16": false, "micro_batch_size": 1, "global_batch_size": 8})");

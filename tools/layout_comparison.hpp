@@ -40,10 +40,11 @@ struct layout_row {
   std::string name, what;
   std::optional<flatshard::training_plan> plan{};
   flatshard::step_estimate estimate{};
-  std::string refused{};  ///< why there is no plan, or no estimate of it
-  bool placed = false;    ///< the layout places the model: the bytes of a step are what is refused
-  bool runs = true;       ///< `sharded_unit` runs it as it is
-  bool tradeoff = false;  ///< less on the wire for more memory: said, not recommended
+  std::string refused{};                ///< why there is no plan, or no estimate of it
+  std::optional<std::string> tensor{};  ///< the first that it cannot place, by name
+  bool placed = false;                  ///< the layout places the model: the bytes of a step are what is refused
+  bool runs = true;                     ///< `sharded_unit` runs it as it is
+  bool tradeoff = false;                ///< less on the wire for more memory: said, not recommended
   std::uint64_t replicas = 1, shards = 1;
   /// `cannot place this model: ...`, or `places this model, but ...`.
   [[nodiscard]] std::string refusal() const {
@@ -134,12 +135,16 @@ inline fs::training_plan plan_of(plan_model const& m, training_choice const& c, 
   return plan;
 }
 
-/// The first tensor that breaks `rule`, with its shape and what goes over how many ranks:
+/// The first tensor that breaks `rule`: its name, and as text with its shape and what goes over how many ranks:
 /// `model.norm.weight, shape [896]: 896 elements over 5 ranks`. Nothing where no tensor alone breaks it. Complexity:
 /// O(log tensors) plans.
-inline std::string first_refused(plan_model const& m, training_choice const& c, std::uint64_t replicas,
-                                 std::uint64_t shards, fs::plan_settings const& settings, unit_adder const& add,
-                                 std::string_view rule) {
+struct refused_tensor {
+  std::string name, text;
+};
+inline std::optional<refused_tensor> first_refused(plan_model const& m, training_choice const& c,
+                                                   std::uint64_t replicas, std::uint64_t shards,
+                                                   fs::plan_settings const& settings, unit_adder const& add,
+                                                   std::string_view rule) {
   flat_model const all{m, c};
   auto const breaks = [&](std::size_t first, std::size_t count) {
     try {
@@ -162,10 +167,12 @@ inline std::string first_refused(plan_model const& m, training_choice const& c, 
     return fmt::format(": {} element{} {} {} rank{}", grouped(each), each == 1 ? "" : "s", where, grouped(ranks),
                        ranks == 1 ? "" : "s");
   };
-  return fmt::format("{}, shape [{}]{}", one_line(p.name), fmt::join(std::span{p.dims.dims}.first(p.dims.rank), ", "),
-                     n % ranks != 0 ? counted(n, "over")
-                     : n != 0       ? counted(n / ranks, "on each of")
-                                    : std::string{});
+  auto text =
+      fmt::format("{}, shape [{}]{}", one_line(p.name), fmt::join(std::span{p.dims.dims}.first(p.dims.rank), ", "),
+                  n % ranks != 0 ? counted(n, "over")
+                  : n != 0       ? counted(n / ranks, "on each of")
+                                 : std::string{});
+  return refused_tensor{std::string{p.name}, std::move(text)};
 }
 
 /// Why the bytes of a step have no estimate: they do not fit, and whether it is the micro-batches that make them many.
@@ -241,8 +248,11 @@ inline std::string above_bound(fs::training_plan const& plan) {
         row.refused = layout_rows::past_64_bits(m, as, row.replicas, row.shards, settings, layouts, node_size);
       } else {
         row.refused = e.what();
-        auto const tensor = layout_rows::first_refused(m, as, row.replicas, row.shards, settings, layouts, e.what());
-        if (!tensor.empty()) row.refused += " (" + tensor + ')';
+        auto const one = layout_rows::first_refused(m, as, row.replicas, row.shards, settings, layouts, e.what());
+        if (one) {
+          row.refused += " (" + one->text + ')';
+          row.tensor = one->name;
+        }
       }
     }
     rows.push_back(std::move(row));

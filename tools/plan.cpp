@@ -41,6 +41,24 @@ struct plan_request {
   bool as_json = false;
 };
 
+/// Why there is no plan, with the file of the tensor to blame and what places it.
+std::string refusal_of(plan_findings const& f) {
+  auto const& own = f.own();
+  auto text = fmt::format("layout {} {}", own.name, own.refusal());
+  if (!own.tensor) return text;
+  std::size_t number = 0;  // of the tensor
+  for (auto const& part : f.model.parts)
+    for (auto const& p : part.parameters) {
+      if (p.name == *own.tensor && f.choice.rules[number] == 0 && own.name != "native")
+        text += fmt::format("; --override '{}=native' places it", one_line(*own.tensor));
+      ++number;
+    }
+  if (!f.model.checkpoint) return text;
+  auto const& files = *f.model.checkpoint;
+  auto const at = files.find(*own.tensor);
+  return at ? one_line(files.files()[files.file_number(*at)].file.path()) + ": " + text : text;
+}
+
 plan_findings find_out(plan_request const& r) {
   plan_findings f;
   f.config_file = r.configuration.file == "-" ? "<stdin>" : r.configuration.file;
@@ -70,7 +88,7 @@ plan_findings find_out(plan_request const& r) {
   if (resolved.has_errors()) throw failure{"the configuration is refused; `flatshard explain` shows all of it"};
   f.choice = choose_training(resolved, f.model, r.world, r.micro_batches, r.rules);
   f.rows = compare_layouts(f.model, f.choice, r.node_size);
-  if (!f.own().plan) throw failure{fmt::format("layout {} {}", f.own().name, f.own().refusal())};
+  if (!f.own().plan) throw failure{refusal_of(f)};
   f.advice = recommend(f.rows);
   f.deepspeed = compare_with_deepspeed(f);
   return f;

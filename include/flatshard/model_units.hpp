@@ -7,6 +7,7 @@
 #pragma once
 
 #include <flatshard/checkpoint_files.hpp>
+#include <flatshard/document.hpp>
 #include <flatshard/json.hpp>
 #include <flatshard/policy.hpp>
 
@@ -32,7 +33,7 @@ struct model_unit {
 };
 
 /// `model_type` of the config.json beside the files; empty if there is no such file or key. `model_config` if it cannot
-/// be read or holds no object.
+/// be read or holds no object; a fault of the text has its line and column.
 [[nodiscard]] result<std::string> model_type(checkpoint_files const& checkpoint);
 
 /// Whether registration order is known for the architecture: llama, qwen2, qwen3, qwen3_moe, gpt_oss.
@@ -212,8 +213,11 @@ inline result<std::string> model_type(checkpoint_files const& checkpoint) {
     if (opened.error().problems.front().code == errc::file_missing) return std::string{};
     return opened.error();
   }
-  auto const bad = [&](std::string detail) {
-    return detail::file_problem(errc::model_config, path.string(), std::move(detail));
+  auto const bad = [&](std::string detail, text_place at = {}) {
+    auto one = detail::file_problem(errc::model_config, path.string(), std::move(detail));
+    one.problems.front().where.line = at.line;
+    one.problems.front().where.column = at.column;
+    return one;
   };
   constexpr std::size_t most = std::size_t{64} << 20;
   if (opened->size().value > most) return bad("config.json has more than " + std::to_string(most >> 20) + " MiB");
@@ -221,7 +225,7 @@ inline result<std::string> model_type(checkpoint_files const& checkpoint) {
   if (auto read = opened->read_at(std::as_writable_bytes(std::span{text}), {0}); !read) return read.error();
   detail::top_level_string reader{"model_type"};
   if (auto const end = walk_json(text, reader); end.how != json_end::kind::whole)
-    return bad("byte " + std::to_string(end.at) + ": config.json is not strict JSON: " + end.message);
+    return bad("not strict JSON: " + end.message, line_table{text}(end.at, end.at));
   if (!reader.object) return bad("config.json holds no object");
   return std::move(reader.value);
 }
