@@ -222,6 +222,9 @@ TEST_CASE("plan: DeepSpeed's estimate and ours, line by line, add up and give re
     CHECK(theirs == number(lines[4]["deepspeed"]));
     CHECK(ours == number(lines[4]["ours"]));
     CHECK(theirs == device);
+    bool const one = zero.find("\"stage\": 1") != std::string::npos;  // whole gradients are ours, none is DeepSpeed's
+    CHECK((lines[2]["reason"].text().find("whole on every rank; DeepSpeed counts none on the device") !=
+           std::string_view::npos) == one);
     CHECK(ours == number((*d["memory"])["at_peak"]["device"]["most"]));
   }
 }
@@ -448,9 +451,10 @@ TEST_CASE("plan: planned stands beside its lower bound") {
   auto const text = plan(words);
   REQUIRE(text.code == 0);
   CHECK(text.out.find("at least ") != std::string::npos);
-  auto const row = text.out.find("no row is cut; the shortest segment, ");
+  auto const compared = plan({"--arch", "gpt-oss-20b", "--config", config, "--world", "448"});
+  auto const row = compared.out.find("no row is cut; the shortest segment, ");
   REQUIRE(row != std::string::npos);
-  CHECK(text.out.substr(row, text.out.find('\n', row) - row).find("its lower bound") != std::string::npos);
+  CHECK(compared.out.substr(row, compared.out.find('\n', row) - row).find("its lower bound") != std::string::npos);
 }
 
 TEST_CASE("plan: a checkpoint that is not what its config.json declares is refused, as load does") {
@@ -624,6 +628,31 @@ TEST_CASE("plan: a tensor that the own layout cannot place is told with its file
   auto const damaged = at();
   CHECK(damaged.code == 1);
   CHECK_MESSAGE(damaged.says("config.json:2:20: error: not strict JSON: found \",\""), damaged.err);
+}
+
+TEST_CASE("plan: where every parameter has a layout from the command line nothing is compared") {
+  folder dir;
+  auto const at = [&](std::string const& pattern) {
+    return plan_json({"--arch", "llama", "--size", "1M", "--config", fsdp2(dir, "8"), "--world", "8", "--override",
+                      pattern + "=owned"});
+  };
+  auto const all = at("*"), some = at("*.weight");
+  CHECK(all["layouts"]->elements().size() == 1);
+  CHECK((*all["recommendation"])["layout"].is(flatshard::value_kind::null));
+  CHECK(says((*all["recommendation"])["why"], "nothing is left to compare"));
+  CHECK((*all["recommendation"])["others"].elements().empty());
+  CHECK(some["layouts"]->elements().size() == 1);  // all are weights
+  CHECK(at("*.layers.*")["layouts"]->elements().size() > 1);
+}
+
+TEST_CASE("plan: segments of 256 bytes and more are no fault of a layout") {
+  folder dir;
+  auto const r = plan({"--arch", "qwen3-0.6b", "--config", fsdp2(dir, "64"), "--world", "64", "--node-size", "8"});
+  REQUIRE(r.code == 0);
+  CHECK(r.out.find("native over 8 ranks of a node") != std::string::npos);  // its segments: 256, of `native` more
+  CHECK(r.out.find("multiples of 8 bytes only") != std::string::npos);
+  for (auto const* const wide : {"256", "512", "1024", "2048", "4096"})
+    CHECK(r.out.find("multiples of " + std::string{wide} + " bytes only") == std::string::npos);
 }
 
 TEST_CASE("plan: where the front end casts nothing, a note says what is planned, and it is fp32") {

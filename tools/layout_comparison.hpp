@@ -54,6 +54,9 @@ struct layout_row {
   [[nodiscard]] std::uint64_t peak() const { return estimate.spaces[0].most.value; }
 };
 
+/// Bytes that segments are wanted in multiples of. Source: docs/design.md, plan and estimate.
+inline constexpr std::uint64_t wide_slot = 256;
+
 struct recommendation {
   std::string layout;
   std::vector<std::string> why, others;
@@ -209,8 +212,15 @@ inline std::string above_bound(fs::training_plan const& plan) {
 
 }  // namespace layout_rows
 
+/// Whether each parameter has a layout of its own from the command line, so that layouts have nothing to differ in.
+[[nodiscard]] inline bool nothing_left(training_choice const& c) {
+  for (std::size_t t = 0; t < c.rules.size(); ++t)
+    if (c.rules[t] == 0 && !c.traits[t].ignored) return false;
+  return true;
+}
+
 /// Every layout over the same ranks; hybrid and hpZ where nodes are known, hpZ also where it is configured. The
-/// configuration's own comes first.
+/// configuration's own comes first, and alone where nothing is left to compare.
 [[nodiscard]] inline std::vector<layout_row> compare_layouts(plan_model const& m, training_choice const& c,
                                                              std::uint64_t node_size) {
   namespace fs = flatshard;
@@ -325,12 +335,15 @@ inline std::string above_bound(fs::training_plan const& plan) {
   }
   auto const own = std::find_if(rows.begin(), rows.end(), [&](layout_row const& one) { return one.name == c.layout; });
   if (own != rows.end()) std::rotate(rows.begin(), own, own + 1);
+  if (nothing_left(c)) rows.erase(rows.begin() + 1, rows.end());
   return rows;
 }
 
 /// The layout whose fullest rank needs the least device memory; of those within 2 % the one without a copy behind its
 /// gathers, then with aligned slots, then with the fewest bytes on the wire.
-[[nodiscard]] inline recommendation recommend(std::vector<layout_row> const& rows) {
+[[nodiscard]] inline recommendation recommend(std::vector<layout_row> const& rows, training_choice const& c) {
+  if (nothing_left(c))
+    return {{}, {"--override gives every parameter its layout, so that nothing is left to compare"}, {}};
   auto const candidate = [](layout_row const& r) {
     return r.plan && !r.tradeoff && r.runs && r.plan->settings().cut == flatshard::cut_states::parameters;
   };
@@ -341,7 +354,8 @@ inline std::string above_bound(fs::training_plan const& plan) {
   auto const near = [&](layout_row const& r) { return r.peak() - least <= least / 50; };
   auto const rank = [](layout_row const& r) {
     auto const& e = r.estimate;
-    return std::tuple{e.copies != 0, e.unaligned != 0 || e.slot_alignment.value < 256, e.wire.sum().value, r.peak()};
+    return std::tuple{e.copies != 0, e.unaligned != 0 || e.slot_alignment.value < wide_slot, e.wire.sum().value,
+                      r.peak()};
   };
   for (auto const& r : rows)
     if (candidate(r) && near(r) && (best == nullptr || rank(r) < rank(*best))) best = &r;
@@ -387,7 +401,7 @@ inline std::string above_bound(fs::training_plan const& plan) {
     }
     if (o.copies > e.copies) say(fmt::format("{} gathers a step are copied", grouped(o.copies)));
     if (o.unaligned > e.unaligned) say(fmt::format("{} tensors begin off 16 bytes", grouped(o.unaligned)));
-    if (o.slot_alignment < e.slot_alignment)
+    if (o.slot_alignment.value < wide_slot && o.slot_alignment < e.slot_alignment)
       say(fmt::format("segments are multiples of {} bytes only", o.slot_alignment.value));
     if (o.empty_ranks > e.empty_ranks)
       say(fmt::format("{} rank{} nothing", grouped(o.empty_ranks), o.empty_ranks == 1 ? " owns" : "s own"));

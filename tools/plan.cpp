@@ -89,7 +89,7 @@ plan_findings find_out(plan_request const& r) {
   f.choice = choose_training(resolved, f.model, r.world, r.micro_batches, r.rules);
   f.rows = compare_layouts(f.model, f.choice, r.node_size);
   if (!f.own().plan) throw failure{refusal_of(f)};
-  f.advice = recommend(f.rows);
+  f.advice = recommend(f.rows, f.choice);
   f.deepspeed = compare_with_deepspeed(f);
   return f;
 }

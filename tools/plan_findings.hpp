@@ -84,7 +84,7 @@ struct plan_findings {
 /// Source: nccl@dbc86fd0:src/device/common_kernel.h:237-242, src/device/symmetric/all_gather.cuh:117-121.
 [[nodiscard]] inline std::vector<std::string> fast_path_misses(plan_findings const& f) {
   auto const& e = f.own().estimate;
-  constexpr std::uint64_t segments_at = 256, large = std::uint64_t{64} << 20, large_at = 8192;
+  constexpr std::uint64_t segments_at = wide_slot, large = std::uint64_t{64} << 20, large_at = 8192;
   std::vector<std::string> all;
   if (e.unaligned != 0)
     all.push_back(
