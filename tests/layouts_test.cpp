@@ -458,7 +458,7 @@ TEST_CASE("owners of many elements are those of each, in their order; another nu
       one.index = {random() % l.place_at(one.tensor).numel};
     }
     bool same = true;
-    for (std::size_t const n : {0u, 1u, 31u, 32u, 33u, 1000u}) {
+    for (std::size_t const n : {0u, 1u, 63u, 64u, 65u, 1000u}) {
       std::vector<rank_id> found(n);
       l.owners(std::span{some}.first(n), found);
       for (std::size_t i = 0; i < n; ++i) same &= found[i] == l.owner(some[i].tensor, some[i].index);
@@ -469,11 +469,11 @@ TEST_CASE("owners of many elements are those of each, in their order; another nu
   CHECK(agree(zero3{}));
   CHECK(agree(planned{block::rows(), 2, 4}));
   layout const l{native{}, unit, world{7}};
-  std::vector<rank_id> found(40);
-  std::vector<flatshard::tensor_element> some(40);
-  CHECK_THROWS_WITH_AS(l.owners(some, std::span{found}.first(39)),
+  std::vector<rank_id> found(80);
+  std::vector<flatshard::tensor_element> some(80);
+  CHECK_THROWS_WITH_AS(l.owners(some, std::span{found}.first(79)),
                        "owners are written to a span as long as the elements'", flatshard::broken_rule);
-  some[39] = {300, {}};  // looked at ahead, and refused where its turn comes
+  some[79] = {300, {}};  // looked at ahead, and refused where its turn comes
   CHECK_THROWS_WITH_AS(l.owners(some, found), "the unit has no parameter of that number", flatshard::broken_rule);
 }
 constexpr bool owners_agree() {
