@@ -601,7 +601,7 @@ TEST_CASE("what the engine refuses about reductions, disks and printing") {
   CHECK(has(first_error(decide(infinite, profile::deepspeed, {}))->detail, "allowed: a finite number of at least 0"));
 }
 
-// Source: DeepSpeed@edaa7221:deepspeed/utils/groups.py:68-70, 859-886, deepspeed/runtime/zero/mics_utils.py:149-166.
+// Source: DeepSpeed@edaa7221:deepspeed/utils/groups.py:68-70, 859-886, deepspeed/runtime/zero/mics_utils.py:163-180.
 TEST_CASE("groups of ranks that do not divide the world are errors with their place, where the groups are made") {
   auto const at = [](std::string_view zero, facts f) {
     return resolved("zero_optimization: {" + std::string{zero} + "}", std::move(f));

@@ -337,36 +337,37 @@ TEST_CASE("a wrong command line ends with 2, one line that says what is allowed,
     std::vector<std::string> line;
     std::string text;
   };
-  for (auto const& one : std::vector<wrong>{
-           {{"-b", "many"}, "--minbytes: must be a size such as 64K, 32M or 1G, found 'many'"},
-           {{"-b", "0"}, "must be a size such as 64K, 32M or 1G, found '0'"},
-           {{"-e", "1e19"}, "--maxbytes: must be a size such as 64K, 32M or 1G, found '1e19'"},
-           {{"-e", "2000000T"}, "--maxbytes: must be below 1e18 bytes, found '2000000T'"},
-           {{"-b", "2M", "-e", "1M"}, "the largest size (1048576) must not be below the smallest (2097152)"},
-           {{"-f", "1"}, "--stepfactor: must be a whole number from 2 to 1048576, found '1'"},
-           {{"-f", "2", "-i", "1K"}, "excludes"},
-           {{"-n", "0"}, "--iters: must be a whole number from 1 to 1048576, found '0'"},
-           {{"-n", "010"}, "--iters: must be written without leading zeros, found '010'"},
-           {{"-w", "-1"}, "--warmup_iters: must be a whole number"},
-           {{"-c", "2"}, "--check: must be a whole number from 0 to 1, found '2'"},
-           {{"-d", "int8"}, "--datatype: must be one of bfloat16, half, float, uint8, found 'int8'"},
-           {{"--pin", "2"}, "--pin: must be a whole number from 0 to 1, found '2'"},
-           {{"--cold", "yes"}, "--cold: must be a whole number from 0 to 1, found 'yes'"},
-           {{"-o", "avg"}, "--op: must be one of sum, found 'avg'"},
-           {{"-T", "0"}, "--timeout: must be a whole number from 1 to 1000000, found '0'"},
-           {{"-d", "uint8"}, "uint8 is not summed: name another type, or collectives without reduce_scatter"},
-           {{"--ranks", "0"}, "--ranks: must be a whole number from 1 to 1024, found '0'"},
-           {{"--backend", "gloo"}, "--backend: must be one of threads"},
-           {{"all_reduce"}, "must be one of all_gather, reduce_scatter, broadcast, all_to_all, found 'all_reduce'"},
-           {{"--order", "ring"}, "--order: must be one of by_rank, pairwise, any, found 'ring'"},
-           {{"-J", ""}, "--output_file: must not be empty"},
-           {{"--bootstrap", "file"}, "--bootstrap, --rank and --id-file are for --backend nccl"},
+  for (auto const& one : std::vector<wrong> {
+         {{"-b", "many"}, "--minbytes: must be a size such as 64K, 32M or 1G, found 'many'"},
+             {{"-b", "0"}, "must be a size such as 64K, 32M or 1G, found '0'"},
+             {{"-e", "1e19"}, "--maxbytes: must be a size such as 64K, 32M or 1G, found '1e19'"},
+             {{"-e", "2000000T"}, "--maxbytes: must be below 1e18 bytes, found '2000000T'"},
+             {{"-b", "2M", "-e", "1M"}, "the largest size (1048576) must not be below the smallest (2097152)"},
+             {{"-f", "1"}, "--stepfactor: must be a whole number from 2 to 1048576, found '1'"},
+             {{"-f", "2", "-i", "1K"}, "excludes"},
+             {{"-n", "0"}, "--iters: must be a whole number from 1 to 1048576, found '0'"},
+             {{"-n", "010"}, "--iters: must be written without leading zeros, found '010'"},
+             {{"-w", "-1"}, "--warmup_iters: must be a whole number"},
+             {{"-c", "2"}, "--check: must be a whole number from 0 to 1, found '2'"},
+             {{"-d", "int8"}, "--datatype: must be one of bfloat16, half, float, uint8, found 'int8'"},
+             {{"--pin", "2"}, "--pin: must be a whole number from 0 to 1, found '2'"},
+             {{"--cold", "yes"}, "--cold: must be a whole number from 0 to 1, found 'yes'"},
+             {{"-o", "avg"}, "--op: must be one of sum, found 'avg'"},
+             {{"-T", "0"}, "--timeout: must be a whole number from 1 to 1000000, found '0'"},
+             {{"-d", "uint8"}, "uint8 is not summed: name another type, or collectives without reduce_scatter"},
+             {{"--ranks", "0"}, "--ranks: must be a whole number from 1 to 1024, found '0'"},
+             {{"--backend", "gloo"}, "--backend: must be one of threads"},
+             {{"all_reduce"}, "must be one of all_gather, reduce_scatter, broadcast, all_to_all, found 'all_reduce'"},
+             {{"--order", "ring"}, "--order: must be one of by_rank, pairwise, any, found 'ring'"},
+             {{"-J", ""}, "--output_file: must not be empty"},
+             {{"--bootstrap", "file"}, "--bootstrap, --rank and --id-file are for --backend nccl"},
 #if defined(FLATSHARD_MPI_BACKEND)
-           {{"--backend", "mpi", "--rank", "0"}, "--bootstrap, --rank and --id-file are for --backend nccl"},
+             {{"--backend", "mpi", "--rank", "0"}, "--bootstrap, --rank and --id-file are for --backend nccl"},
 #endif
-           {{"--speed"}, "--speed"},
-           {{"--order", "\x1b[31m\nx"}, "found '\\x1b[31m\\nx'"},
-           {{"\x1b[31m\nx"}, "\\x1b[31m\\nx"}}) {
+             {{"--speed"}, "--speed"}, {{"--order", "\x1b[31m\nx"}, "found '\\x1b[31m\\nx'"}, {
+           {"\x1b[31m\nx"}, "\\x1b[31m\\nx"
+         }
+       }) {
     auto const done = run(one.line);
     CAPTURE(done.err);
     CHECK(done.code == 2);
@@ -386,7 +387,7 @@ TEST_CASE("sizes that the memory cannot hold are refused before the system would
     auto const done = run({"--backend", backend, "-b", "64T", "-e", "64T"});
     CAPTURE(done.err);
     CHECK(done.code == 1);
-    CHECK(done.says("buffers of 64.0 TiB are more than the "));
+    CHECK(done.says("buffers of 64.0 TiB, 1 on each rank, are more than the "));
     CHECK(done.says("ask for a smaller --maxbytes or fewer ranks"));
     CHECK(done.out.empty());
   }

@@ -1121,4 +1121,19 @@ TEST_CASE("a page stays where the report beside it cannot be written, and that i
   }
 }
 
+TEST_CASE("plan: experts over more ranks than a node has are planned, without hsdp, whose groups they do not share") {
+  folder dir;
+  auto const rows = [&](std::string const& experts) {
+    auto const r = plan_json({"--arch", "qwen3-30b-a3b", "--config", configuration(dir, R"("stage": 3)"), "--world",
+                              "64", "--node-size", "8", "--expert-parallel", experts});
+    std::vector<std::string> names;
+    for (auto const& b : r["layouts"]->elements()) names.emplace_back(b["layout"].text());
+    return names;
+  };
+  auto const inside = rows("8"), across = rows("16");
+  CHECK(std::find(inside.begin(), inside.end(), "hsdp") != inside.end());
+  CHECK(std::find(across.begin(), across.end(), "hsdp") == across.end());
+  CHECK(across.size() + 1 == inside.size());
+}
+
 }  // namespace tool_plan_test

@@ -186,7 +186,7 @@ inline std::string above_bound(fs::training_plan const& plan) {
   add(row("planned", "no row is cut; the shortest segment"), cut, in_layout(fs::planned{fs::block::rows()}));
   if (auto& planned = rows.back(); planned.plan) planned.what += ", " + layout_rows::above_bound(*planned.plan);
   if (node_size > 1 && ranks > node_size && ranks % node_size == 0) {
-    if (r == 1) {
+    if (r == 1 && node_size % m.expert_ranks == 0) {  // experts of different ranks share the shard group
       auto hybrid =
           row("hsdp", fmt::format("native over {} ranks of a node, {} replicas", node_size, ranks / node_size));
       hybrid.replicas = ranks / node_size;

@@ -132,7 +132,8 @@ inline std::optional<refused_tensor> first_refused(plan_model const& m, training
   }
   if (last == 0 || !breaks(last - 1, 1)) return {};
   auto const& p = all.parameters[last - 1];
-  auto const n = p.dims.numel(), ranks = shards / p.traits.unpacked().expert_ranks;
+  auto const n = p.dims.numel();
+  std::size_t const ranks = std::max<std::size_t>(shards / p.traits.unpacked().expert_ranks, 1);
   auto const counted = [&](std::size_t each, std::string_view where) {
     return fmt::format(": {} element{} {} {} rank{}", grouped(each), each == 1 ? "" : "s", where, grouped(ranks),
                        ranks == 1 ? "" : "s");

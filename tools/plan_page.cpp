@@ -310,6 +310,8 @@ class page : shard_map_drawing {
     if (!f_.advice.layout.empty())
       add("<p><strong>Recommended: {}</strong>: {}.</p>\n", safe(f_.advice.layout),
           safe(fmt::format("{}", fmt::join(f_.advice.why, "; "))));
+    else
+      add("<p>No recommendation: {}.</p>\n", safe(fmt::format("{}", fmt::join(f_.advice.why, "; "))));
     add("<figure tabindex=\"0\"><figcaption>Device memory of the fullest rank when most lives</figcaption>\n");
     bars("layout-memory", peaks, most, "Device memory by layout", "The same numbers are in the table below.");
     constexpr std::array<std::pair<std::string_view, std::string_view>, 2> memory_parts{
@@ -335,9 +337,12 @@ class page : shard_map_drawing {
           r.name == f_.advice.layout);
     }
     close_table();
-    add("<h3>Against the recommended one</h3>\n<ul>\n");
-    for (auto const& o : f_.advice.others) add("<li>{}</li>\n", safe(o));
-    add("</ul></section>\n");
+    if (!f_.advice.layout.empty()) {
+      add("<h3>Against the recommended one</h3>\n<ul>\n");
+      for (auto const& o : f_.advice.others) add("<li>{}</li>\n", safe(o));
+      add("</ul>\n");
+    }
+    add("</section>\n");
   }
 
   void deepspeed() {

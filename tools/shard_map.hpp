@@ -5,6 +5,7 @@
 #include "plan_findings.hpp"
 
 #include <flatshard/layout.hpp>
+#include <flatshard/layouts/fsdp1.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
 #include <flatshard/layouts/native.hpp>
 #include <flatshard/layouts/owned.hpp>
@@ -93,6 +94,7 @@ buffer_map map_of(Policy const& policy, std::vector<fs::parameter> const& parame
   auto const& own = f.own();
   bool const together = own.plan->settings().cut != fs::cut_states::parameters;
   auto const buffers = own.plan->buffers(u);
+  std::size_t const bytes = fs::bits(f.choice.types.compute) / 8, element_bytes = bytes == 0 ? 2 : bytes;
   struct kind {
     fs::parameter_traits traits;
     fs::precision types;
@@ -123,6 +125,7 @@ buffer_map map_of(Policy const& policy, std::vector<fs::parameter> const& parame
     }
     maps.push_back(name == "zero3"     ? shard_maps::map_of(fs::zero3{}, cut, b.ranks)
                    : name == "fsdp2"   ? shard_maps::map_of(fs::fsdp2{}, cut, b.ranks)
+                   : name == "fsdp1"   ? shard_maps::map_of(fs::fsdp1{{}, true, element_bytes}, cut, b.ranks)
                    : name == "zero12"  ? shard_maps::map_of(fs::zero12{}, cut, b.ranks)
                    : name == "owned"   ? shard_maps::map_of(fs::owned{}, cut, b.ranks)
                    : name == "planned" ? shard_maps::map_of(fs::planned{fs::block::rows()}, cut, b.ranks)

@@ -242,8 +242,9 @@ template <ShardingPolicy P, std::size_t W, class Table>
   return std::nullopt;
 }
 
-/// Whether the pieces of all ranks keep the laws `intervals`, `segments` and `cuts` (every element in one piece, no
-/// overlap, no block cut), also in a constant expression: `static_assert(keeps_laws(unit))`. Complexity: O(W T log T).
+/// Whether the pieces of all ranks keep the laws `intervals`, `cuts` and of `segments` that pieces lie inside, disjoint
+/// (every element in one piece, no overlap, no block cut; not the order of `pieces`), also in a constant expression:
+/// `static_assert(keeps_laws(unit))`. Complexity: O(W T log T).
 template <ShardingPolicy P, std::size_t W, class Table>
 [[nodiscard]] constexpr bool keeps_laws(layout<P, W, Table> const& l) {
   std::vector<elements> ends(l.size());  // of what the ranks before hold of each tensor

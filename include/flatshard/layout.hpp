@@ -155,7 +155,7 @@ class layout {
       return rank_at(low);
     }
   }
-  /// The ranks that own `of`, as many as `out` has room for, in the same order. What `owner` says of each one by one,
+  /// The ranks that own `of`, in the same order; `out` is as long. What `owner` says of each one by one,
   /// and faster where the tensors are many: placements are fetched ahead. Complexity: O(of) times that of `owner`.
   constexpr void owners(std::span<tensor_element const> of, std::span<rank_id> out) const {
     require(of.size() == out.size(), "owners are written to a span as long as the elements'");

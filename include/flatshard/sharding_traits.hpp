@@ -22,7 +22,8 @@
 ///                        begins at a multiple of, in its tensor and in the segment. Both for the laws (laws.hpp)
 ///
 /// t is a `placement const&`; i, j, S and `placed` are `elements`, as are lengths, places and `alignment()`; w, r and h
-/// are numbers; members are const. One of these names that cannot be called so stops the build (`CallableMembers`).
+/// are numbers; members are const. One of these names that cannot be called so stops the build (`CallableMembers`), but
+/// of a `final` class.
 #pragma once
 
 #include <flatshard/policy.hpp>

@@ -31,8 +31,8 @@ enum class megatron_packing : std::uint8_t { production, experimental };
 ///   R
 /// q is bounded by `longest_quantum` elements: rows of 4096 and 4097 already give 16.8 M; past it, split the group.
 /// Rounding is exact, where upstream divides in floating point (wrong above 2^53). Padding is undefined.
-/// `place`: O(T) where all sizes are multiples of q and rows spread evenly or are few, O(T log T) at most; in the
-/// experimental packing that for each different row of the fragments. Memory: O(T).
+/// `place`: O(T) where all sizes are multiples of q and rows spread evenly or are few, O(T log T) at most, in
+/// the experimental packing O(R T log T) with R different rows of fragments. Memory: O(T).
 /// Source: Megatron-LM@d98e8a64:megatron/core/distributed/fsdp/src/megatron_fsdp/param_and_grad_buffer.py:258-383,
 /// 1731-1962 and experimental/layout.py:40-175.
 struct megatron : flat_cuts {

@@ -155,7 +155,7 @@ inline void check_disk(node const& root, engine_setting const& s, native_reading
 /// The groups of ranks of stage 3: MiCS's must divide the ranks; hpZ's, which are at most all ranks, too. They are made
 /// where parameters are partitioned first, MiCS's by the engine. Source: DeepSpeed@edaa7221:
 /// deepspeed/utils/groups.py:68-70, 859-886, deepspeed/runtime/zero/partition_parameters.py:1105-1106,
-/// stage3.py:266-268, mics_utils.py:149-166.
+/// stage3.py:266-268, mics_utils.py:163-180.
 inline void check_groups(node const& root, engine_setting const& s, native_reading const& read, bool partitioned,
                          facts const& f, findings& out) {
   if (s.stage != 3 || !f.world || *f.world == 0) return;
