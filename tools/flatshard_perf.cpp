@@ -250,24 +250,23 @@ int finish(perf::request const& asked, surroundings& here, std::vector<perf::row
 std::uint64_t memory_of_rank(std::size_t ranks) {
   return perf::available_memory().value_or(std::numeric_limits<std::uint64_t>::max()) / ranks;
 }
-/// Throws where a rank cannot hold what is asked for: the system would end it in the middle. A rank's own part counts
-/// as nothing, so that sizes just below the limit may still be too large.
-void expect_room(perf::request const& asked, std::uint64_t of_rank) {
-  auto const both = [&](std::string_view name) {  // whole on the way in and on the way out
-    return std::find(asked.collectives.begin(), asked.collectives.end(), name) != asked.collectives.end();
-  };
+/// Why a rank that can have so much memory cannot hold what is asked for, where the system would end it in the middle.
+/// A rank's own part counts as nothing, so that sizes just below the limit may still be too large.
+std::optional<std::string> too_large(perf::request const& asked, std::uint64_t of_rank) {
+  auto const& all = asked.collectives;
+  bool const both_ways = std::find(all.begin(), all.end(), "all_to_all") != all.end();  // whole when sent and received
   // With -J a copy is timed beside it, between two buffers of its own.
-  std::uint64_t const times = (both("all_to_all") ? 2 : 1) + (asked.json.empty() ? 0 : 2);
-  if (asked.last <= of_rank / times) return;
-  throw tool::failure{fmt::format(
+  std::uint64_t const times = (both_ways ? 2 : 1) + (asked.json.empty() ? 0 : 2);
+  if (asked.last <= of_rank / times) return std::nullopt;
+  return fmt::format(
       "buffers of {}, {} on each rank, are more than the {} that a rank can have here; ask for a smaller --maxbytes or "
       "fewer ranks",
-      tool::human(asked.last), times, tool::human(of_rank))};
+      tool::human(asked.last), times, tool::human(of_rank));
 }
 
 int run_threads(perf::request const& asked) {
   auto const ranks = static_cast<std::size_t>(asked.ranks);
-  expect_room(asked, memory_of_rank(ranks));
+  if (auto const why = too_large(asked, memory_of_rank(ranks))) throw tool::failure{*why};
   surroundings here{.ranks = ranks, .pinned = asked.pin, .path = one_path(ranks, "the ranks' own buffers")};
   std::vector<int> processors(ranks, -1);
   std::vector<perf::row> rows;
@@ -299,8 +298,8 @@ std::string mpi_library() {
   MPI_Get_library_version(text.data(), &size);
   return text.substr(0, text.find_first_of(std::string_view{"\r\n\0", 3}));
 }
-/// The same on rank 0, by the machine that has least for a rank; the others wait for the end of all that follows. All
-/// ranks call it.
+/// Throws on rank 0 where the machine that has least for a rank has too little; the others wait for the end of all that
+/// follows. All ranks call it.
 void expect_room_everywhere(perf::request const& asked) {
   MPI_Comm node = MPI_COMM_NULL;
   int place = 0, ranks = 0;
@@ -311,8 +310,9 @@ void expect_room_everywhere(perf::request const& asked) {
   auto const here = memory_of_rank(static_cast<std::size_t>(ranks));
   std::uint64_t least = 0;
   MPI_Allreduce(&here, &least, 1, MPI_UINT64_T, MPI_MIN, MPI_COMM_WORLD);
-  if (place == 0) expect_room(asked, least);
-  if (asked.last > least) MPI_Barrier(MPI_COMM_WORLD);
+  auto const why = too_large(asked, least);
+  if (why && place == 0) throw tool::failure{*why};
+  if (why) MPI_Barrier(MPI_COMM_WORLD);
 }
 /// How ranks are held to processors, by this or by the launcher; of several machines the worst. All ranks call it.
 perf::holding pin_processes(bool asked) {
