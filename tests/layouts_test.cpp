@@ -486,4 +486,39 @@ constexpr bool owners_agree() {
 }
 static_assert(owners_agree());
 
+// Each member that a policy may add, with one parameter or result that is not as documented.
+using flatshard::detail::CallableMembers;
+struct right_members : zero3 {
+  constexpr elements alignment() const { return {1}; }
+  constexpr bool may_cut(parameter const&, elements) const { return true; }
+};
+struct bare_owner : zero3 {
+  constexpr std::size_t owner(std::size_t, std::size_t, elements) const { return 0; }
+};
+struct bare_position : zero3 {
+  constexpr std::size_t position(elements, std::size_t, std::size_t, elements) const { return 0; }
+};
+struct bare_segment : zero3 {
+  constexpr std::size_t segment(elements, std::size_t, std::size_t) const { return 0; }
+};
+struct bare_before : zero3 {
+  constexpr elements before(elements, std::size_t, std::size_t) { return {}; }
+};
+struct bare_padding : zero3 {
+  constexpr std::string_view padding_value() const { return "0"; }
+};
+struct bare_unit : zero3 {
+  constexpr zero3 for_unit(std::span<parameter const>, std::size_t) const { return {}; }
+};
+struct bare_hash : zero3 {
+  constexpr std::uint64_t hash() const { return 0; }
+};
+struct bare_cut : zero3 {
+  constexpr bool may_cut(parameter const&, std::size_t) const { return true; }
+};
+static_assert(CallableMembers<zero3> && CallableMembers<right_members> && CallableMembers<planned>);
+static_assert(!CallableMembers<bare_owner> && !CallableMembers<bare_position> && !CallableMembers<bare_segment> &&
+              !CallableMembers<bare_before> && !CallableMembers<bare_padding> && !CallableMembers<bare_unit> &&
+              !CallableMembers<bare_hash> && !CallableMembers<bare_cut>);
+
 }  // namespace layouts_test

@@ -119,16 +119,12 @@ template <class P>
 concept callable_position = requires {
   &beside_names<P>::position;
 }
-|| requires(P const& p, elements n, std::size_t w, std::size_t r) {
-  { p.position(n, w, r, n) } -> std::same_as<elements>;
-};
+|| tells_position<P>;
 template <class P>
 concept callable_segment = requires {
   &beside_names<P>::segment;
 }
-|| requires(P const& p, elements n, std::size_t w, std::size_t r) {
-  { p.segment(n, w, r) } -> std::same_as<elements>;
-};
+|| has_segments<P>;
 template <class P>
 concept callable_before = requires {
   &beside_names<P>::before;
@@ -147,9 +143,7 @@ template <class P>
 concept callable_for_unit = requires {
   &beside_names<P>::for_unit;
 }
-|| requires(P const& p, std::span<parameter const> unit, std::size_t w) {
-  { p.for_unit(unit, w) } -> std::same_as<P>;
-};
+|| sees_unit<P>;
 template <class P>
 concept callable_hash = requires {
   &beside_names<P>::hash;

@@ -1,28 +1,16 @@
 // must not compile: CallableMembers
 // SPDX-License-Identifier: Apache-2.0
 // What a policy says beyond the three functions is used, or refused, never passed over.
-#include <flatshard/layout.hpp>
-
-#include <span>
+#include <flatshard/layouts/zero3.hpp>
 
 using namespace flatshard;
-struct all_on_rank_0 {
+struct own_policy : zero3 {
 #ifdef FLATSHARD_REPAIRED
   constexpr elements alignment() const { return {1}; }
 #else
   constexpr elements alignment() { return {1}; }
 #endif
-  constexpr elements place(std::span<parameter const> unit, std::size_t, std::span<placement> out) const {
-    elements end;
-    for (std::size_t i = 0; i < unit.size(); ++i) {
-      out[i] = {unit[i].dims.numel(), end.value, 0};
-      end += elements{out[i].numel};
-    }
-    return end;
-  }
-  constexpr elements begin(placement const& t, std::size_t, std::size_t r) const { return {r == 0 ? 0 : t.numel}; }
-  constexpr elements local(placement const& t, std::size_t, std::size_t) const { return {t.start}; }
-  friend constexpr bool operator==(all_on_rank_0, all_on_rank_0) = default;
+  friend constexpr bool operator==(own_policy const&, own_policy const&) = default;
 };
-using unit_layout = listed_layout<all_on_rank_0>;
+using unit_layout = listed_layout<own_policy>;
 static_assert(unit_layout::contiguous_gather == false);
