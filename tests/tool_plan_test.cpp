@@ -972,6 +972,16 @@ TEST_CASE("plan --html: one page that needs nothing else, with text for every pi
   }
 }
 
+TEST_CASE("plan --html: what is whole on every rank is told with its elements, and no map of one rank is drawn") {
+  folder dir;
+  REQUIRE(plan({"--arch", "llama-3-8b", "--config", configuration(dir, R"("stage": 0)"), "--world", "8", "--html",
+                dir / "p.html"})
+              .code == 0);
+  auto const page = slurp(dir / "p.html");
+  CHECK(count_of(page, ">Shard map of ") == 0);
+  CHECK(page.find("Not drawn: 8,030,261,248 elements of 291 tensors, whole on every rank") != std::string::npos);
+}
+
 TEST_CASE("plan --html: every buffer of a unit has its map, on which each tensor has a fill of its own") {
   folder dir;
   auto const page_of = [&](std::vector<std::string> words) {
@@ -982,7 +992,7 @@ TEST_CASE("plan --html: every buffer of a unit has its map, on which each tensor
     CHECK(words_inside(page));
     std::size_t buffers = 0;
     for (auto const& u : d["units"]->elements()) buffers += u["buffers"].elements().size();
-    CHECK(count_of(page, ">Shard map of ") == buffers);
+    CHECK(count_of(page, ">Shard map of ") + count_of(page, ">Not drawn: ") == buffers);
     return page;
   };
   auto const llama_factory = fsdp2(dir, "64", R"(, "reshard_after_forward": true)");

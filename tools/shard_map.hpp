@@ -118,8 +118,8 @@ buffer_map map_of(Policy const& policy, std::vector<fs::parameter> const& parame
     auto const& [one, cut] = parts[k];
     auto const& b = buffers[k];
     auto const name = one.rule != 0 ? override_layouts[one.rule - 1] : policy_of(own.name);
-    if (one.traits.ignored) {
-      maps.push_back({{}, b.segment.value, b.ranks, b.stride, {}});
+    if (one.traits.ignored || name == "whole") {
+      maps.push_back({{}, b.real.value, b.ranks, b.stride, {}});
       for (auto const& p : cut) maps.back().names.emplace_back(p.name);
       continue;
     }
@@ -129,8 +129,8 @@ buffer_map map_of(Policy const& policy, std::vector<fs::parameter> const& parame
                    : name == "zero12"  ? shard_maps::map_of(fs::zero12{}, cut, b.ranks)
                    : name == "owned"   ? shard_maps::map_of(fs::owned{}, cut, b.ranks)
                    : name == "planned" ? shard_maps::map_of(fs::planned{fs::block::rows()}, cut, b.ranks)
-                   : name == "whole"   ? shard_maps::map_of(fs::native{{}, 1, 1}, cut, 1)
                                        : shard_maps::map_of(fs::native{}, cut, b.ranks));
+    fs::require(maps.back().segment == b.segment.value, "the page draws the segments of the plan");
     if (maps.back().ranks > 1) maps.back().stride = b.stride;
   }
   return maps;
