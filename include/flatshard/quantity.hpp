@@ -15,14 +15,17 @@ inline namespace v0 {
 
 namespace detail {
 // Plain arithmetic: nvcc does not evaluate the overflow builtins in constant expressions. Inputs are copies, so the
-// result may be written over one of them; the division is for factors past 2^32 alone.
+// result may be written over one of them.
 constexpr bool add_wraps(std::size_t a, std::size_t b, std::size_t& sum) {
   sum = a + b;
   return sum < a;
 }
 constexpr bool mul_wraps(std::size_t a, std::size_t b, std::size_t& product) {
   product = a * b;
-  return ((a | b) >> 32) != 0 && b != 0 && a > std::numeric_limits<std::size_t>::max() / b;
+  auto const high_a = a >> 32, high_b = b >> 32, low = std::size_t{0xFFFFFFFF};
+  if ((high_a | high_b) == 0) return false;
+  auto const middle = high_a * (b & low) + high_b * (a & low);  // the whole of it if one of them is 0
+  return (high_a != 0 && high_b != 0) || middle > low || (a & low) * (b & low) > ~(middle << 32);
 }
 }  // namespace detail
 
@@ -41,7 +44,10 @@ constexpr bool mul_wraps(std::size_t a, std::size_t b, std::size_t& product) {
 /// a / b rounded up; b > 0.
 [[nodiscard]] constexpr std::size_t ceil_div(std::size_t a, std::size_t b) { return a / b + (a % b != 0); }
 /// The smallest multiple of b that is at least a; b > 0.
-[[nodiscard]] constexpr std::size_t round_up(std::size_t a, std::size_t b) { return checked_mul(ceil_div(a, b), b); }
+[[nodiscard]] constexpr std::size_t round_up(std::size_t a, std::size_t b) {
+  auto const over = a % b;
+  return over == 0 ? a : checked_add(a, b - over);
+}
 
 /// A number of things of one kind. Structural, so also a template argument.
 template <class Tag>

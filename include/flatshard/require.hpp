@@ -18,10 +18,14 @@ struct broken_rule : std::logic_error {
   using std::logic_error::logic_error;
 };
 
+namespace detail {
+[[noreturn]] inline void broken(char const* rule) { throw broken_rule{rule}; }  // apart, so that `require` is inlined
+}  // namespace detail
+
 /// Throws `broken_rule` with `rule` unless `holds`; in a constant expression a broken rule stops the build at the call.
 /// Complexity: O(1), constexpr.
 constexpr void require(bool holds, char const* rule) {
-  if (!holds) throw broken_rule{rule};
+  if (!holds) detail::broken(rule);
 }
 #else
 /// Without exceptions the sentence goes to stderr and the program aborts.
