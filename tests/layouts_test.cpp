@@ -281,10 +281,85 @@ TEST_CASE("a listed layout keeps names and shapes, each different shape once") {
   CHECK(l["p217"].numel.value == unit[217].dims.numel());
 }
 
+// Equal parameters have one number, whatever repeats in which order; what else differs has another.
+TEST_CASE("parameters of equal shape, type and traits are of one kind, others of another") {
+  using flatshard::dtype;
+  std::mt19937_64 random{5};
+  flatshard::parameter_traits frozen;
+  frozen.frozen = true;
+  std::vector<parameter> const different{{"a", {2, 3}}, {"b", {3, 2}},          {"c", {6}},
+                                         {"d", {}},     {"e", {6}, dtype::f32}, {"f", {6}, dtype::f32, frozen}};
+  for (int how = 0; how < 3; ++how) {
+    std::vector<parameter> unit;  // in turn, in no order, and in turn with another one now and then
+    for (std::size_t t = 0; t < 400; ++t)
+      unit.push_back(different[how == 1 || (how == 2 && t % 37 == 0) ? random() % 6 : t % 6]);
+    std::size_t visited = 0;
+    flatshard::detail::kind_table const kinds{unit, [&](parameter const& p) { CHECK(&p == &unit[visited++]); }};
+    CHECK(visited == unit.size());
+    CHECK(kinds.size() == different.size());
+    for (std::size_t t = 0; t < unit.size(); ++t) {
+      auto const k = kinds.of(t);
+      CHECK((shape{kinds.sizes(k)} == unit[t].dims && kinds.numel(k) == unit[t].dims.numel()));
+      CHECK((kinds.type(k) == unit[t].type && kinds.traits(k) == unit[t].traits));
+      CHECK(flatshard::numbered_unit{unit, kinds}.numel(t) == unit[t].dims.numel());
+      if (t > 0)
+        CHECK((kinds.of(t - 1) == k) == (unit[t - 1].dims == unit[t].dims && unit[t - 1].type == unit[t].type &&
+                                         unit[t - 1].traits == unit[t].traits));
+    }
+    // the longest first, of equal lengths in order, also of different kinds
+    auto const order = flatshard::detail::order_by_kind(
+        kinds, [&](std::size_t a, std::size_t b) { return kinds.numel(a) > kinds.numel(b); });
+    std::vector<std::uint32_t> expected(unit.size());
+    std::iota(expected.begin(), expected.end(), 0u);
+    std::stable_sort(expected.begin(), expected.end(),
+                     [&](std::size_t a, std::size_t b) { return unit[a].dims.numel() > unit[b].dims.numel(); });
+    CHECK(order == expected);
+  }
+}
+// A policy is placed alike by a span, which it numbers itself where it needs that, and by a layout.
+template <class P>
+void place_as_layout(P const& policy, std::vector<parameter> const& unit) {
+  layout const l{policy, unit, world{4}};
+  std::vector<flatshard::placement> out(unit.size());
+  CHECK(policy.place(unit, 4, out) == l.segment());
+  for (std::size_t t = 0; t < unit.size(); ++t) CHECK(out[t] == l.place_at(t));
+}
+TEST_CASE("a policy that is called with a plain span places tensors as in a layout") {
+  std::vector<parameter> const unit{{"a", {30, 4}}, {"b", {6}},    {"c", {9, 2}},
+                                    {"d", {6}},     {"e", {7, 4}}, {"f", {5, 2}}};
+  place_as_layout(flatshard::native{}, unit);
+  place_as_layout(zero3{}, unit);
+  place_as_layout(flatshard::owned{}, unit);
+  place_as_layout(megatron{}, unit);
+  place_as_layout(megatron{{}, flatshard::megatron_packing::experimental}, unit);
+}
+// The least number left in a row of classes, against a walk over all.
+TEST_CASE("the first number left in a row of classes is found whatever was taken") {
+  using flatshard::detail::first_left;
+  std::mt19937_64 random{3};
+  for (std::size_t const classes : {0u, 1u, 2u, 7u, 8u, 33u}) {
+    std::vector<std::uint32_t> class_of(300);
+    for (auto& c : class_of)
+      c = random() % 9 == 0 || classes == 0 ? first_left::none : static_cast<std::uint32_t>(random() % classes);
+    first_left left{classes, class_of.size(), [&](std::size_t i) { return class_of[i]; }};
+    for (std::size_t n = 0; n < 2 * class_of.size(); ++n) {
+      auto first = random() % (classes + 1), last = random() % (classes + 1);
+      if (first > last) std::swap(first, last);
+      auto const found = std::find_if(class_of.begin(), class_of.end(), [&](auto c) { return first <= c && c < last; });
+      auto const at = static_cast<std::uint32_t>(found - class_of.begin());
+      CHECK(left(first, last) == (found == class_of.end() ? first_left::none : at));
+      if (found == class_of.end()) continue;
+      left.take(*found);
+      *found = first_left::none;
+    }
+  }
+}
+
 // Numbers in the order of their keys: few keys, even ones, and nearly all in one bucket; ties, then the number.
 constexpr list ordered(list const& keys) {
   std::vector<std::uint32_t> order(keys.size(), 0);
-  flatshard::detail::stable_order(order, [&](std::size_t i) { return keys[i]; });
+  flatshard::detail::stable_order(
+      order, [&](std::size_t i) { return keys[i]; }, [](std::size_t) { return 0; });
   return list(order.begin(), order.end());
 }
 static_assert(ordered({}) == list{} && ordered({7}) == list{0} && ordered({3, 1, 3, 0}) == list{3, 1, 0, 2});

@@ -40,6 +40,7 @@
 #include <flatshard/memory_arena.hpp>               // IWYU pragma: export
 #include <flatshard/mesh.hpp>                       // IWYU pragma: export
 #include <flatshard/name_pattern.hpp>               // IWYU pragma: export
+#include <flatshard/numbered_unit.hpp>              // IWYU pragma: export
 #include <flatshard/parameter_table.hpp>            // IWYU pragma: export
 #include <flatshard/piece.hpp>                      // IWYU pragma: export
 #include <flatshard/plan.hpp>                       // IWYU pragma: export

@@ -339,8 +339,8 @@ class layout {
 
   constexpr void build(std::span<parameter const> of_unit) {
     static_cast<void>(rank_at(world_.value() - 1));  // every rank fits in a rank_id, so that owners need no check
-    if constexpr (detail::sees_unit<P>) policy_ = policy_.for_unit(of_unit, world_.value());
-    segment_ = policy_.place(of_unit, world_.value(), table_.places);
+    if constexpr (detail::sees_unit<P>) policy_ = policy_.for_unit(table_.numbered(of_unit), world_.value());
+    segment_ = policy_.place(table_.numbered(of_unit), world_.value(), table_.places);
     std::size_t real = 0;
     bool whole = true, wraps = false;
     auto const* place = table_.places.data();  // a plain pointer: compilers run this loop, too, and count its steps

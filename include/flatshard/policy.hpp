@@ -209,8 +209,9 @@ struct placement {
 ///
 /// Meaning: every tensor is cut into at most one interval a rank. `begin` never decreases in r, `begin(t, w, 0)` = 0
 /// and `begin(t, w, w)` = numel; rank r holds the elements [begin(r), begin(r+1)) at [local(r), ...) of its segment of
-/// S elements; intervals of one rank do not overlap there; equal policies answer alike. Source: docs/design.md, the
-/// model.
+/// S elements; intervals of one rank do not overlap there; equal policies answer alike. A layout passes a
+/// `numbered_unit` (numbered_unit.hpp), which is a span and knows which parameters are equal: `place` may take either.
+/// Source: docs/design.md, the model.
 template <class P>
 concept ShardingPolicy = std::regular<P> &&
     requires(P const& p, std::span<parameter const> unit, std::span<placement> out, placement const& t, std::size_t w,

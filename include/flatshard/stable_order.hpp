@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The numbers of a list in the order of their keys: what a layout and its policies sort tensors with, and where in
-/// that order to look for a key.
+/// The numbers of a list in the order of their keys: what a layout sorts tensors with, and where in that order to look
+/// for a key.
 #pragma once
 
 #include <flatshard/require.hpp>
@@ -48,8 +48,6 @@ class key_buckets {
     bounds_.erase(bounds_.begin());  // each bound is that of the bucket before it now
     bounds_.push_back(static_cast<std::uint32_t>(order.size()));
   }
-  /// True if the keys of one bucket are equal.
-  [[nodiscard]] constexpr bool exact() const { return shift_ == 0; }
   /// Where each bucket begins in the order, and where the last one ends.
   [[nodiscard]] constexpr std::span<std::uint32_t const> bounds() const { return bounds_; }
   /// The first and the end of the places in the order that the first key above `position` may have. Complexity: O(1).
@@ -66,9 +64,17 @@ class key_buckets {
   std::vector<std::uint32_t> bounds_;
 };
 
-/// Sorts what lies in each bucket. Complexity: O(n) for keys that spread evenly, O(n log n) for any.
-template <class Before>
-constexpr void sort_within(key_buckets const& buckets, std::span<std::uint32_t> order, Before before) {
+/// Fills `order` with 0, 1, ..., the least `key(i)` first, of equal keys the least `tie(i)`, of equal ties the least i;
+/// returns the buckets of the keys, about as many as numbers. Complexity: O(n) for keys that spread evenly, O(n log n)
+/// for any. Memory: 2 to 4 bytes a number.
+template <class Key, class Tie>
+constexpr key_buckets stable_order(std::span<std::uint32_t> order, Key key, Tie tie) {
+  key_buckets buckets{order.size(), order.size(), key};
+  buckets.deal(order, key);
+  auto const before = [&](std::size_t a, std::size_t b) {
+    if (key(a) != key(b)) return key(a) < key(b);
+    return tie(a) != tie(b) ? tie(a) < tie(b) : a < b;
+  };
   auto const bounds = buckets.bounds();
   for (std::size_t b = 1; b < bounds.size(); ++b) {
     if (bounds[b] - bounds[b - 1] < 2) continue;
@@ -76,27 +82,6 @@ constexpr void sort_within(key_buckets const& buckets, std::span<std::uint32_t> 
     auto const last = order.begin() + static_cast<std::ptrdiff_t>(bounds[b]);
     if (!std::is_sorted(first, last, before)) std::sort(first, last, before);
   }
-}
-
-/// Fills `order` with 0, 1, ..., the least `key(i)` first, of equal keys the least i.
-/// Complexity: O(n) for keys that spread evenly or are few, O(n log n) for any. Memory: half a byte a number.
-template <class Key>
-constexpr void stable_order(std::span<std::uint32_t> order, Key key) {
-  key_buckets buckets{order.size(), order.size() / 8 + 1, key};
-  buckets.deal(order, key);
-  if (buckets.exact()) return;
-  sort_within(buckets, order, [&](std::size_t a, std::size_t b) { return key(a) != key(b) ? key(a) < key(b) : a < b; });
-}
-/// The same, of equal keys the least `tie(i)` first, of equal ties the least i; returns the buckets of the keys, about
-/// as many as numbers. Complexity: as above. Memory: 2 to 4 bytes a number.
-template <class Key, class Tie>
-constexpr key_buckets stable_order(std::span<std::uint32_t> order, Key key, Tie tie) {
-  key_buckets buckets{order.size(), order.size(), key};
-  buckets.deal(order, key);
-  sort_within(buckets, order, [&](std::size_t a, std::size_t b) {
-    if (key(a) != key(b)) return key(a) < key(b);
-    return tie(a) != tie(b) ? tie(a) < tie(b) : a < b;
-  });
   return buckets;
 }
 

@@ -4,6 +4,7 @@
 
 #include <flatshard/interner.hpp>
 #include <flatshard/layouts/blocks.hpp>
+#include <flatshard/numbered_unit.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -33,7 +34,7 @@ class block_lines {
  public:
   static constexpr std::size_t most = 16;
   template <class BlockOf>
-  constexpr block_lines(std::span<parameter const> of_unit, BlockOf block_of, std::size_t align) {
+  constexpr block_lines(numbered_unit of_unit, BlockOf block_of, std::size_t align) {
     auto const kind_of = kinds_in(of_unit, block_of, align);
     line_up();
     std::vector<std::uint32_t> last(size(), interner::none);
@@ -145,26 +146,35 @@ class block_lines {
   };
   // The kind of each tensor: its sizes and its block.
   template <class BlockOf>
-  constexpr std::vector<std::uint32_t> kinds_in(std::span<parameter const> unit, BlockOf block_of, std::size_t align) {
+  constexpr std::vector<std::uint32_t> kinds_in(numbered_unit unit, BlockOf block_of, std::size_t align) {
     std::vector<std::uint32_t> of(unit.size());
-    std::vector<std::pair<std::size_t, block>> firsts;  // of each kind: a tensor, and its block
+    known_kinds const known{unit};
+    auto const& shapes = *known;
+    std::vector<std::pair<block, std::uint32_t>> last(shapes.size(), {{}, interner::none});  // of each: block, kind
+    std::vector<std::pair<std::uint32_t, block>> different;  // of each kind: a shape of this number, and its block
     interner numbers;
     for (std::size_t t = 0; t < unit.size(); ++t) {
-      auto const sizes = unit[t].dims.sizes();
+      auto const shape_of = shapes.of(t);
       auto const keep = block_of(unit[t]);
-      of[t] = numbers.intern(
-          hash_of(sizes),
-          [&](std::uint32_t k) {
-            auto const held = unit[firsts[k].first].dims.sizes();
-            return std::equal(held.begin(), held.end(), sizes.begin(), sizes.end()) && firsts[k].second == keep;
-          },
-          [&](std::uint32_t k) { return hash_of(unit[firsts[k].first].dims.sizes()); },
-          [&] {
-            auto const n = unit[t].dims.numel();
-            firsts.emplace_back(t, keep);
-            kinds_.push_back({n, round_up(n, align), grid_of(unit[t].dims, keep, align), 0, 0});
-            return static_cast<std::uint32_t>(kinds_.size() - 1);
-          });
+      if (auto& [held, number] = last[shape_of]; number == interner::none || held != keep) {
+        auto const sizes = shapes.sizes(shape_of);
+        held = keep;
+        number = numbers.intern(
+            hash_of(sizes),
+            [&](std::uint32_t k) {
+              auto const others = shapes.sizes(different[k].first);
+              return std::equal(others.begin(), others.end(), sizes.begin(), sizes.end()) &&
+                     different[k].second == keep;
+            },
+            [&](std::uint32_t k) { return hash_of(shapes.sizes(different[k].first)); },
+            [&] {
+              auto const n = shapes.numel(shape_of);
+              different.emplace_back(shape_of, keep);
+              kinds_.push_back({n, round_up(n, align), grid_of(shape{sizes}, keep, align), 0, 0});
+              return static_cast<std::uint32_t>(kinds_.size() - 1);
+            });
+      }
+      of[t] = last[shape_of].second;
       ++kinds_[of[t]].tensors;
     }
     return of;

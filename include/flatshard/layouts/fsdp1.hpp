@@ -22,13 +22,13 @@ struct fsdp1 : flat_cuts {
   bool use_orig_params = true;
   std::size_t element_bytes = 2;  ///< of the forward dtype
   friend constexpr bool operator==(fsdp1 const&, fsdp1 const&) = default;
-  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
+  constexpr elements place(numbered_unit unit, std::size_t w, std::span<placement> out) const {
     require(element_bytes > 0 && element_bytes <= 16 && 16 % element_bytes == 0,
             "the bytes of an element must divide 16");
     auto const align = use_orig_params ? 16 / element_bytes : 1;
     std::size_t end = 0;
     for (std::size_t i = 0; i < unit.size(); ++i) {
-      out[i] = {unit[i].dims.numel(), round_up(end, align), 0};
+      out[i] = {unit.numel(i), round_up(end, align), 0};
       end = checked_add(out[i].start, out[i].numel);
     }
     auto const segment = ceil_div(end, w);

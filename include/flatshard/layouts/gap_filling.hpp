@@ -2,115 +2,150 @@
 /// What fills a gap: the first of many sizes that fits, each to be taken once.
 #pragma once
 
-#include <flatshard/policy.hpp>
+#include <flatshard/numbered_unit.hpp>
 #include <flatshard/quantity.hpp>
-#include <flatshard/stable_order.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace flatshard {
 inline namespace v0 {
 namespace detail {
 
-/// Sizes in a row, each to be taken once, and the first of them that fits. The least of every eight, and of every eight
-/// of those, says where to look. Memory: 9.2 bytes a size and some 250 more.
-class first_fit {
+/// The numbers 0, 1, ... in classes, each to be taken once: which is the least one left in a row of classes.
+/// Memory: 4 bytes a number, 24 a class.
+class first_left {
  public:
-  static constexpr std::size_t none = ~std::size_t{0};  ///< no place; the size of what cannot be taken
+  static constexpr std::uint32_t none = ~std::uint32_t{0};  ///< no number; the class of what is never taken
 
-  constexpr first_fit() = default;
-  /// Of size(0), ..., size(n - 1). Complexity: O(n).
-  template <class Size>
-  constexpr first_fit(std::size_t n, Size size) {
-    least_.reserve(n + n / (fan - 1) + 24);
-    for (std::size_t i = 0; i < n; ++i) least_.push_back(size(i));
-    for (; n > 1; n = ceil_div(n, fan)) {
-      rows_.push_back({least_.size() - n, n});
-      for (std::size_t i = 0; i < n; i += fan) least_.push_back(least_of(rows_.back(), i));
-    }
+  constexpr first_left() = default;
+  /// Of class_of(0), ..., class_of(n - 1), each below `classes` or `none`. Complexity: O(n + classes).
+  template <class ClassOf>
+  constexpr first_left(std::size_t classes, std::size_t n, ClassOf class_of)
+      : next_(classes + 1, 0), end_(classes, 0), least_(2 * classes, none) {
+    for (std::size_t i = 0; i < n; ++i)
+      if (auto const c = class_of(i); c != none) ++next_[c + 1];
+    for (std::size_t c = 0; c < classes; ++c) end_[c] = next_[c + 1] += next_[c];
+    numbers_.resize(next_[classes], 0);
+    for (auto i = n; i-- > 0;)
+      if (auto const c = class_of(i); c != none) numbers_[--next_[c + 1]] = static_cast<std::uint32_t>(i);
+    next_.erase(next_.begin());  // each is where the class begins now
+    for (std::size_t c = 0; c < classes; ++c)
+      if (next_[c] < end_[c]) least_[classes + c] = numbers_[next_[c]];
+    for (auto k = classes; k-- > 1;) least_[k] = std::min(least_[2 * k], least_[2 * k + 1]);
   }
-  /// The place of the first size left that is at most `most`, which is below `none`; or `none`. Complexity: O(log n).
-  [[nodiscard]] constexpr std::size_t operator()(std::size_t most) const {
-    if (least_.empty() || least_.back() > most) return none;
-    std::size_t at = 0;
-    for (auto r = rows_.rbegin(); r != rows_.rend(); ++r)
-      for (at *= fan; least_[r->begin + at] > most;) ++at;
-    return at;
-  }
-  /// The size at this place is left no more. Complexity: O(log n).
-  constexpr void take(std::size_t at) {
-    least_[at] = none;
-    for (auto const& r : rows_) {
-      auto const now = least_of(r, at / fan * fan);
-      at /= fan;
-      auto& least = least_[r.begin + r.size + at];
-      if (now == least) return;
-      least = now;
+  /// The least number left in the classes [first, last), or `none`. Complexity: O(log classes).
+  [[nodiscard]] constexpr std::uint32_t operator()(std::size_t first, std::size_t last) const {
+    auto found = none;
+    for (first += end_.size(), last += end_.size(); first < last; first /= 2, last /= 2) {
+      if (first % 2 != 0) found = std::min(found, least_[first++]);
+      if (last % 2 != 0) found = std::min(found, least_[--last]);
     }
+    return found;
+  }
+  /// Takes the least number of a class that has one. Complexity: O(log classes).
+  constexpr void take(std::size_t c) {
+    ++next_[c];
+    auto k = c + end_.size();
+    least_[k] = next_[c] < end_[c] ? numbers_[next_[c]] : none;
+    for (; k > 1; k /= 2) least_[k / 2] = std::min(least_[k], least_[k ^ 1]);
   }
 
  private:
-  static constexpr std::size_t fan = 8;
-  struct row {
-    std::size_t begin, size;
-  };
-  [[nodiscard]] constexpr std::size_t least_of(row const& r, std::size_t from) const {
-    auto least = none;
-    for (auto i = from; i < std::min(from + fan, r.size); ++i) least = std::min(least, least_[r.begin + i]);
-    return least;
-  }
+  std::vector<std::uint32_t> numbers_;     // class after class
+  std::vector<std::uint32_t> next_, end_;  // of each class in `numbers_`: the least one left, the end
+  std::vector<std::uint32_t> least_;  // a tree: of classes, from `end_.size()` on; before them the less of both below
+};
 
-  std::vector<std::size_t> least_;  // the sizes, the least of every eight of them, of every eight of those, ..., of all
-  std::vector<row> rows_;           // of `least_`, all but the last one
+/// What is left behind the last whole quantum of regular tensors, to be paired with another one's.
+class remainders {
+ public:
+  constexpr remainders() = default;
+  /// Complexity: O(n + K log K) for K kinds.
+  constexpr remainders(kind_table const& kinds, std::span<std::uint32_t const> regular, std::size_t quantum)
+      : kinds_{&kinds}, regular_{regular}, class_(kinds.size(), first_left::none) {
+    for (std::size_t k = 0; k < kinds.size(); ++k)
+      if (auto const rest = kinds.numel(k) % quantum; rest != 0) sizes_.push_back(rest);
+    std::sort(sizes_.begin(), sizes_.end());
+    sizes_.erase(std::unique(sizes_.begin(), sizes_.end()), sizes_.end());
+    for (std::size_t k = 0; k < kinds.size(); ++k)
+      if (auto const rest = kinds.numel(k) % quantum; rest != 0)
+        class_[k] = static_cast<std::uint32_t>(std::lower_bound(sizes_.begin(), sizes_.end(), rest) - sizes_.begin());
+    left_ = {sizes_.size(), regular.size(), [&](std::size_t i) { return class_of(i); }};
+  }
+  /// The place in `regular` of the first tensor left whose remainder is at most `most`, or nothing.
+  /// Complexity: O(log K).
+  [[nodiscard]] constexpr std::optional<std::size_t> first(std::size_t most) const {
+    auto const fit = std::upper_bound(sizes_.begin(), sizes_.end(), most) - sizes_.begin();
+    auto const found = left_(0, static_cast<std::size_t>(fit));
+    return found == first_left::none ? std::nullopt : std::optional<std::size_t>{found};
+  }
+  /// The tensor at this place, the first left of those with its remainder, is left no more. Complexity: O(log K).
+  constexpr void take(std::size_t place) { left_.take(class_of(place)); }
+
+ private:
+  [[nodiscard]] constexpr std::uint32_t class_of(std::size_t place) const {
+    return class_[kinds_->of(regular_[place])];
+  }
+  kind_table const* kinds_{};
+  std::span<std::uint32_t const> regular_;
+  std::vector<std::uint32_t> class_;  // of each kind
+  std::vector<std::size_t> sizes_;    // of each class, ascending
+  first_left left_;
 };
 
 /// Fragments of a unit that lie nowhere yet, in the order in which gaps ask for them.
 class gap_fillers {
  public:
   constexpr gap_fillers() = default;
-  /// `aligned`: a fragment starts at a multiple of its row. Complexity: O(n) where rows are few, at most O(n log n).
-  constexpr gap_fillers(std::span<placement const> tensors, std::span<std::uint32_t const> fragments, bool aligned)
-      : fragments_{fragments}, by_row_(fragments.size(), 0) {
-    auto const row_of = [&](std::size_t k) { return aligned ? tensors[fragments[k]].step : 1; };
-    stable_order(by_row_, row_of);
-    for (std::size_t k = 0, last = 0; k < by_row_.size(); k = last) {
-      auto const row = row_of(by_row_[k]);
-      while (last < by_row_.size() && row_of(by_row_[last]) == row) ++last;
-      groups_.push_back({row, k, {last - k, [&](std::size_t i) { return tensors[fragments[by_row_[k + i]]].numel; }}});
-    }
+  /// `row_of(kind)`: what a fragment starts at a multiple of. Complexity: O(n + K log K) for K kinds.
+  template <class RowOf>
+  constexpr gap_fillers(kind_table const& kinds, std::span<std::uint32_t const> fragments, RowOf row_of)
+      : kinds_{&kinds}, fragments_{fragments}, class_(kinds.size(), first_left::none) {
+    for (auto const t : fragments) class_[kinds.of(t)] = 0;
+    for (std::size_t k = 0; k < kinds.size(); ++k)
+      if (class_[k] != first_left::none) sizes_.emplace_back(row_of(k), kinds.numel(k));
+    std::sort(sizes_.begin(), sizes_.end());
+    sizes_.erase(std::unique(sizes_.begin(), sizes_.end()), sizes_.end());
+    for (std::size_t k = 0; k < kinds.size(); ++k)
+      if (class_[k] != first_left::none) class_[k] = class_behind(row_of(k), kinds.numel(k)) - 1;
+    left_ = {sizes_.size(), fragments.size(), [&](std::size_t i) { return class_[kinds.of(fragments[i])]; }};
+    for (std::size_t c = 0; c < sizes_.size(); ++c)
+      if (c == 0 || sizes_[c].first != sizes_[c - 1].first) rows_.push_back({sizes_[c].first, c});
   }
   /// Takes the first fragment that fits between `begin`, rounded up to its row, and `end`. What stands before it will
-  /// not fit behind it either, so that asking again goes on along the order. Complexity: O(log n) a length of rows.
+  /// not fit behind it either, so that asking again goes on along the order. Complexity: O(log K) a length of rows.
   constexpr std::optional<std::uint32_t> take(std::size_t begin, std::size_t end) {
-    std::size_t first = first_fit::none, place = 0;
-    group* found = nullptr;
-    for (auto& g : groups_) {
-      auto const whole = end - end % g.row;  // where whole rows end at most: what fits from `begin` fits rounded up
-      if (whole < begin) continue;
-      auto const at = g.left(whole - begin);
-      if (at == first_fit::none || by_row_[g.begin + at] >= first) continue;
-      first = by_row_[g.begin + at];
-      place = at;
-      found = &g;
+    auto first = first_left::none;
+    for (auto const& [row, first_class] : rows_) {
+      auto const whole = end - end % row;  // where whole rows end at most: what fits from `begin` fits rounded up
+      if (whole >= begin) first = std::min(first, left_(first_class, class_behind(row, whole - begin)));
     }
-    if (found == nullptr) return std::nullopt;
-    found->left.take(place);
+    if (first == first_left::none) return std::nullopt;
+    left_.take(class_[kinds_->of(fragments_[first])]);
     return fragments_[first];
   }
 
  private:
-  struct group {
-    std::size_t row, begin;  // in `by_row_`
-    first_fit left;
+  struct rows {
+    std::size_t length, first_class;
   };
+  // The first class behind all of these rows and at most this size.
+  [[nodiscard]] constexpr std::uint32_t class_behind(std::size_t row, std::size_t size) const {
+    auto const at = std::upper_bound(sizes_.begin(), sizes_.end(), std::pair{row, size});
+    return static_cast<std::uint32_t>(at - sizes_.begin());
+  }
+  kind_table const* kinds_{};
   std::span<std::uint32_t const> fragments_;
-  std::vector<std::uint32_t> by_row_;  // places in `fragments_`: by their rows, of equal rows in order
-  std::vector<group> groups_;          // one a length of rows
+  std::vector<std::uint32_t> class_;                        // of each kind
+  std::vector<std::pair<std::size_t, std::size_t>> sizes_;  // of each class, ascending: row, elements
+  std::vector<rows> rows_;                                  // the different ones
+  first_left left_;
 };
 
 }  // namespace detail

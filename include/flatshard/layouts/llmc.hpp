@@ -17,10 +17,10 @@ inline namespace v0 {
 struct llmc : slot_cuts {
   static constexpr std::string_view name = "llmc";
   friend constexpr bool operator==(llmc const&, llmc const&) = default;
-  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
+  constexpr elements place(numbered_unit unit, std::size_t w, std::span<placement> out) const {
     std::size_t segment = 0;
     for (std::size_t i = 0; i < unit.size(); ++i) {
-      auto const n = unit[i].dims.numel();
+      auto const n = unit.numel(i);
       require(n % w == 0, "llm.c needs a world size that divides every tensor");
       out[i] = {n, segment, n / w};
       segment = checked_add(segment, out[i].step);

@@ -5,7 +5,7 @@
 #include <flatshard/layout.hpp>
 #include <flatshard/layouts/gap_filling.hpp>
 #include <flatshard/layouts/native.hpp>
-#include <flatshard/stable_order.hpp>
+#include <flatshard/numbered_unit.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -31,8 +31,8 @@ enum class megatron_packing : std::uint8_t { production, experimental };
 ///   R
 /// q is bounded by `longest_quantum` elements: rows of 4096 and 4097 already give 16.8 M; past it, split the group.
 /// Rounding is exact, where upstream divides in floating point (wrong above 2^53). Padding is undefined.
-/// `place`: O(T) where all sizes are multiples of q and rows spread evenly or are few, O(T log T) at most, in
-/// the experimental packing O(R T log T) with R different rows of fragments. Memory: O(T).
+/// `place`: O(T log K) with K different tensors, in the experimental packing O(R T log K) with R different rows of
+/// fragments. Memory: O(T).
 /// Source: Megatron-LM@d98e8a64:megatron/core/distributed/fsdp/src/megatron_fsdp/param_and_grad_buffer.py:258-383,
 /// 1731-1962 and experimental/layout.py:40-175.
 struct megatron : flat_cuts {
@@ -48,38 +48,44 @@ struct megatron : flat_cuts {
     for (std::size_t i = 1; i < dims.rank; ++i) n = checked_mul(n, dims.dims[i]);
     return n;
   }
-  /// The order in which tensors are looked at. Complexity: O(T), at most O(T log T).
-  [[nodiscard]] constexpr std::vector<std::uint32_t> tensor_order(std::span<parameter const> unit) const {
-    return order_of(measured(unit));
+  /// The order in which tensors are looked at. Complexity: O(T + K log K) for K different tensors.
+  [[nodiscard]] constexpr std::vector<std::uint32_t> tensor_order(numbered_unit unit) const {
+    detail::known_kinds const kinds{unit};
+    auto const rows = rows_of(*kinds);
+    return detail::order_by_kind(*kinds, [&](auto a, auto b) { return looked_at_before(rows[a], rows[b]); });
   }
   /// q, the length that every segment is a multiple of. Complexity: as `tensor_order`. Units: elements.
-  [[nodiscard]] constexpr elements quantum(std::span<parameter const> unit) const {
-    auto const tensors = measured(unit);
-    return quantum(tensors, order_of(tensors));
+  [[nodiscard]] constexpr elements quantum(numbered_unit unit) const {
+    detail::known_kinds const kinds{unit};
+    return {quantum(*kinds, rows_of(*kinds))};
   }
 
-  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
-    measure(unit, out);
-    auto const row_of = [&](std::size_t i) { return out[i].step; };  // until the segment is known
-    auto const sequence = order_of(out);
-    auto const q = quantum(out, sequence).value;
-    std::vector<std::uint32_t> regular, fragments;
-    for (auto const i : sequence) (out[i].numel < q ? fragments : regular).push_back(i);
+  constexpr elements place(numbered_unit unit, std::size_t w, std::span<placement> out) const {
+    detail::known_kinds const known{unit};
+    auto const& kinds = *known;
+    auto const rows = rows_of(kinds);
+    auto const q = quantum(kinds, rows);
     bool const aligned = packing == megatron_packing::experimental;
-    if (aligned) {
-      std::vector<std::uint32_t> largest(fragments.size(), 0);  // every one has fewer than q elements
-      detail::stable_order(largest, [&](std::size_t k) { return q - out[fragments[k]].numel; });
-      for (auto& k : largest) k = fragments[k];
-      fragments = std::move(largest);
-    }
+    auto const row_of = [&](std::size_t kind) { return aligned ? rows[kind] : 1; };  // what a fragment starts at
+    auto const sequence = detail::order_by_kind(kinds, [&](auto a, auto b) {
+      bool const fragment_a = kinds.numel(a) < q, fragment_b = kinds.numel(b) < q;
+      if (fragment_a != fragment_b) return fragment_b;
+      if (aligned && fragment_a) return kinds.numel(a) > kinds.numel(b);
+      return looked_at_before(rows[a], rows[b]);
+    });
+    auto const first_fragment = static_cast<std::size_t>(
+        std::partition_point(sequence.begin(), sequence.end(), [&](auto i) { return kinds.numel(kinds.of(i)) >= q; }) -
+        sequence.begin());
+    auto const regular = std::span{sequence}.first(first_fragment),
+               fragments = std::span{sequence}.subspan(first_fragment);
     std::size_t end = 0;  // of everything placed
     std::vector<unsigned char> placed(unit.size(), 0);
     auto const put = [&](std::size_t i, std::size_t start) {
-      out[i].start = start;
+      out[i] = {unit.numel(i), start, 0};
       placed[i] = 1;
       end = std::max(end, checked_add(start, out[i].numel));
     };
-    detail::first_fit remainders;  // nothing before the first remainder asks for one
+    detail::remainders remainders;  // nothing before the first remainder asks for one
     detail::gap_fillers fillers;
     bool listed = false;
     std::size_t next = 0;
@@ -92,31 +98,28 @@ struct megatron : flat_cuts {
       next = rest == 0 ? gap : round_up(gap, q);  // the last `next` is a multiple of q
       if (rest == 0) continue;
       if (!listed) {
-        remainders = {regular.size(), [&](std::size_t m) {
-                        auto const n = out[regular[m]].numel % q;
-                        return n == 0 ? detail::first_fit::none : n;
-                      }};
-        fillers = {out, fragments, aligned};
+        remainders = {kinds, regular, q};
+        fillers = {kinds, fragments, row_of};
         listed = true;
       }
       auto gap_end = next;
       remainders.take(k);
-      if (auto const m = remainders(q - rest); m != detail::first_fit::none) {  // behind k: none before it is left
-        remainders.take(m);
-        auto const j = regular[m];
-        gap_end = next - out[j].numel % q;
+      if (auto const m = remainders.first(q - rest)) {  // behind k: none before it is left
+        remainders.take(*m);
+        auto const j = regular[*m];
+        gap_end = next - unit.numel(j) % q;
         put(j, gap_end);
         next = checked_add(next, out[j].numel / q * q);
       }
       while (auto const j = fillers.take(gap, gap_end)) {
-        put(*j, aligned ? round_up(gap, row_of(*j)) : gap);
+        put(*j, round_up(gap, row_of(kinds.of(*j))));
         gap = out[*j].start + out[*j].numel;
       }
     }
     auto tail = next;
     for (auto const j : fragments) {
       if (placed[j] != 0) continue;
-      put(j, aligned ? round_up(tail, row_of(j)) : tail);
+      put(j, round_up(tail, row_of(kinds.of(j))));
       tail = out[j].start + out[j].numel;
     }
     auto const segment = round_up(std::max(end, next), checked_mul(q, w)) / w;
@@ -130,39 +133,34 @@ struct megatron : flat_cuts {
   [[nodiscard]] constexpr std::optional<int> padding_value() const { return std::nullopt; }
 
  private:
-  // What the packing looks at: elements, nothing, elements of a row.
-  constexpr void measure(std::span<parameter const> unit, std::span<placement> out) const {
-    for (std::size_t i = 0; i < unit.size(); ++i) {
-      auto const& dims = unit[i].dims;
-      out[i] = {dims.numel(), 0, row(dims)};
-      require(out[i].step > 0, "megatron cannot pack a tensor whose rows are empty");
-      require(packing == megatron_packing::production || dims.rank > 0,
+  // Of each kind.
+  [[nodiscard]] constexpr std::vector<std::size_t> rows_of(detail::kind_table const& kinds) const {
+    std::vector<std::size_t> rows;
+    for (std::size_t k = 0; k < kinds.size(); ++k) {
+      rows.push_back(row(shape{kinds.sizes(k)}));
+      require(rows.back() > 0, "megatron cannot pack a tensor whose rows are empty");
+      require(packing == megatron_packing::production || !kinds.sizes(k).empty(),
               "the experimental packing of megatron cannot shard a scalar");
     }
+    return rows;
   }
-  [[nodiscard]] constexpr std::vector<placement> measured(std::span<parameter const> unit) const {
-    std::vector<placement> tensors(unit.size(), placement{});
-    measure(unit, tensors);
-    return tensors;
+  // Tensors with rows of these lengths.
+  [[nodiscard]] constexpr bool looked_at_before(std::size_t row, std::size_t other) const {
+    return packing == megatron_packing::production && row > other;
   }
-  [[nodiscard]] constexpr std::vector<std::uint32_t> order_of(std::span<placement const> tensors) const {
-    std::vector<std::uint32_t> sequence(tensors.size(), 0);
-    std::size_t longest = 0;
-    for (auto const& t : tensors) longest = std::max(longest, t.step);
-    if (packing == megatron_packing::production) {
-      detail::stable_order(sequence, [&](std::size_t i) { return longest - tensors[i].step; });
-    } else {
-      std::iota(sequence.begin(), sequence.end(), std::uint32_t{0});
-    }
-    return sequence;
-  }
-  [[nodiscard]] constexpr elements quantum(std::span<placement const> tensors,
-                                           std::vector<std::uint32_t> const& sequence) const {
+  // One tensor of each kind says as much as all: the first one of a length of rows that changes q makes it a multiple.
+  [[nodiscard]] constexpr std::size_t quantum(detail::kind_table const& kinds,
+                                              std::vector<std::size_t> const& rows) const {
+    std::vector<std::uint32_t> sequence(kinds.size(), 0);
+    std::iota(sequence.begin(), sequence.end(), std::uint32_t{0});
+    std::sort(sequence.begin(), sequence.end(), [&](auto a, auto b) {
+      return rows[a] != rows[b] && packing == megatron_packing::production ? rows[a] > rows[b] : a < b;
+    });
     std::size_t q = 1;
-    for (std::size_t k = 0; k < sequence.size(); ++k) {
-      auto const n = tensors[sequence[k]].numel, r = tensors[sequence[k]].step;
+    for (std::size_t i = 0; i < sequence.size(); ++i) {
+      auto const n = kinds.numel(sequence[i]), r = rows[sequence[i]];
       if (packing == megatron_packing::production) {
-        if (k == 0) q = r;
+        if (i == 0) q = r;
         if (q == r || n < q) continue;
       }
       if (q % r == 0) continue;
@@ -170,7 +168,7 @@ struct megatron : flat_cuts {
       require(q <= longest_quantum,
               "the least common multiple of the rows is too long for one group: split it or raise longest_quantum");
     }
-    return {q};
+    return q;
   }
 };
 

@@ -41,15 +41,15 @@ struct native : flat_cuts {
   static constexpr std::string_view name = "native";
   std::size_t tensor_align = 8, segment_align = 128;
   friend constexpr bool operator==(native const&, native const&) = default;
-  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
+  constexpr elements place(numbered_unit unit, std::size_t w, std::span<placement> out) const {
     require(tensor_align > 0 && segment_align > 0, "alignments must be positive");
     require(segment_align % tensor_align == 0, "the tensor alignment must divide the segment alignment");
     std::size_t end = 0;
     bool wraps = false;
-    auto* t = out.data();  // plain pointers: compilers run this loop, too, and count its steps
-    for (auto const *p = unit.data(), *const last = p + unit.size(); p != last; ++p, ++t) {
-      auto const n = p->dims.numel();
-      wraps |= detail::add_wraps(end, (tensor_align - end % tensor_align) % tensor_align, end);
+    auto* t = out.data();  // a plain pointer: compilers run this loop, too, and count its steps
+    for (std::size_t i = 0; i < unit.size(); ++i, ++t) {
+      auto const n = unit.numel(i);
+      if (auto const over = end % tensor_align; over != 0) wraps |= detail::add_wraps(end, tensor_align - over, end);
       *t = {n, end, 0};
       wraps |= detail::add_wraps(end, n, end);
     }

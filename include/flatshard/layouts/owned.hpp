@@ -4,7 +4,7 @@
 
 #include <flatshard/layout.hpp>
 #include <flatshard/layouts/native.hpp>
-#include <flatshard/stable_order.hpp>
+#include <flatshard/numbered_unit.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -26,28 +26,27 @@ struct owned : flat_cuts {
   static constexpr piece_order order = piece_order::by_start;
   std::size_t tensor_align = 8, segment_align = 128;
   friend constexpr bool operator==(owned const&, owned const&) = default;
-  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
+  constexpr elements place(numbered_unit unit, std::size_t w, std::span<placement> out) const {
     require(tensor_align > 0 && segment_align > 0, "alignments must be positive");
     require(segment_align % tensor_align == 0, "the tensor alignment must divide the segment alignment");
-    std::size_t most = 0, longest = 0;
-    for (std::size_t i = 0; i < unit.size(); ++i) {
-      out[i] = {unit[i].dims.numel(), 0, 0};
-      most = std::max(most, out[i].numel);
-    }
-    std::vector<std::uint32_t> largest(unit.size(), 0);
-    detail::stable_order(largest, [&](std::size_t i) { return most - out[i].numel; });
+    std::size_t longest = 0;
+    detail::known_kinds const known{unit};
+    auto const& kinds = *known;
+    auto const largest = detail::order_by_kind(kinds, [&](auto a, auto b) { return kinds.numel(a) > kinds.numel(b); });
 
     using load = std::pair<std::size_t, std::size_t>;  // elements that a rank holds, rank
     std::vector<load> held, next(w, load{});           // held: a heap, the least first
     for (std::size_t r = 0; r < w; ++r) held.emplace_back(0, r);
     auto const give = [&](std::size_t i, load& least) {
-      out[i] = {out[i].numel, least.first, least.second};
-      least.first = checked_add(least.first, round_up(out[i].numel, tensor_align));
+      auto const n = kinds.numel(kinds.of(i));
+      out[i] = {n, least.first, least.second};
+      least.first = checked_add(least.first, round_up(n, tensor_align));
       longest = std::max(longest, least.first);
     };
     for (std::size_t k = 0; k < largest.size();) {
       auto last = k;  // of a run of tensors of one size
-      while (last < largest.size() && out[largest[last]].numel == out[largest[k]].numel) ++last;
+      auto const n = kinds.numel(kinds.of(largest[k]));
+      while (last < largest.size() && kinds.numel(kinds.of(largest[last])) == n) ++last;
       if ((last - k) * 16 < w) {
         for (; k < last; ++k) {
           std::pop_heap(held.begin(), held.end(), std::greater<>{});

@@ -10,6 +10,7 @@
 #include <flatshard/layouts/block_lines.hpp>
 #include <flatshard/layouts/blocks.hpp>
 #include <flatshard/name_pattern.hpp>
+#include <flatshard/numbered_unit.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -68,15 +69,15 @@ class planned {
   /// 20 fillings of W segments in at most three ways, O(lines * W * log T) each, one of which tries up to 48 parts a
   /// rank, and at most twice 10 more that try up to 512; for the bound about 30 proofs, O(L^2) each for L different
   /// lengths of blocks.
-  [[nodiscard]] constexpr planned for_unit(std::span<parameter const> unit, std::size_t w) const;
+  [[nodiscard]] constexpr planned for_unit(numbered_unit unit, std::size_t w) const;
 
   /// placement.step is the number of the tensor's line.
-  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
+  constexpr elements place(numbered_unit unit, std::size_t w, std::span<placement> out) const {
     require(world_ == w && line_of_.size() == unit.size(), "a planned policy is placed by a layout");
     std::vector<std::size_t> ends;  // of each line, so far
     for (std::size_t first = 0; first < cuts_.size(); first += w + 1) ends.push_back(cuts_[first]);
     for (std::size_t t = 0; t < unit.size(); ++t) {
-      auto const n = unit[t].dims.numel();
+      auto const n = unit.numel(t);
       auto& end = ends[line_of_[t]];
       out[t] = {n, end, line_of_[t]};
       end += round_up(n, tensor_align_);
@@ -115,7 +116,7 @@ class planned {
   }
   enum class filling : std::uint8_t { longest_first, even_shares, least_rest, fullest };
 
-  [[nodiscard]] constexpr detail::block_lines lines_of(std::span<parameter const> unit) const {
+  [[nodiscard]] constexpr detail::block_lines lines_of(numbered_unit unit) const {
     return {unit, [this](parameter const& p) { return block_of(p); }, tensor_align_};
   }
   constexpr bool fill(detail::block_lines const& lines, std::size_t w, std::size_t segment, filling how,
@@ -180,7 +181,7 @@ constexpr bool planned::fill(detail::block_lines const& lines, std::size_t w, st
   return left == 0;
 }
 
-constexpr planned planned::for_unit(std::span<parameter const> unit, std::size_t w) const {
+constexpr planned planned::for_unit(numbered_unit unit, std::size_t w) const {
   auto const lines = lines_of(unit);
   planned p = *this;
   p.world_ = w;

@@ -48,14 +48,14 @@ class ragged {
   friend constexpr bool operator==(ragged const&, ragged const&) = default;
 
   /// placement.step is the elements of one unit of the tensor, .start those of the tensors before; so is the result.
-  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
+  constexpr elements place(numbered_unit unit, std::size_t w, std::span<placement> out) const {
     require(cuts_.size() == w + 1, "ragged needs one unit count a rank");
     require(cuts_[w] > 0, "ragged needs at least one unit");
     std::size_t common = 0;
     for (std::size_t r = 0; r < w; ++r) common = std::gcd(common, units(r));
     std::size_t before = 0;
     for (std::size_t i = 0; i < unit.size(); ++i) {
-      auto const n = unit[i].dims.numel();
+      auto const n = unit.numel(i);
       require(n % cuts_[w] == 0, "the units must divide every tensor");
       out[i] = {n, before, n / cuts_[w]};
       require(n == 0 || checked_mul(out[i].step, common) % block(unit[i]) == 0,

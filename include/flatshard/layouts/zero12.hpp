@@ -22,12 +22,12 @@ struct zero12 : flat_cuts {
   static constexpr piece_order order = piece_order::by_start;
   bool round_robin = false;
   friend constexpr bool operator==(zero12 const&, zero12 const&) = default;
-  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
+  constexpr elements place(numbered_unit unit, std::size_t w, std::span<placement> out) const {
     // The tensors i with one i % W follow each other: first the elements of each such row, then where it stands.
     auto const rows = round_robin ? std::min(w, unit.size()) : 1;
     std::vector<std::size_t> ends(rows, 0);
     for (std::size_t i = 0, row = 0; i < unit.size(); ++i, row = row + 1 == rows ? 0 : row + 1) {
-      out[i].numel = unit[i].dims.numel();
+      out[i].numel = unit.numel(i);
       ends[row] = checked_add(ends[row], out[i].numel);
     }
     std::size_t all = 0;

@@ -32,11 +32,11 @@ struct slot_cuts {
 struct zero3 : slot_cuts {
   static constexpr std::string_view name = "zero3";
   friend constexpr bool operator==(zero3 const&, zero3 const&) = default;
-  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
+  constexpr elements place(numbered_unit unit, std::size_t w, std::span<placement> out) const {
     std::size_t segment = 0;
     auto* t = out.data();
-    for (auto const *p = unit.data(), *const last = p + unit.size(); p != last; ++p, ++t) {
-      auto const n = p->dims.numel();
+    for (std::size_t i = 0; i < unit.size(); ++i, ++t) {
+      auto const n = unit.numel(i);
       *t = {n, segment, ceil_div(n, w)};
       segment = checked_add(segment, t->step);
     }
@@ -53,11 +53,11 @@ struct hpz : slot_cuts {
   static constexpr std::string_view name = "hpz";
   std::size_t whole_world = 1;  ///< the ranks of the primary partition; the group size divides it
   friend constexpr bool operator==(hpz const&, hpz const&) = default;
-  constexpr elements place(std::span<parameter const> unit, std::size_t w, std::span<placement> out) const {
+  constexpr elements place(numbered_unit unit, std::size_t w, std::span<placement> out) const {
     require(whole_world > 0 && whole_world % w == 0, "the hpZ group size must divide the world size");
     std::size_t segment = 0;
     for (std::size_t i = 0; i < unit.size(); ++i) {
-      auto const n = unit[i].dims.numel();
+      auto const n = unit.numel(i);
       out[i] = {n, segment, round_up(n, whole_world) / w};
       segment = checked_add(segment, out[i].step);
     }
