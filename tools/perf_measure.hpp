@@ -2,6 +2,8 @@
 /// What flatshard-perf times: one collective of one size on one rank, verified before and after.
 #pragma once
 
+#include "perf_request.hpp"
+
 #include <flatshard/communicator.hpp>
 #include <flatshard/dtype.hpp>
 #include <flatshard/kernels/cpu.hpp>
@@ -21,38 +23,6 @@
 #include <vector>
 
 namespace perf {
-
-/// What the command line asks for.
-struct request {
-  std::vector<std::string> collectives;
-  std::string backend = "threads", type = "bfloat16", operation = "sum", order = "by_rank";
-  std::uint64_t first = std::uint64_t{1} << 20, last = std::uint64_t{32} << 20, factor = 2, increment = 0;
-  std::uint64_t iterations = 20, warm_up = 5, misaligned = 0, ranks = 2, deadline_seconds = 60;
-  bool check = true, pin = true, cold = false;
-  std::string json;
-
-  [[nodiscard]] flatshard::dtype element() const {
-    return type == "bfloat16" ? flatshard::dtype::bf16
-           : type == "half"   ? flatshard::dtype::f16
-           : type == "float"  ? flatshard::dtype::f32
-                              : flatshard::dtype::u8;
-  }
-  [[nodiscard]] flatshard::sum_order sum() const {
-    return order == "pairwise" ? flatshard::sum_order::pairwise
-           : order == "any"    ? flatshard::sum_order::any
-                               : flatshard::sum_order::by_rank;
-  }
-  /// Total bytes of each row, ascending.
-  [[nodiscard]] std::vector<std::uint64_t> sizes() const {
-    std::vector<std::uint64_t> all;
-    auto const times = std::max<std::uint64_t>(factor, 2);
-    for (auto size = first; size <= last; size = increment > 0 ? size + increment : size * times) {
-      all.push_back(size);
-      if (increment > 0 ? increment > last - size : size > last / times) break;  // the next one, maybe past 64 bits
-    }
-    return all;
-  }
-};
 
 /// One way of running one size.
 struct timing {
@@ -368,23 +338,20 @@ class measurement {
   std::size_t turn_ = 0;  // calls so far: which set of buffers is next
 };
 
-/// All rows that were asked for, on memory that is `where`; `show` is called with each as it is done, on every rank.
+/// Calls `show` with each row that was asked for as it is done, on memory that is `where`; on every rank.
 template <class C, class Where, class Show>
-std::vector<row> measure(C& comm, request const& asked, Where where, typename C::stream_type stream, Show const& show) {
-  std::vector<row> rows;
+void measure(C& comm, request const& asked, Where where, typename C::stream_type stream, Show const& show) {
   measurement<C, Where> m{comm, asked, where, stream};
   for (auto const& collective : asked.collectives)
     for (auto const size : asked.sizes()) {
-      auto const with = [&]<class T>(T) { rows.push_back(m.template run<T>(collective, size)); };
+      auto const with = [&]<class T>(T) { show(m.template run<T>(collective, size)); };
       switch (asked.element()) {
         case flatshard::dtype::bf16: with(flatshard::bf16{}); break;
         case flatshard::dtype::f16: with(flatshard::f16{}); break;
         case flatshard::dtype::f32: with(float{}); break;
         default: with(std::byte{});
       }
-      show(rows.back());
     }
-  return rows;
 }
 
 }  // namespace perf

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "perf_nccl.hpp"
 
+#include "perf_mpi.hpp"
+
 #include <flatshard/kernels/nccl.hpp>
 #if defined(FLATSHARD_MPI_BACKEND)
 #include <flatshard/kernels/mpi.hpp>
@@ -11,7 +13,11 @@
 #include <mutex>
 #include <span>
 #include <stdexcept>
+#include <string>
+#include <string_view>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include <cuda_runtime.h>
 
@@ -99,33 +105,9 @@ std::size_t devices() {
   return static_cast<std::size_t>(count);
 }
 
-/// One rank on one device, from the id of the group to the end.
-template <class Show>
-std::vector<row> run_rank(request const& asked, std::size_t ranks, std::size_t self, std::size_t device,
-                          ncclUniqueId const& id, Show const& show) {
-  must(cudaSetDevice(static_cast<int>(device)), "cudaSetDevice");
-  device_stream const stream;
-  kernels::nccl_communicator comm{
-      world{ranks}, rank_at(self), id, {.deadline = std::chrono::seconds{asked.deadline_seconds}}};
-  on_device const where{stream.get(), static_cast<std::size_t>(properties(device).l2CacheSize)};
-  auto rows = measure(comm, asked, where, stream.get(), show);
-  comm.close();
-  return rows;
-}
-
-}  // namespace
-
-bool const nccl_built = true;
-
-std::string nccl_path(request const& asked, std::string_view collective) {
-  if (collective == "all_gather") return "ncclAllGather";
-  if (collective == "broadcast") return "ncclBroadcast";
-  if (collective == "all_to_all") return "ncclSend and ncclRecv";
-  bool const ring = asked.sum() == sum_order::any && asked.element() == dtype::f32;
-  return ring ? "ncclReduceScatter" : "ncclAlltoAll, or ncclSend and ncclRecv in parts; our sum";
-}
-
-void add_nccl(libraries& used) {
+/// What NCCL, CUDA and the GPUs of this process say of themselves.
+libraries used_libraries() {
+  libraries used;
   int code = 0;
   if (auto const status = ncclGetVersion(&code); status != ncclSuccess)
     throw kernels::nccl_error{status, std::string{"ncclGetVersion: "} + ncclGetErrorString(status)};
@@ -140,59 +122,82 @@ void add_nccl(libraries& used) {
     auto const found = properties(i);
     used.gpus.push_back({found.name, found.totalGlobalMem, found.multiProcessorCount, found.major, found.minor});
   }
+  return used;
+}
+/// What of NCCL a collective between several ranks goes through. Source: kernels/nccl.cpp.
+std::string path_of(request const& asked, std::string_view collective) {
+  if (collective == "all_gather") return "ncclAllGather";
+  if (collective == "broadcast") return "ncclBroadcast";
+  if (collective == "all_to_all") return "ncclSend and ncclRecv";
+  bool const ring = asked.sum() == sum_order::any && asked.element() == dtype::f32;
+  return ring ? "ncclReduceScatter" : "ncclAlltoAll, or ncclSend and ncclRecv in parts; our sum";
 }
 
-nccl_result measure_nccl(request const& asked, nccl_request const& where, std::function<void(std::size_t)> const& head,
-                         std::function<void(std::size_t, row const&)> const& show) {
-  auto const here = devices();
+/// Prints the head of the table of so many ranks.
+void begin(request const& asked, std::size_t ranks, libraries used, table& table) {
+  surroundings here{.ranks = ranks, .used = std::move(used)};
+  here.path = ranks == 1 ? one_path(ranks, {}) : [&asked](std::string_view name) { return path_of(asked, name); };
+  table.begin(std::move(here));
+}
+/// One rank on one device, from the id of the group to the end.
+void run_rank(request const& asked, std::size_t ranks, std::size_t self, std::size_t device, ncclUniqueId const& id,
+              table& table) {
+  must(cudaSetDevice(static_cast<int>(device)), "cudaSetDevice");
+  device_stream const stream;
+  kernels::nccl_communicator comm{
+      world{ranks}, rank_at(self), id, {.deadline = std::chrono::seconds{asked.deadline_seconds}}};
+  on_device const where{stream.get(), static_cast<std::size_t>(properties(device).l2CacheSize)};
+  measure(comm, asked, where, stream.get(), [&](row const& r) {
+    if (self == 0) table.add(r);
+  });
+  comm.close();
+}
+
+}  // namespace
+
+bool const nccl_built = true;
+
+void measure_nccl(request const& asked, table& table) {
+  auto used = used_libraries();
+  auto const here = used.gpus.size();
   std::chrono::seconds const limit{asked.deadline_seconds};
-  auto const process = [&](std::size_t ranks, std::size_t self, std::size_t device, ncclUniqueId const& id) {
-    if (self == 0) head(ranks);
-    auto rows = run_rank(asked, ranks, self, device, id, [&](row const& r) {
-      if (self == 0) show(ranks, r);
-    });
-    nccl_result result{ranks, {}};
-    if (self == 0) result.rows = std::move(rows);
-    return result;
-  };
 #if defined(FLATSHARD_MPI_BACKEND)
-  if (where.bootstrap == "mpi") {
+  if (asked.bootstrap == "mpi") {
     MPI_Comm node = MPI_COMM_NULL;
     int on_node = 0;
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
     MPI_Comm_rank(node, &on_node);
     MPI_Comm_free(&node);
     kernels::mpi_communicator host{MPI_COMM_WORLD, {.deadline = limit}};
+    auto const ranks = static_cast<std::size_t>(host.size());
     auto const id = kernels::exchange_nccl_id(host);
-    auto result = process(static_cast<std::size_t>(host.size()), index(host.self()),
-                          static_cast<std::size_t>(on_node) % here, id);
+    used.mpi = mpi_library();
+    begin(asked, ranks, std::move(used), table);
+    run_rank(asked, ranks, index(host.self()), static_cast<std::size_t>(on_node) % here, id, table);
     host.close();
-    return result;
+    return;
   }
 #endif
   auto const ranks = static_cast<std::size_t>(asked.ranks);
-  if (where.bootstrap == "file") {
-    auto const self = where.rank.value_or(0);
-    return process(ranks, self, self % here,
-                   kernels::exchange_nccl_id(where.id_file, world{ranks}, rank_at(self), limit));
+  if (asked.bootstrap == "file") {
+    auto const self = asked.rank.value_or(0);
+    auto const id = kernels::exchange_nccl_id(asked.id_file, world{ranks}, rank_at(self), limit);
+    begin(asked, ranks, std::move(used), table);
+    return run_rank(asked, ranks, self, self % here, id, table);
   }
   if (ranks > here)
     throw std::runtime_error{std::to_string(ranks) + " ranks of one process need as many GPUs, and there are " +
                              std::to_string(here)};
   auto const id = kernels::new_nccl_id();
-  nccl_result result{ranks, {}};
   std::mutex mutex;
   std::exception_ptr failure;
-  head(ranks);
+  begin(asked, ranks, std::move(used), table);
   {
     std::vector<std::jthread> threads;
     for (std::size_t self = 0; self < ranks; ++self)
       threads.emplace_back([&, self] {
         try {
-          auto rows = run_rank(asked, ranks, self, self, id, [&](row const& r) {
-            if (self == 0) show(ranks, r);
-          });
-          if (self == 0) result.rows = std::move(rows);
+          run_rank(asked, ranks, self, self, id, table);
         } catch (...) {
           std::lock_guard const lock{mutex};
           if (!failure) failure = std::current_exception();
@@ -200,7 +205,6 @@ nccl_result measure_nccl(request const& asked, nccl_request const& where, std::f
       });
   }
   if (failure) std::rethrow_exception(failure);
-  return result;
 }
 
 }  // namespace perf

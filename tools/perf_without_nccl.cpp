@@ -8,11 +8,6 @@ namespace perf {
 
 bool const nccl_built = false;
 
-std::string nccl_path(request const&, std::string_view) { return {}; }
-void add_nccl(libraries&) { throw std::logic_error{"this flatshard-perf was built without NCCL"}; }
-nccl_result measure_nccl(request const&, nccl_request const&, std::function<void(std::size_t)> const&,
-                         std::function<void(std::size_t, row const&)> const&) {
-  throw std::logic_error{"this flatshard-perf was built without NCCL"};
-}
+void measure_nccl(request const&, table&) { throw std::logic_error{"this flatshard-perf was built without NCCL"}; }
 
 }  // namespace perf
