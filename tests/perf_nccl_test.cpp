@@ -49,6 +49,34 @@ TEST_CASE("ranks of one process: every collective, type and order is exact, befo
       0);
 }
 
+TEST_CASE("buffers larger than the part that the host fills and checks at once are exact") {
+  auto const done = run({"all_gather", "--backend", "nccl", "-b", "18M", "-e", "18M", "-n", "1", "-w", "0", "-u", "3"});
+  CHECK(done.err == "");
+  REQUIRE(done.code == 0);
+  CHECK(has(done.out, "values : 0 OK"));
+}
+
+TEST_CASE("sizes that a GPU cannot hold are refused before ranks meet") {
+  tool_test::folder const f;
+  std::vector<std::vector<std::string>> ways{
+      {"--ranks", "4"}, {"--bootstrap", "file", "--id-file", f / "id", "--rank", "0", "--ranks", "2"}};
+#if defined(FLATSHARD_MPI_BACKEND)
+  ways.push_back({"--bootstrap", "mpi"});
+#endif
+  for (auto& words : ways) {
+    for (std::string const word : {"all_to_all", "--backend", "nccl", "-b", "600M", "-e", "600M"})
+      words.push_back(word);
+    auto const done = run(words);
+    CAPTURE(done.err);
+    CHECK(done.code == 1);
+    CHECK(
+        done.says("buffers of 600 MiB, 2 on each rank, are more than the 1.00 GiB that its GPU has free; ask for a "
+                  "smaller --maxbytes"));
+    CHECK(done.out.empty());
+  }
+  CHECK(!std::filesystem::exists(f / "id"));
+}
+
 TEST_CASE("cold buffers rotate behind a device's cache too; a row says what of NCCL it went through") {
   tool_test::folder const f;
   auto const done = run({"all_gather", "reduce_scatter", "broadcast", "all_to_all", "--backend",

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "perf_mpi.hpp"
 
-#include "perf_memory.hpp"
 #include "report.hpp"
 
 #include <flatshard/kernels/mpi.hpp>
@@ -15,20 +14,14 @@
 namespace perf {
 namespace {
 
-/// Throws on rank 0 where the machine that has least for a rank has too little; the others wait for the end of all that
-/// follows. All ranks call it.
-void expect_room_everywhere(request const& asked) {
+/// How many ranks this machine has. All ranks call it.
+std::size_t ranks_of_node() {
   MPI_Comm node = MPI_COMM_NULL;
   int ranks = 0;
   MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
   MPI_Comm_size(node, &ranks);
   MPI_Comm_free(&node);
-  auto const here = memory_of_rank(static_cast<std::size_t>(ranks));
-  std::uint64_t least = 0;
-  MPI_Allreduce(&here, &least, 1, MPI_UINT64_T, MPI_MIN, MPI_COMM_WORLD);
-  auto const why = too_large(asked, least);
-  if (why && first_of_mpi()) throw tool::failure{*why};
-  if (why) MPI_Barrier(MPI_COMM_WORLD);
+  return static_cast<std::size_t>(ranks);
 }
 /// How ranks are held to processors, by this or by the launcher; of several machines the worst. All ranks call it.
 holding pin_processes(bool asked) {
@@ -71,8 +64,16 @@ std::string mpi_library() {
   return text.substr(0, text.find_first_of(std::string_view{"\r\n\0", 3}));
 }
 
+void expect_room_everywhere(request const& asked, room here) {
+  auto const own = here.of_rank;
+  MPI_Allreduce(&own, &here.of_rank, 1, MPI_UINT64_T, MPI_MIN, MPI_COMM_WORLD);
+  auto const why = too_large(asked, here);
+  if (why && first_of_mpi()) throw tool::failure{*why};
+  if (why) MPI_Barrier(MPI_COMM_WORLD);
+}
+
 void measure_mpi(request const& asked, table& table) {
-  expect_room_everywhere(asked);
+  expect_room_everywhere(asked, room_on_host(ranks_of_node()));
   flatshard::kernels::mpi_communicator comm{MPI_COMM_WORLD, {.deadline = std::chrono::seconds{asked.deadline_seconds}}};
   auto const ranks = static_cast<std::size_t>(comm.size());
   surroundings here{.ranks = ranks, .held = pin_processes(asked.pin), .pinned = asked.pin};

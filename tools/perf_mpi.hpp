@@ -3,6 +3,7 @@
 /// defined.
 #pragma once
 
+#include "perf_memory.hpp"
 #include "perf_table.hpp"
 
 #include <string>
@@ -24,6 +25,10 @@ int within_mpi(int count, char** arguments, int (*work)(int count, char** argume
 
 /// What the MPI library calls itself; some go on with how they were configured.
 [[nodiscard]] std::string mpi_library();
+
+/// Throws `tool::failure` on rank 0 where the rank that has least room has too little; the others wait for the end of
+/// all that follows. All ranks call it with the room of each.
+void expect_room_everywhere(request const& asked, room here);
 
 /// Measures into `table`; all ranks call it. Throws `tool::failure` on rank 0 where the memory is too small, and what
 /// the backend throws.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "perf_nccl.hpp"
 
+#include "perf_memory.hpp"
 #include "perf_mpi.hpp"
 
 #include <flatshard/kernels/nccl.hpp>
@@ -8,7 +9,10 @@
 #include <flatshard/kernels/mpi.hpp>
 #endif
 
+#include <algorithm>
 #include <chrono>
+#include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <mutex>
 #include <span>
@@ -65,28 +69,40 @@ struct on_device {
     [[nodiscard]] std::span<T> span() const { return {start_ + misaligned_, n_}; }
     template <class Of>
     void fill(std::size_t first, std::size_t count, Of const& of) const {
-      if (count == 0) return;
-      std::vector<T> values(count);
-      for (std::size_t i = 0; i < count; ++i) values[i] = of(i);
-      must(cudaMemcpyAsync(span().data() + first, values.data(), count * sizeof(T), cudaMemcpyHostToDevice,
-                           stream_.stream),
-           "cudaMemcpyAsync");
-      must(cudaStreamSynchronize(stream_.stream), "cudaStreamSynchronize");
+      in_parts(count, [&](std::vector<T>& values, std::size_t from) {
+        for (std::size_t i = 0; i < values.size(); ++i) values[i] = of(from + i);
+        must(cudaMemcpyAsync(span().data() + first + from, values.data(), values.size() * sizeof(T),
+                             cudaMemcpyHostToDevice, stream_.stream),
+             "cudaMemcpyAsync");
+        must(cudaStreamSynchronize(stream_.stream), "cudaStreamSynchronize");
+      });
     }
     template <class Of>
     [[nodiscard]] std::uint64_t wrong(std::size_t first, std::size_t count, Of const& of) const {
-      if (count == 0) return 0;
-      std::vector<T> values(count);
-      must(cudaMemcpyAsync(values.data(), span().data() + first, count * sizeof(T), cudaMemcpyDeviceToHost,
-                           stream_.stream),
-           "cudaMemcpyAsync");
-      must(cudaStreamSynchronize(stream_.stream), "cudaStreamSynchronize");
       std::uint64_t bad = 0;
-      for (std::size_t i = 0; i < count; ++i) bad += !same(values[i], of(i));
+      in_parts(count, [&](std::vector<T>& values, std::size_t from) {
+        must(cudaMemcpyAsync(values.data(), span().data() + first + from, values.size() * sizeof(T),
+                             cudaMemcpyDeviceToHost, stream_.stream),
+             "cudaMemcpyAsync");
+        must(cudaStreamSynchronize(stream_.stream), "cudaStreamSynchronize");
+        for (std::size_t i = 0; i < values.size(); ++i) bad += !same(values[i], of(from + i));
+      });
       return bad;
     }
 
    private:
+    /// Calls `work` with elements on the host, as many as a part has, and the number of the first: a device may have
+    /// more memory than a host has for each.
+    template <class Work>
+    static void in_parts(std::size_t count, Work const& work) {
+      constexpr auto most = (std::size_t{16} << 20) / sizeof(T);
+      std::vector<T> values;
+      for (std::size_t from = 0; from < count; from += values.size()) {
+        values.resize(std::min(most, count - from));
+        work(values, from);
+      }
+    }
+
     kernels::stream_ref stream_;
     std::size_t n_, misaligned_;
     T* start_ = nullptr;
@@ -133,6 +149,17 @@ std::string path_of(request const& asked, std::string_view collective) {
   return ring ? "ncclReduceScatter" : "ncclAlltoAll, or ncclSend and ncclRecv in parts; our sum";
 }
 
+/// What is free on the device, which this thread works on from now on.
+room room_on(std::size_t device) {
+  must(cudaSetDevice(static_cast<int>(device)), "cudaSetDevice");
+  std::size_t free = 0, all = 0;
+  must(cudaMemGetInfo(&free, &all), "cudaMemGetInfo");
+  return {free, "its GPU has free; ask for a smaller --maxbytes"};
+}
+/// Throws where the device has too little.
+void expect_room(request const& asked, std::size_t device) {
+  if (auto const why = too_large(asked, room_on(device))) throw tool::failure{*why};
+}
 /// Prints the head of the table of so many ranks.
 void begin(request const& asked, std::size_t ranks, libraries used, table& table) {
   surroundings here{.ranks = ranks, .used = std::move(used)};
@@ -170,10 +197,12 @@ void measure_nccl(request const& asked, table& table) {
     MPI_Comm_free(&node);
     kernels::mpi_communicator host{MPI_COMM_WORLD, {.deadline = limit}};
     auto const ranks = static_cast<std::size_t>(host.size());
+    auto const device = static_cast<std::size_t>(on_node) % here;
+    expect_room_everywhere(asked, room_on(device));
     auto const id = kernels::exchange_nccl_id(host);
     used.mpi = mpi_library();
     begin(asked, ranks, std::move(used), table);
-    run_rank(asked, ranks, index(host.self()), static_cast<std::size_t>(on_node) % here, id, table);
+    run_rank(asked, ranks, index(host.self()), device, id, table);
     host.close();
     return;
   }
@@ -181,6 +210,7 @@ void measure_nccl(request const& asked, table& table) {
   auto const ranks = static_cast<std::size_t>(asked.ranks);
   if (asked.bootstrap == "file") {
     auto const self = asked.rank.value_or(0);
+    expect_room(asked, self % here);
     auto const id = kernels::exchange_nccl_id(asked.id_file, world{ranks}, rank_at(self), limit);
     begin(asked, ranks, std::move(used), table);
     return run_rank(asked, ranks, self, self % here, id, table);
@@ -188,6 +218,7 @@ void measure_nccl(request const& asked, table& table) {
   if (ranks > here)
     throw std::runtime_error{std::to_string(ranks) + " ranks of one process need as many GPUs, and there are " +
                              std::to_string(here)};
+  for (std::size_t device = 0; device < ranks; ++device) expect_room(asked, device);
   auto const id = kernels::new_nccl_id();
   std::mutex mutex;
   std::exception_ptr failure;

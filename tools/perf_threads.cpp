@@ -13,7 +13,7 @@ namespace perf {
 
 void measure_threads(request const& asked, table& table) {
   auto const ranks = static_cast<std::size_t>(asked.ranks);
-  if (auto const why = too_large(asked, memory_of_rank(ranks))) throw tool::failure{*why};
+  if (auto const why = too_large(asked, room_on_host(ranks))) throw tool::failure{*why};
   std::vector<int> processors(ranks, -1);
   flatshard::kernels::thread_group const group{flatshard::world{ranks},
                                                {.deadline = std::chrono::seconds{asked.deadline_seconds}}};

@@ -27,6 +27,7 @@ typedef void (*cudaHostFn_t)(void* data);
 char const* cudaGetErrorString(cudaError_t);
 cudaError_t cudaMalloc(void** p, std::size_t size);
 cudaError_t cudaFree(void* p);
+cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total);
 cudaError_t cudaMemcpyAsync(void* to, void const* from, std::size_t size, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaStreamCreate(cudaStream_t* stream);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
