@@ -308,6 +308,10 @@ TEST_CASE("the file holds every measurement and what it was made on") {
   CHECK(run({"-b", "64K", "-e", "64K", "-n", "1", "-J", f / "link.json"}).code == 0);
   CHECK(std::filesystem::is_symlink(f / "link.json"));
   CHECK(tool_test::slurp(f / "out.json") != text);
+  std::filesystem::create_symlink("later.json", f / "early.json");  // to nothing yet
+  CHECK(run({"-b", "64K", "-e", "64K", "-n", "1", "-J", f / "early.json"}).code == 0);
+  CHECK(std::filesystem::is_symlink(f / "early.json"));
+  CHECK(std::filesystem::is_regular_file(f / "later.json"));
   REQUIRE(::mkfifo((f / "pipe").c_str(), 0600) == 0);  // that no one reads
   CHECK(has(run({"-b", "64K", "-e", "64K", "-J", f / "pipe"}).err, "pipe: cannot be written: "));
 }

@@ -89,6 +89,30 @@ TEST_CASE("without a commit nothing is left, and an older file is untouched") {
   CHECK(entries(here.path) == 1);
 }
 
+TEST_CASE("a link stays, and what it leads to is replaced or made") {
+  folder here;
+  fs::create_directories(here.path / "far/links");
+  fs::create_symlink("far/links/second", here.path / "first");
+  fs::create_symlink("../file", here.path / "far/links/second");
+  for (std::string const written : {"one", "another"}) {
+    replacing_file file{here.path / "first", {written.size()}};
+    CHECK(fs::equivalent(file.path().parent_path(), here.path / "far"));
+    file.write_at(std::as_bytes(std::span{written}), {});
+    file.commit();
+    CHECK(content(here.path / "far/file") == written);
+    CHECK(fs::is_symlink(here.path / "first"));
+    CHECK(fs::is_symlink(here.path / "far/links/second"));
+  }
+  CHECK(entries(here.path) == 2);
+  CHECK(entries(here.path / "far") == 2);
+  fs::create_symlink("folder", here.path / "no");
+  fs::create_directory(here.path / "folder");
+  CHECK_THROWS_WITH_AS((replacing_file{here.path / "no", {}}), doctest::Contains("is no regular file"), file_error);
+  fs::create_symlink("round", here.path / "round");
+  CHECK_THROWS_WITH_AS((replacing_file{here.path / "round", {}}),
+                       doctest::Contains("Too many levels of symbolic links"), file_error);
+}
+
 TEST_CASE("a sparse file has its full size and no blocks; names are escaped; the given order stays") {
   folder here;
   auto const path = here.path / "a.safetensors";

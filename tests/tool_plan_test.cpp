@@ -1115,6 +1115,31 @@ TEST_CASE("plan: bad input and wrong usage have a sentence, and nothing on stdou
   CHECK(dir.names() == std::vector<std::string>{"broken.safetensors", "ds.json", "empty", "fsdp2.json"});
 }
 
+TEST_CASE("a page goes where a link leads, but not over what is read") {
+  folder const dir;
+  auto const config = configuration(dir, R"("stage": 3)");
+  REQUIRE(run({"make-model", dir / "m", "--arch", "llama", "--size", "200K"}).code == 0);
+  auto const page = [&](std::string const& target) {
+    return run({"plan", "--model", dir / "m", "--config", config, "--world", "2", "--html", target});
+  };
+  spill(dir / "page", "older");
+  files::create_symlink("page", dir / "link");
+  REQUIRE(page(dir / "link").code == 0);
+  CHECK(files::is_symlink(dir / "link"));
+  CHECK(slurp(dir / "page").starts_with("<!DOCTYPE html>"));
+  // The model's own file is a link to elsewhere, as in a cache of models; a page must not follow it either.
+  files::rename(dir / "m/config.json", dir / "blob");
+  files::create_symlink("../blob", dir / "m/config.json");
+  files::create_symlink("m/config.json", dir / "to-config");
+  auto const before = slurp(dir / "blob");
+  for (std::string const target : {"to-config", "m/config.json", "blob"}) {
+    auto const r = page(dir / target);
+    CHECK(r.code == 1);
+    CHECK_MESSAGE(r.says("--html names a file that is read here"), r.err);
+  }
+  CHECK(slurp(dir / "blob") == before);
+}
+
 TEST_CASE("a page stays where the report beside it cannot be written, and that is told") {
   folder const dir;
   auto const command = std::string{FLATSHARD_TOOL} + " plan --arch llama --world 2 --config " +

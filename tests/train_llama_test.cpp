@@ -701,6 +701,20 @@ TEST_CASE("--dump takes the place of nothing that is read, nor of what --save wr
       run(folder.options("plain.json", 1, {"--steps", "1", "--save", folder / "out", "--dump", folder / "./out"}));
   CHECK(both.exit_code == 1);
   CHECK(has(both.err, "--dump and --save need two names"));
+  fs::create_symlink("model/config.json", folder / "to-config");
+  auto const through = run(folder.options("plain.json", 1, {"--steps", "1", "--dump", folder / "to-config"}));
+  CHECK(through.exit_code == 1);
+  CHECK(has(through.err, "to-config: error: --dump names a file that is read here"));
+  fs::create_directory(folder / "empty");
+  fs::create_directory_symlink("empty", folder / "to-empty");
+  fs::create_symlink("dump", folder / "to-dump");
+  CHECK(run(folder.options("plain.json", 1,
+                           {"--steps", "0", "--save", folder / "to-empty", "--dump", folder / "to-dump"}))
+            .exit_code == 0);
+  CHECK(fs::is_symlink(folder / "to-empty"));
+  CHECK(fs::exists(folder / "empty/model.safetensors"));
+  CHECK(fs::is_symlink(folder / "to-dump"));
+  CHECK(contents("dump") == contents("first"));
   fs::create_symlink("nowhere", folder / "link");
   auto const link = run(folder.options("plain.json", 1, {"--steps", "1", "--save", folder / "link"}));
   CHECK(link.exit_code == 1);

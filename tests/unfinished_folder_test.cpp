@@ -33,7 +33,8 @@ struct scratch {
   /// Everything below, by relative name.
   [[nodiscard]] std::set<std::string> all() const {
     std::set<std::string> found;
-    for (auto const& e : fs::recursive_directory_iterator{path}) found.insert(fs::relative(e.path(), path).string());
+    for (auto const& e : fs::recursive_directory_iterator{path})
+      found.insert(e.path().lexically_relative(path).string());
     return found;
   }
 };
@@ -86,6 +87,22 @@ TEST_CASE("an empty folder is replaced, anything else that has the name stays") 
     CHECK_THROWS_AS(folder.finish(), file_error);
   }
   CHECK(s.all() == std::set<std::string>{"empty", "empty/file", "taken"});
+}
+
+TEST_CASE("a link stays, and the folder that it leads to is replaced or made") {
+  scratch const s;
+  fs::create_directories(s.path / "far/empty");
+  fs::create_symlink("far/empty", s.path / "link");
+  fs::create_directory_symlink("far/missing/folder", s.path / "dangling");
+  for (std::string const name : {"link/", "dangling"}) {
+    unfinished_folder folder{s.path / name};
+    write(folder.path() / "file", "text");
+    folder.finish();
+  }
+  CHECK(fs::is_symlink(s.path / "link"));
+  CHECK(fs::is_symlink(s.path / "dangling"));
+  CHECK(s.all() == std::set<std::string>{"dangling", "far", "far/empty", "far/empty/file", "far/missing",
+                                         "far/missing/folder", "far/missing/folder/file", "link"});
 }
 
 TEST_CASE("a folder that cannot be made is an error with its name") {

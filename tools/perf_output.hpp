@@ -34,7 +34,7 @@ class output {
     auto const there = fs::status(path_, unseen);
     bool const device = path_.starts_with("/dev/") || path_.starts_with("/proc/");
     if (!fs::exists(there) || (fs::is_regular_file(there) && !device)) {
-      guarded([&] { file_.emplace(fs::exists(there) ? fs::canonical(path_) : fs::path{path_}, flatshard::bytes{0}); });
+      guarded([&] { file_.emplace(path_, flatshard::bytes{0}); });
       return;
     }
     // A pipe without a reader is refused, not waited for.

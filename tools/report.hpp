@@ -60,14 +60,15 @@ inline void print_report_of(std::string_view written, std::string const& report)
     throw without_report(written, {errno, std::generic_category()});
 }
 
-/// Whether writing `target` would replace one of `inputs`, or a file in one of them that is a folder.
+/// Whether writing `target`, or what it leads to as a link, would replace one of `inputs`, or a file in one of them
+/// that is a folder.
 [[nodiscard]] inline bool replaces_input(std::filesystem::path const& target, std::vector<std::string> const& inputs) {
   namespace files = std::filesystem;
   std::error_code none;  // what is not there is not replaced
-  if (!files::exists(target, none)) return false;
-  auto const folder = target.has_parent_path() ? target.parent_path() : files::path{"."};
+  auto const same = [&](files::path const& input) { return files::equivalent(target, input, none); };
   return std::any_of(inputs.begin(), inputs.end(), [&](std::string const& input) {
-    return files::equivalent(target, input, none) || files::equivalent(folder, input, none);
+    files::directory_iterator const entries{input, none};
+    return same(input) || std::any_of(begin(entries), end(entries), same);
   });
 }
 

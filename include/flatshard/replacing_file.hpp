@@ -56,19 +56,32 @@ auto retried(Call call) {
   return result;
 }
 
+/// The name that `path` leads to through links, also where nothing has it yet. Throws `file_error`.
+inline std::filesystem::path behind_links(std::filesystem::path path) {
+  std::error_code unseen;  // what cannot be looked at is refused when it is written
+  for (int links = 0; std::filesystem::is_symlink(std::filesystem::symlink_status(path, unseen)); ++links) {
+    if (links == 40) throw file_error{ELOOP, "resolution", path.string()};  // as many as Linux follows
+    auto const next = std::filesystem::read_symlink(path, unseen);
+    if (unseen) throw file_error{unseen.value(), "resolution", path.string()};
+    path = path.parent_path() / next;
+  }
+  return path;
+}
+
 }  // namespace detail
 
 /// A file that appears under its name only when it is complete: written to a temporary sibling
 /// (`NAME.tmp-PID-N`), then synchronised and renamed. Without `commit` nothing is left. What has the name already must
-/// be a regular file, or a link to one, which itself is replaced: a device or a folder never is.
+/// be a regular file: a device or a folder is never replaced. A link stays, and what it leads to is replaced, or made.
 class replacing_file {
  public:
   /// Creates the temporary sibling with `size` bytes, all a hole. Throws `file_error`.
-  replacing_file(std::filesystem::path path, bytes size) : path_{std::move(path)} {
+  replacing_file(std::filesystem::path const& path, bytes size) {
     std::error_code ignored;
-    auto const there = std::filesystem::status(path_, ignored);
+    auto const there = std::filesystem::status(path, ignored);
     if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there))
-      throw file_error{EEXIST, "replacement", path_.string() + ", which is no regular file"};
+      throw file_error{EEXIST, "replacement", path.string() + ", which is no regular file"};
+    path_ = detail::behind_links(path);
     for (unsigned attempt = 0; file_.number() < 0; ++attempt) {
       temporary_ = path_;
       temporary_ += ".tmp-" + std::to_string(::getpid()) + '-' + std::to_string(attempt);
@@ -93,6 +106,7 @@ class replacing_file {
   replacing_file& operator=(replacing_file&&) = delete;
   ~replacing_file() { discard(); }
 
+  /// Of the file that is replaced, behind links.
   [[nodiscard]] std::filesystem::path const& path() const { return path_; }
 
   /// Writes all of `data` from byte `at` on; interrupted and short writes are continued. Throws `file_error`.

@@ -65,8 +65,9 @@ struct safetensors_options {
 class safetensors_writer {
  public:
   /// Computes and writes the header, and reserves the size of the whole file. Memory: O(header).
-  safetensors_writer(std::filesystem::path path, std::vector<tensor_spec> tensors, safetensors_options options = {})
-      : safetensors_writer{std::move(path), plan{std::move(tensors), options}, options.sparse} {}
+  safetensors_writer(std::filesystem::path const& path, std::vector<tensor_spec> tensors,
+                     safetensors_options options = {})
+      : safetensors_writer{path, plan{std::move(tensors), options}, options.sparse} {}
 
   /// The tensors in the order of the file.
   [[nodiscard]] std::span<tensor_spec const> tensors() const { return plan_.tensors; }
@@ -104,8 +105,8 @@ class safetensors_writer {
     std::string header;
     std::size_t data_begin, total;
   };
-  safetensors_writer(std::filesystem::path path, plan all, bool sparse)
-      : plan_{std::move(all)}, file_{std::move(path), {plan_.total}}, sparse_{sparse} {
+  safetensors_writer(std::filesystem::path const& path, plan all, bool sparse)
+      : plan_{std::move(all)}, file_{path, {plan_.total}}, sparse_{sparse} {
     std::array<std::byte, 8> length{};
     for (std::size_t i = 0; i < 8; ++i) length[i] = static_cast<std::byte>(plan_.header.size() >> (8 * i));
     file_.write_at(length, {0});

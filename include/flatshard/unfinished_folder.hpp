@@ -19,12 +19,13 @@ namespace flatshard {
 inline namespace v0 {
 
 /// A folder under a temporary name beside its own (`NAME.tmp-PID`), with parents as needed; removed again with all that
-/// is in it, like the parents that it made, unless it was finished.
+/// is in it, like the parents that it made, unless it was finished. A link stays, and what it leads to is made.
 class unfinished_folder {
  public:
   /// Makes the folder. Throws `file_error`.
   explicit unfinished_folder(std::filesystem::path const& target) : target_{target.lexically_normal()} {
     if (!target_.has_filename()) target_ = target_.parent_path();  // "name/"
+    target_ = detail::behind_links(target_);
     path_ = target_;
     path_ += ".tmp-" + std::to_string(::getpid());
     std::vector<std::filesystem::path> missing{path_};
