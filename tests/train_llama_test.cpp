@@ -1227,6 +1227,7 @@ TEST_CASE("usage: exit 2, and --help") {
   auto const help = run({"--help"});
   CHECK(help.exit_code == 0);
   CHECK(has(help.out, "--sum-order"));
+  CHECK(has(help.out, "FLATSHARD_MATMUL"));
   CHECK(has(help.out, "Usage: train_llama [OPTIONS]"));
   CHECK(has(help.out, "Exit codes: 0 done, 1 bad input or environment, 2 wrong usage."));
   auto const status = std::system((std::string{FLATSHARD_TRAINER} + " --help >/dev/full 2>" + folder / "err").c_str());

@@ -55,7 +55,11 @@ int main(int argc, char** argv) {
   trainer::arguments args;
   CLI::App app{"Trains a Llama-family checkpoint on ranks of this machine, as a training configuration asks for it",
                "train_llama"};
-  app.footer("Exit codes: 0 done, 1 bad input or environment, 2 wrong usage.");
+  app.footer(
+      "FLATSHARD_MATMUL in the environment says what computes matrix products: loops (the program's own) or onednn;\n"
+      "unset, oneDNN where this build has it and the processor multiplies the type with it, else the loops. The two\n"
+      "differ in the last bits.\n"
+      "Exit codes: 0 done, 1 bad input or environment, 2 wrong usage.");
   auto* const model = app.add_option("--model", args.model, "folder with config.json and safetensors files");
   auto* const config =
       app.add_option("--config", args.setup.config, "DeepSpeed JSON, or LLaMA-Factory's settings as YAML or JSON");
