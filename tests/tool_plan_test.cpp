@@ -623,6 +623,20 @@ TEST_CASE("plan: a tensor that the own layout cannot place is told with its file
   auto const asked = at({"--override", "s=fsdp2"});  // what was asked for is not answered with its opposite
   CHECK(asked.code == 1);
   CHECK_FALSE(asked.says("--override"));
+  // An override of types that fits it already stays, and the advice is one that is taken.
+  auto const others = at({"--override", "?=reduce:fp32"});
+  CHECK_MESSAGE(others.says("over 4 ranks); --override 's=native,reduce:fp32' ahead of '?=reduce:fp32' places it"),
+                others.err);
+  CHECK(at({"--override", "s=native,reduce:fp32", "--override", "?=reduce:fp32"}).code == 0);
+  auto const alone = at({"--override", "w=owned", "--override", "*=master:none,compute:bf16"});
+  CHECK_MESSAGE(alone.says("; --override 's=native,master:none,compute:bf16' in place of '*=master:none,compute:bf16' "
+                           "places it"),
+                alone.err);
+  CHECK(at({"--override", "w=owned", "--override", "s=native,master:none,compute:bf16"}).code == 0);
+  spill(dir / "m/model.safetensors", bf16_file({{"it's a \\u001b scalar", {}}, {"w", {8, 4}}}));
+  auto const odd = at();
+  CHECK_MESSAGE(odd.says("; --override 'it?s a ? scalar=native' places it"), odd.err);
+  CHECK(at({"--override", "it?s a ? scalar=native"}).code == 0);
 
   spill(dir / "m/config.json", "{\"model_type\": \"llama\",\n \"hidden_size\": 64,,}");
   auto const damaged = at();

@@ -39,11 +39,11 @@ struct layout_row {
   std::string name, what;
   std::optional<flatshard::training_plan> plan{};
   flatshard::step_estimate estimate{};
-  std::string refused{};                ///< why there is no plan, or no estimate of it
-  std::optional<std::string> tensor{};  ///< the first that it cannot place, by name
-  bool placed = false;                  ///< the layout places the model: the bytes of a step are what is refused
-  bool runs = true;                     ///< `sharded_unit` runs it as it is
-  bool tradeoff = false;                ///< less on the wire for more memory: said, not recommended
+  std::string refused{};                                ///< why there is no plan, or no estimate of it
+  std::optional<layout_rows::refused_tensor> tensor{};  ///< the first that it cannot place
+  bool placed = false;    ///< the layout places the model: the bytes of a step are what is refused
+  bool runs = true;       ///< `sharded_unit` runs it as it is
+  bool tradeoff = false;  ///< less on the wire for more memory: said, not recommended
   std::uint64_t replicas = 1, shards = 1;
   /// `cannot place this model: ...`, or `places this model, but ...`.
   [[nodiscard]] std::string refusal() const {
@@ -131,11 +131,8 @@ inline std::string above_bound(fs::training_plan const& plan) {
         row.refused = layout_rows::past_64_bits(m, as, row.replicas, row.shards, settings, layouts, node_size);
       } else {
         row.refused = e.what();
-        auto const one = layout_rows::first_refused(m, as, row.replicas, row.shards, settings, layouts, e.what());
-        if (one) {
-          row.refused += " (" + one->text + ')';
-          row.tensor = one->name;
-        }
+        row.tensor = layout_rows::first_refused(m, as, row.replicas, row.shards, settings, layouts, e.what());
+        if (row.tensor) row.refused += " (" + row.tensor->text + ')';
       }
     }
     rows.push_back(std::move(row));

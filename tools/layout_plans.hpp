@@ -2,6 +2,7 @@
 /// A model's units as a plan in one layout, and why there is none.
 #pragma once
 
+#include "parameter_rules.hpp"
 #include "plan_model.hpp"
 #include "plan_settings.hpp"
 #include "report.hpp"
@@ -15,6 +16,7 @@
 #include <flatshard/require.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -110,21 +112,23 @@ inline fs::training_plan plan_of(plan_model const& m, training_choice const& c, 
 /// O(log tensors) plans.
 struct refused_tensor {
   std::string name, text;
+  bool native_places = false;  ///< no override gives it a layout, and `native` would place it
 };
 inline std::optional<refused_tensor> first_refused(plan_model const& m, training_choice const& c,
                                                    std::uint64_t replicas, std::uint64_t shards,
                                                    fs::plan_settings const& settings, unit_adder const& add,
                                                    std::string_view rule) {
   flat_model const all{m, c};
-  auto const breaks = [&](std::size_t first, std::size_t count) {
+  auto const broken_by = [&](fs::plan_unit const& unit) -> std::string {
     try {
       fs::training_plan plan{fs::mesh{replicas, shards}, c.types, settings};
-      add(plan, all.unit(first, count));
-      return false;
+      add(plan, unit);
+      return {};
     } catch (fs::broken_rule const& e) {
-      return e.what() == rule;
+      return e.what();
     }
   };
+  auto const breaks = [&](std::size_t first, std::size_t count) { return broken_by(all.unit(first, count)) == rule; };
   std::size_t fine = 0, last = all.parameters.size();  // the first `last` tensors break it, the first `fine` do not
   while (last > fine + 1) {
     auto const half = fine + (last - fine) / 2;
@@ -143,7 +147,11 @@ inline std::optional<refused_tensor> first_refused(plan_model const& m, training
                   n % ranks != 0 ? counted(n, "over")
                   : n != 0       ? counted(n / ranks, "on each of")
                                  : std::string{});
-  return refused_tensor{std::string{p.name}, std::move(text)};
+  auto const by_name = std::find(override_layouts.begin(), override_layouts.end(), fs::native::name);
+  std::array const native{static_cast<std::size_t>(by_name - override_layouts.begin()) + 1};
+  auto otherwise = all.unit(last - 1, 1);
+  otherwise.rules = native;
+  return refused_tensor{std::string{p.name}, std::move(text), c.rules[last - 1] == 0 && broken_by(otherwise).empty()};
 }
 
 /// Why the bytes of a step have no estimate: they do not fit, and whether it is the micro-batches that make them many.

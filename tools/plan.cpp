@@ -15,15 +15,18 @@
 #include "plan_settings.hpp"
 #include "report.hpp"
 
+#include <flatshard/name_pattern.hpp>
 #include <flatshard/problem.hpp>
 #include <flatshard/result.hpp>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -41,21 +44,35 @@ struct plan_request {
   bool as_json = false;
 };
 
+/// The override that places a tensor in `native` and leaves what another says of it: the first that fits decides alone,
+/// and one that decides nothing is refused.
+std::string override_for(std::string const& tensor, plan_model const& model, parameter_rules const& rules) {
+  auto pattern = tensor;
+  for (auto& c : pattern)
+    if (c < ' ' || c > '~' || c == '\'') c = '?';  // what a terminal or a shell would not leave as it is
+  auto const all = rules.read_overrides();
+  auto const deciding = [&](std::string_view name) {
+    return std::find_if(all.begin(), all.end(), [&](auto const& one) { return flatshard::matches(one.pattern, name); });
+  };
+  auto const there = deciding(tensor);
+  if (there == all.end()) return fmt::format("--override '{}=native'", pattern);
+  bool const for_others = std::any_of(model.parts.begin(), model.parts.end(), [&](auto const& part) {
+    return std::any_of(part.parameters.begin(), part.parameters.end(),
+                       [&](auto const& p) { return p.name != tensor && deciding(p.name) == there; });
+  });
+  return fmt::format("--override '{}=native,{}' {} '{}'", pattern, there->text.substr(there->pattern.size() + 1),
+                     for_others ? "ahead of" : "in place of", one_line(there->text));
+}
+
 /// Why there is no plan, with the file of the tensor to blame and what places it.
-std::string refusal_of(plan_findings const& f) {
+std::string refusal_of(plan_findings const& f, parameter_rules const& rules) {
   auto const& own = f.own();
   auto text = fmt::format("layout {} {}", own.name, own.refusal());
   if (!own.tensor) return text;
-  std::size_t number = 0;  // of the tensor
-  for (auto const& part : f.model.parts)
-    for (auto const& p : part.parameters) {
-      if (p.name == *own.tensor && f.choice.rules[number] == 0 && own.name != "native")
-        text += fmt::format("; --override '{}=native' places it", one_line(*own.tensor));
-      ++number;
-    }
+  if (own.tensor->native_places) text += fmt::format("; {} places it", override_for(own.tensor->name, f.model, rules));
   if (!f.model.checkpoint) return text;
   auto const& files = *f.model.checkpoint;
-  auto const at = files.find(*own.tensor);
+  auto const at = files.find(own.tensor->name);
   return at ? one_line(files.files()[files.file_number(*at)].file.path()) + ": " + text : text;
 }
 
@@ -88,7 +105,7 @@ plan_findings find_out(plan_request const& r) {
   if (resolved.has_errors()) throw failure{"the configuration is refused; `flatshard explain` shows all of it"};
   f.choice = choose_training(resolved, f.model, r.world, r.micro_batches, r.rules);
   f.rows = compare_layouts(f.model, f.choice, r.node_size);
-  if (!f.own().plan) throw failure{refusal_of(f)};
+  if (!f.own().plan) throw failure{refusal_of(f, r.rules)};
   f.advice = recommend(f.rows, f.choice);
   f.deepspeed = compare_with_deepspeed(f);
   return f;
