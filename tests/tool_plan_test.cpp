@@ -1022,7 +1022,7 @@ TEST_CASE("plan --html: every buffer of a unit has its map, on which each tensor
   for (auto const& item : all_between(layers[0], "<li><svg", "</li>"))
     names[all_between(item, "fill=\"", "\"")[0]].insert(item.substr(item.find("</svg>") + 6));
   CHECK(names.size() == 6 + 2);  // and what is short, and padding
-  for (auto const& [fill, of] : names) CHECK_MESSAGE(of.size() == 1, fill);
+  for (auto const& one : names) CHECK_MESSAGE(one.second.size() == 1, one.first);
   CHECK(names["var(--t3)"] == std::set<std::string>{"4 model.layers.0.self_attn.k_proj.weight"});
   CHECK(names["url(#t11)"] == std::set<std::string>{"12 model.layers.0.mlp.experts.gate_up_proj"});
   CHECK(gpt.find(">12 gate_up_proj</text>") != std::string::npos);
