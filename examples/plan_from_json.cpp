@@ -16,7 +16,7 @@ int main() {
 
   constexpr auto layer = parameters({{"q_proj", {4096, 4096}}, {"k_proj", {1024, 4096}}, {"norm", {4096}}});
   layout const unit{zero3{}, layer, world{8}};
-  auto const& dtypes = decided.policies.dtypes;
+  auto const& dtypes = decided.policies.dtypes.value();  // DeepSpeed always decides them
   std::cout << unit << '\n';
   for (auto const r : {role::parameter_storage, role::master})
     std::cout << name(r) << ": " << name(dtypes(r)) << ", " << unit.shard_bytes(dtypes, r).value << " bytes a rank\n";

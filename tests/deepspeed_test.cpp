@@ -251,7 +251,7 @@ TEST_CASE("loading: partitioned only where the program does it") {
   CHECK_FALSE(find(resolved(text, f), errc::bad_world));
   auto const no_mode = resolved("zero_optimization: {stage: 3}", {.zero_init = true});
   CHECK(no_mode.policies.load.type == dtype::f32);
-  CHECK(no_mode.policies.dtypes.parameter_storage == dtype::f32);
+  CHECK(no_mode.policies.dtypes->parameter_storage == dtype::f32);
 }
 
 TEST_CASE("the engine refuses later than the configuration") {

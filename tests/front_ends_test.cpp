@@ -372,38 +372,38 @@ TEST_CASE("a policy in code beats mixed_precision, and only inputs of units are 
   };
   auto const good = in_code(policy(dtype::bf16), f);
   CHECK(errors(good).empty());
-  CHECK(good.policies.dtypes.parameter_storage == dtype::f32);
-  CHECK(good.policies.dtypes.reduce == dtype::f32);
+  CHECK(good.policies.dtypes->parameter_storage == dtype::f32);
+  CHECK(good.policies.dtypes->reduce == dtype::f32);
   CHECK(find(good, errc::shadowed_key, "beats mixed_precision bf16"));
   auto const uncast = in_code(policy(dtype::f32), f);
   CHECK(errors(uncast) == codes{errc::unit_dtype_mismatch});
   CHECK(uncast.problems.back().when == at_first_step);
   auto const layers = in_code(policy(dtype::f32).set("auto_wrap_policy", "TRANSFORMER_BASED_WRAP"), f);
   CHECK(errors(layers).empty());
-  CHECK(layers.policies.dtypes.output == dtype::f32);
+  CHECK(layers.policies.dtypes->output == dtype::f32);
 }
 
 TEST_CASE("releases: the cast to fp32, the unset reduce dtype, offloaded checkpoints") {
   facts f;
   f.checkpoint = dtype::bf16;
   auto const text = fsdp_text("\"mixed_precision\": \"bf16\"", "");
-  CHECK(resolved(text, f).policies.dtypes.parameter_storage == dtype::f32);
+  CHECK(resolved(text, f).policies.dtypes->parameter_storage == dtype::f32);
   f.upstream.accelerate = version_number{1, 13, 0};
   auto const old = resolved(text, f);
-  CHECK(old.policies.dtypes.parameter_storage == dtype::bf16);
+  CHECK(old.policies.dtypes->parameter_storage == dtype::bf16);
   CHECK(find(old, errc::trap, "from 1.14.0 on it does"));
   f.upstream.accelerate = version_number{1, 14, 0};
-  CHECK(resolved(text, f).policies.dtypes.parameter_storage == dtype::f32);
+  CHECK(resolved(text, f).policies.dtypes->parameter_storage == dtype::f32);
   auto const offload = fsdp_text("", "\"fsdp_activation_checkpointing_offload\": true");
   CHECK(find(resolved(offload, f), errc::ignored_key, "accelerate 1.14.0 has no such key"));
   f.upstream.accelerate = version_number{1, 15, 0};
   CHECK(errors(resolved(offload, f)) == codes{errc::offload_needs_checkpointing});
   facts torch;
   torch.fully_shard.mp_policy = value::object({{"param_dtype", "bf16"}});
-  CHECK(decide(document{}, profile::torch, torch).policies.dtypes.reduce == dtype::f32);
+  CHECK(decide(document{}, profile::torch, torch).policies.dtypes->reduce == dtype::f32);
   torch.upstream.torch = version_number{2, 14, 0};
   auto const compute = decide(document{}, profile::torch, torch);
-  CHECK(compute.policies.dtypes.reduce == dtype::bf16);
+  CHECK(compute.policies.dtypes->reduce == dtype::bf16);
   CHECK(compute.find("reduce")->reason.find("torch 2.14.0 reduces in the compute dtype") != std::string::npos);
 }
 
@@ -655,6 +655,101 @@ TEST_CASE("fully_shard as an object: every bad argument, each with its place") {
   CHECK(good.policies.dtypes == fsdp2_bf16);
   CHECK(good.find("mesh")->value == "2 x 4");
   CHECK(good.find("mesh")->source == place{"call.json", "/mesh", 1, 10});
+}
+
+TEST_CASE("roles that nobody decides: the decision says so, and what the framework does with the weights") {
+  auto const undecided = [](resolution const& r) {
+    REQUIRE(errors(r).empty());
+    CHECK_FALSE(r.policies.dtypes);
+    for (auto const each : roles) CHECK_FALSE(r.find(name(each)));
+    auto const* d = r.find("precision");
+    REQUIRE(d);
+    CHECK(d->value == "undecided");
+    CHECK(d->reason == r.policies.undecided.value().said);
+    CHECK_THROWS_AS(with_static(r, [](auto, auto) {}), broken_rule);
+    return *r.policies.undecided;
+  };
+  auto const all = [](dtype t) { return precision{t, t, t, t, t, dtype::none, t}; };
+  facts f{.world = 8}, bf16{.world = 8};
+  bf16.checkpoint = dtype::bf16;
+
+  // LLaMA-Factory casts the model in full tuning, so the file's dtype does not count
+  auto const ddp = [](std::string const& text, facts const& known) {
+    return decide(parse_json(text, "train.json").value(), profile::llamafactory, known);
+  };
+  facts dict = bf16;
+  dict.form = config_form::llamafactory_dict;
+  auto const full = ddp(R"({"micro_batch_size": 1})", dict);
+  CHECK(undecided(full).roles == fsdp2_fp32);
+  CHECK_FALSE(undecided(full).as_loaded);
+  CHECK(undecided(full).said == "LLaMA-Factory casts the model to fp32 and DDP nothing, so all roles are fp32");
+  CHECK(full.find("precision")->rule == "llamafactory.precision");
+  auto const lora = undecided(ddp(R"({"peft_config": {"name": "lora"}})", dict));
+  CHECK(lora.roles == all(dtype::bf16));
+  CHECK(lora.as_loaded);
+  dict.full_tuning = false;
+  CHECK(undecided(ddp("{}", dict)).roles == all(dtype::bf16));
+
+  // accelerate: DDP, where autocast computes and the outputs are widened
+  auto const launched = [](std::string const& type, std::string const& more, facts const& known) {
+    return resolved(R"({"distributed_type": ")" + type + R"(", "num_processes": 8)" + more + "}", known);
+  };
+  std::string const mixed = R"(, "mixed_precision": ")";
+  CHECK(undecided(launched("MULTI_GPU", "", f)).roles == fsdp2_fp32);
+  CHECK(undecided(launched("MULTI_GPU", "", f)).as_loaded);
+  CHECK(undecided(launched("MULTI_GPU", "", f)).said ==
+        "DDP casts no weights, so all roles are as loaded, fp32 unless the checkpoint says otherwise");
+  CHECK(undecided(launched("MULTI_GPU", "", bf16)).roles == all(dtype::bf16));
+  for (auto const* word : {"bf16", "fp8"}) {
+    auto const r = launched("MULTI_GPU", mixed + word + '"', f);
+    CHECK(undecided(r).roles == precision{.compute = dtype::bf16, .output = dtype::f32});
+    CHECK(undecided(r).said ==
+          "DDP casts no weights, so parameter_storage, reduce, grad_accum, optimizer_state are as loaded, fp32 unless "
+          "the checkpoint says otherwise; compute bf16, output fp32 by the autocast of mixed_precision " +
+              std::string{word});
+    CHECK(r.find("precision")->source.pointer == "/mixed_precision");
+  }
+  auto const half = undecided(launched("MULTI_NPU", mixed + "fp16\"", bf16));
+  CHECK(half.roles ==
+        precision{dtype::bf16, dtype::f16, dtype::f32, dtype::bf16, dtype::bf16, dtype::none, dtype::bf16});
+  CHECK(half.as_loaded);
+  facts cpu = f;
+  cpu.device = device_kind::cpu;
+  CHECK(undecided(launched("MULTI_GPU", mixed + "fp16\"", cpu)).roles == fsdp2_fp32);
+  CHECK(undecided(launched("MULTI_GPU", mixed + "bf16\"", cpu)).roles.compute == dtype::bf16);
+
+  // FSDP version 1: a policy, and with mixed_precision a cast to fp32
+  std::string const version1 = R"(, "fsdp_config": {"fsdp_version": 1})";
+  CHECK(undecided(launched("FSDP", version1, bf16)).roles == all(dtype::bf16));
+  CHECK(undecided(launched("FSDP", version1, bf16)).said ==
+        "FSDP version 1 casts no weights, so all roles are as loaded, bf16 in the checkpoint");
+  auto const fsdp1 = undecided(launched("FSDP", version1 + mixed + "bf16\"", bf16));
+  CHECK(fsdp1.roles == precision{.output = dtype::f32, .reduce = dtype::bf16});
+  CHECK_FALSE(fsdp1.as_loaded);
+  CHECK(fsdp1.said ==
+        "accelerate casts what is trained to fp32, so parameter_storage, grad_accum, optimizer_state are fp32; "
+        "compute bf16, output fp32, reduce bf16 by mixed_precision bf16");
+  auto const policy = [&](value object, facts known) {
+    return undecided(
+        in_code(value::object({{"fsdp_version", 1}, {"mixed_precision_policy", std::move(object)}}), std::move(known)));
+  };
+  CHECK(policy("fp16", f).roles == precision{.compute = dtype::f16, .output = dtype::f16, .reduce = dtype::f16});
+  auto const object = value::object({{"param_dtype", "bf16"}, {"reduce_dtype", "fp32"}, {"buffer_dtype", "fp32"}});
+  CHECK(policy(object, bf16).roles ==
+        precision{dtype::bf16, dtype::bf16, dtype::bf16, dtype::f32, dtype::bf16, dtype::none, dtype::bf16});
+  facts asked = bf16;
+  asked.accelerator.mixed_precision = "bf16";
+  CHECK(policy(object, asked).roles == precision{.output = dtype::f32});
+  CHECK(policy(object, asked).said.ends_with(" by the plugin's mixed_precision_policy and mixed_precision bf16"));
+  CHECK(policy(value::object({{"$type", "MixedPrecision"}, {"param_dtype", "bf16"}}), f).roles.reduce == dtype::bf16);
+
+  // one process, and what is decided or refused
+  CHECK(undecided(launched("NO", mixed + "bf16\"", bf16)).roles == all(dtype::bf16));
+  CHECK_FALSE(resolved(fsdp_text("", "")).policies.undecided);
+  auto const refused = launched("FSDP", R"(, "fsdp_config": {"fsdp_version": 3})", f);
+  CHECK_FALSE(errors(refused).empty());
+  CHECK_FALSE(refused.policies.undecided);
+  CHECK_FALSE(refused.find("precision"));
 }
 
 }  // namespace front_ends_test

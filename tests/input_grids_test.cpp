@@ -66,7 +66,7 @@ TEST_CASE("on DeepSpeed storage, compute and output agree for every accepted inp
             continue;
           }
           ++accepted;
-          auto const& p = r.policies.dtypes;
+          auto const& p = r.policies.dtypes.value();
           REQUIRE(p.parameter_storage == p.compute);
           REQUIRE(p.compute == p.output);
           auto const mode = dtype_of_mode(r.policies.mode);

@@ -616,13 +616,13 @@ TEST_CASE("printed lines: mixed_precision=no is the mode, not the dtype of the s
     "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}})");
   REQUIRE(errors(wide) == 0);
   auto const& p = wide.policies;
-  CHECK(p.dtypes.parameter_storage == dtype::f32);
-  CHECK(p.dtypes.output == dtype::f32);
+  CHECK(p.dtypes->parameter_storage == dtype::f32);
+  CHECK(p.dtypes->output == dtype::f32);
   CHECK(wide.find("compute")->value == "fp32");
   std::string const debug =
       "Precision debug: dist=deepspeed, parameter_storage_dtype=torch.float32, forward_logits_dtype=torch.float32";
   CHECK(p.printed == std::vector<std::string>{debug});
-  CHECK(p.printed == precision_lines("deepspeed", p.mode, p.dtypes.parameter_storage, p.dtypes.output));
+  CHECK(p.printed == precision_lines("deepspeed", p.mode, p.dtypes->parameter_storage, p.dtypes->output));
   auto const fp32 = with(R"({"bf16": {"enabled": false}, "zero_optimization": {"stage": 3}})");
   CHECK(fp32.policies.printed == std::vector<std::string>{"mixed_precision=no", debug});
   CHECK(fp32.policies.printed == precision_lines("deepspeed", fp32.policies.mode, dtype::f32, dtype::f32));

@@ -5,6 +5,7 @@
 #include <flatshard/json.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <set>
@@ -530,6 +531,40 @@ TEST_CASE("accelerate's own file is explained on one screen") {
             .out);
     CHECK(value_of(d, "environment.ACCELERATE_MIXED_PRECISION") == "bf16");
     CHECK(!decision(d, "environment.ACCELERATE_MIXED_PRECISION")["reason"].text().empty());
+  }
+}
+
+TEST_CASE("a precision that nobody decides is told, in the words of plan's note") {
+  folder const dir;
+  spill(dir / "ddp.json", R"({"micro_batch_size": 1, "global_batch_size": 4})");
+  spill(dir / "accelerate.json", R"({"distributed_type": "MULTI_GPU", "num_processes": 4, "mixed_precision": "bf16"})");
+  spill(dir / "fsdp1.json", R"({"distributed_type": "FSDP", "num_processes": 4, "fsdp_config": {"fsdp_version": 1}})");
+  REQUIRE(run({"make-model", dir / "model", "--arch", "llama", "--size", "300K"}).code == 0);
+  for (auto const& [file, profile, why] : std::vector<std::array<std::string, 3>>{
+           {"ddp.json", "llamafactory", "LLaMA-Factory casts the model to fp32 and DDP nothing, so all roles are fp32"},
+           {"accelerate.json", "accelerate",
+            "DDP casts no weights, so parameter_storage, reduce, grad_accum, optimizer_state are as loaded, bf16 in "
+            "the "
+            "checkpoint; compute bf16, output fp32 by the autocast of mixed_precision bf16"},
+           {"fsdp1.json", "accelerate",
+            "FSDP version 1 casts no weights, so all roles are as loaded, bf16 in the checkpoint"}}) {
+    std::vector<std::string> const words{"explain", dir / file, "--profile", profile,
+                                         "--world", "4",        "--model",   dir / "model"};
+    auto const text = run(words);
+    CHECK(text.code == 0);
+    CHECK(text.out.find("\nPrecision\n") != std::string::npos);
+    auto const line = text.out.substr(text.out.find("\n  precision ") + 3);
+    CHECK_MESSAGE(line.substr(0, line.find(why)).find_first_not_of("precision undecided") == std::string::npos,
+                  text.out);
+    auto as_json = words;
+    as_json.push_back("--json");
+    auto const d = checked(run(as_json).out);
+    CHECK(value_of(d, "precision") == "undecided");
+    CHECK(decision(d, "precision")["reason"].text() == why);
+    auto const planned =
+        run({"plan", "--model", dir / "model", "--config", dir / file, "--profile", profile, "--world", "4"});
+    CHECK(planned.code == 0);
+    CHECK_MESSAGE(planned.out.find("precision undecided: " + why + '\n') != std::string::npos, planned.out);
   }
 }
 

@@ -317,17 +317,22 @@ TEST_CASE("where accelerate shards nothing from the start, the reason and its pl
   folder const dir;
   auto const model = make(dir, "model", {"--arch", "llama", "--size", "300K"});
   struct launcher {
-    std::string text, reason, pointer;
+    std::string text, reason, pointer, storage;
   };
   std::string const four = "num_machines: 1\nnum_processes: 4\n";
-  for (auto const& [text, reason, pointer] : std::vector<launcher>{
+  for (auto const& [text, reason, pointer, storage] : std::vector<launcher>{
            {"distributed_type: FSDP\n" + four + "fsdp_config:\n  fsdp_version: 1\n",
             "off: fsdp_config.fsdp_version is 1, which shards a model that every rank has loaded",
-            "/fsdp_config/fsdp_version"},
+            "/fsdp_config/fsdp_version", ""},
+           {"distributed_type: FSDP\nmixed_precision: bf16\n" + four + "fsdp_config:\n  fsdp_version: 1\n",
+            "off: fsdp_config.fsdp_version is 1, which shards a model that every rank has loaded",
+            "/fsdp_config/fsdp_version", "fp32"},  // accelerate widens what is trained
            {"distributed_type: MULTI_GPU\n" + four,
-            "off: distributed_type is \"MULTI_GPU\", nothing shards the parameters", "/distributed_type"},
+            "off: distributed_type is \"MULTI_GPU\", nothing shards the parameters", "/distributed_type", ""},
+           {"distributed_type: MULTI_GPU\nmixed_precision: bf16\n" + four,
+            "off: distributed_type is \"MULTI_GPU\", nothing shards the parameters", "/distributed_type", ""},
            {"distributed_type: \"NO\"\nnum_machines: 1\nnum_processes: 1\n",
-            "off: distributed_type is \"NO\", nothing shards the parameters", "/distributed_type"}}) {
+            "off: distributed_type is \"NO\", nothing shards the parameters", "/distributed_type", ""}}) {
     auto const& shown = reason;
     CAPTURE(shown);
     auto const file = dir / "accelerate.yaml";
@@ -339,6 +344,8 @@ TEST_CASE("where accelerate shards nothing from the start, the reason and its pl
     CHECK(d["reason"]->text() == reason);
     CHECK(d["source"]["file"]->text() == file);
     CHECK(d["source"]["pointer"]->text() == pointer);
+    CHECK(d["storage"]->text() == storage);  // nobody decides it: mostly null, as in the file
+    CHECK(d["storage"]->is(flatshard::value_kind::null) == storage.empty());
     auto shell = words;
     shell.insert(shell.begin(), "load");
     auto const r = run(shell);

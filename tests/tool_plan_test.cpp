@@ -669,7 +669,7 @@ TEST_CASE("plan: segments of 256 bytes and more are no fault of a layout") {
     CHECK(r.out.find("multiples of " + std::string{wide} + " bytes only") == std::string::npos);
 }
 
-TEST_CASE("plan: where the front end casts nothing, a note says what is planned, and it is fp32") {
+TEST_CASE("plan: where nobody decides a precision, a note says so, and what holds then is planned") {
   folder dir;
   spill(dir / "ddp.json", R"({"bf16": false, "micro_batch_size": 1, "global_batch_size": 8})");
   auto const at = [&](std::string const& file, std::string const& profile) {
@@ -679,15 +679,21 @@ TEST_CASE("plan: where the front end casts nothing, a note says what is planned,
   for (auto const role : {"parameter_storage", "compute", "output", "reduce", "grad_accum", "optimizer_state"})
     CHECK_MESSAGE((*ddp["precision"])[role].is_text("fp32"), role);
   CHECK((*ddp["precision"])["master"].is_text("none"));
-  CHECK(says(*ddp["notes"], "precision: DDP casts no weights, planned with fp32"));
+  CHECK(says(*ddp["notes"],
+             "precision undecided: LLaMA-Factory casts the model to fp32 and DDP nothing, so all roles are fp32"));
   spill(dir / "ddp.yaml", "distributed_type: MULTI_GPU\nmixed_precision: bf16\nnum_processes: 8\n");
   auto const mixed = at("ddp.yaml", "accelerate");
   CHECK((*mixed["precision"])["compute"].is_text("bf16"));
   CHECK((*mixed["precision"])["output"].is_text("fp32"));
-  CHECK(says(*mixed["notes"], "planned with fp32, computed in bf16 as mixed_precision says"));
+  for (auto const role : {"parameter_storage", "reduce", "grad_accum", "optimizer_state"})
+    CHECK_MESSAGE((*mixed["precision"])[role].is_text("bf16"), role);  // as loaded: a shape's weights are bf16
+  CHECK(says(*mixed["notes"],
+             "precision undecided: DDP casts no weights, so parameter_storage, reduce, grad_accum, "
+             "optimizer_state are as loaded, bf16 in the checkpoint; compute bf16, output fp32 by the "
+             "autocast of mixed_precision bf16"));
   CHECK_FALSE(
       says(*plan_json({"--arch", "llama", "--size", "1M", "--config", fsdp2(dir, "8"), "--world", "8"})["notes"],
-           "precision:"));
+           "precision"));
 }
 
 TEST_CASE("plan: llm.c cuts optimizer states alone, each tensor evenly") {

@@ -327,8 +327,12 @@ load_plan plan_of(load_request const& r) {
     if (p.level != fs::severity::note) fmt::print(stderr, "{}\n", problem_text(p, stderr));
   if (resolved.has_errors()) throw failure{"the configuration is refused; `flatshard explain` shows all of it"};
   auto const& policies = resolved.policies;
-  auto const stored = policies.load.partitioned ? policies.load.type : policies.dtypes.parameter_storage;
-  if (stored != fs::dtype::none) plan.storage = stored;
+  if (policies.load.partitioned)
+    plan.storage = policies.load.type;
+  else if (policies.dtypes)
+    plan.storage = policies.dtypes->parameter_storage;
+  else if (auto const& undecided = policies.undecided.value(); !undecided.as_loaded)
+    plan.storage = undecided.roles.parameter_storage;
   auto loading = loading_of(resolved);
   plan.trigger = loading.partitioned;
   plan.reason = std::move(loading.reason);

@@ -207,28 +207,6 @@ inline void choose_fsdp2(fs::resolved_policies const& p, plan_model const& m, tr
   if (given.is(fs::value_kind::null) && m.parts.size() > 1) c.keep.back().ranks = 1;
 }
 
-/// Dtypes where the front end casts nothing and so the resolution decides none, with a note: DDP and FSDP1 train
-/// weights in fp32. accelerate computes in its mixed_precision, by autocast, and its FSDP1 reduces in it too.
-/// Source: LLaMA-Factory@086ae436:src/llamafactory/v1/core/base_trainer.py, `_shard_model`; accelerate's
-/// `prepare_model` and `FullyShardedDataParallelPlugin.set_mixed_precision`.
-inline void choose_undecided(fs::resolved_policies const& p, training_choice& c) {
-  c.types = fs::fsdp2_fp32;
-  auto const word = p.accelerate ? std::string_view{p.accelerate->mixed_precision} : std::string_view{};
-  auto const mixed = word == "bf16" ? fs::dtype::bf16 : word == "fp16" ? fs::dtype::f16 : fs::dtype::none;
-  std::string how;
-  if (mixed != fs::dtype::none) {
-    c.types.compute = mixed;
-    if (p.sharding == fs::sharding_kind::fsdp1) c.types.reduce = mixed;
-    how = fmt::format(", computed in {} as mixed_precision says", word);
-  }
-  c.notes.push_back(fmt::format("precision: {} casts no weights, planned with fp32{}",
-                                p.sharding == fs::sharding_kind::fsdp1 ? "FSDP1"
-                                : p.backend == fs::backend_kind::ddp || p.backend == fs::backend_kind::multi_gpu
-                                    ? "DDP"
-                                    : "the front end",
-                                how));
-}
-
 /// Freezes and overrides what the command line's patterns fit, and says how much that is. Throws `failure` for a
 /// pattern that decides nothing.
 inline void apply_rules(parameter_rules const& rules, plan_model const& m, training_choice& c) {
@@ -289,7 +267,8 @@ inline void apply_rules(parameter_rules const& rules, plan_model const& m, train
   namespace fs = flatshard;
   auto const& p = r.policies;
   training_choice c;
-  c.types = p.dtypes;
+  c.types = p.dtypes ? *p.dtypes : p.undecided.value().roles;
+  if (p.undecided) c.notes.push_back("precision undecided: " + one_line(p.undecided->said));
   c.shards = world;
   c.traits.resize(m.listed());
   for (auto const& part : m.parts) c.keep.push_back({0, part.throughout});
@@ -297,13 +276,6 @@ inline void apply_rules(parameter_rules const& rules, plan_model const& m, train
   c.settings.recompute = p.activation_checkpointing;
   c.settings.states = training_choices::states_of(p, c.notes);
   c.layout = name(p.sharding);
-  if (std::none_of(r.decisions.begin(), r.decisions.end(),
-                   [](auto const& d) { return d.key == name(fs::role::parameter_storage); }))
-    training_choices::choose_undecided(p, c);
-  if (c.types.parameter_storage == fs::dtype::none) {  // as in the file: the optimizer then updates it
-    c.types = fs::fsdp2_fp32;
-    c.notes.emplace_back("the configuration names no dtype: planned with fp32");
-  }
   if (p.sharding == fs::sharding_kind::none) {
     c.layout = "whole";
     c.settings.cut = fs::cut_states::nothing;

@@ -66,9 +66,9 @@ void with_policies(training_setup const& setup, Use use) {
     }
   };
   auto const by_value = [&] {
-    if (setup.layout == flatshard::zero3::name) return with_element_type(p.dtypes, flatshard::zero3{});
-    if (setup.layout == flatshard::fsdp2::name) return with_element_type(p.dtypes, flatshard::fsdp2{});
-    with_element_type(p.dtypes, flatshard::native{});
+    if (setup.layout == flatshard::zero3::name) return with_element_type(setup.dtypes, flatshard::zero3{});
+    if (setup.layout == flatshard::fsdp2::name) return with_element_type(setup.dtypes, flatshard::fsdp2{});
+    with_element_type(setup.dtypes, flatshard::native{});
   };
   if (p.sharding == flatshard::sharding_kind::none || p.sharding == flatshard::sharding_kind::zero12)
     return by_value();  // one rank, nothing to cut

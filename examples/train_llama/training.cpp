@@ -75,7 +75,7 @@ void train(arguments const& args) {
   training_options options;
   options.batch = args.batch_given || tokens.is_text() ? args.batch : tokens.row_count();
   auto const setup = read_setup(args.setup, args.world, options.batch, config.value_of_root());
-  auto const compute = setup.resolved.policies.dtypes.compute;
+  auto const compute = setup.dtypes.compute;
   auto const backend = llama::backend_for(asked_products, compute);
   options.tokens = args.tokens_given || tokens.is_text() ? args.tokens_in_sequence : tokens.row_tokens();
   options.order = args.sum_order == "pairwise" ? flatshard::sum_order::pairwise : flatshard::sum_order::by_rank;
@@ -84,7 +84,7 @@ void train(arguments const& args) {
   options.optimizer = setup.optimizer;
   tokens.check(model.vocabulary, options.tokens);
   unit_tables const tables{model};
-  check_tensors(tables, checkpoint, setup.resolved.policies.dtypes);
+  check_tensors(tables, checkpoint, setup.dtypes);
   auto const surplus = surplus_tensors(config, model, tables, checkpoint);
   check_targets(args);
 

@@ -74,6 +74,7 @@ training_setup read_setup(setup_arguments const& args, std::size_t world, std::s
   refuse_unsupported(s.resolved, file.deepspeed, args, world, found);
   found.check();
   auto const& p = s.resolved.policies;
+  s.dtypes = p.dtypes.value();
   s.layout = !args.layout.empty()                            ? args.layout
              : p.sharding == flatshard::sharding_kind::zero3 ? "zero3"
              : p.sharding == flatshard::sharding_kind::fsdp2 ? "fsdp2"
@@ -104,8 +105,8 @@ training_setup read_setup(setup_arguments const& args, std::size_t world, std::s
   std::string roles;
   auto precision = value::object();
   for (auto const r : flatshard::roles) {
-    roles += (roles.empty() ? "" : ", ") + std::string{name(r)} + ' ' + std::string{name(p.dtypes(r))};
-    precision.set(name(r), name(p.dtypes(r)));
+    roles += (roles.empty() ? "" : ", ") + std::string{name(r)} + ' ' + std::string{name(s.dtypes(r))};
+    precision.set(name(r), name(s.dtypes(r)));
   }
   s.lines.push_back("config " + args.config + ": " + std::string{s.dist()} + ", " + roles);
   s.lines.push_back(fmt::format("activation checkpointing {}, clipping {}, AdamW lr {} betas {} {} eps {} decay {}",

@@ -6,6 +6,7 @@
 
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/loader.hpp>
+#include <flatshard/policy.hpp>
 #include <flatshard/value.hpp>
 
 #include <cstddef>
@@ -24,7 +25,8 @@ struct setup_arguments {
 
 struct training_setup {
   flatshard::resolution resolved;
-  std::string layout;  ///< zero3, fsdp2 or native
+  flatshard::precision dtypes;  ///< decided: both backends of this trainer do
+  std::string layout;           ///< zero3, fsdp2 or native
   flatshard::load_options load;
   bool activation_checkpointing = true;
   std::optional<double> clip;

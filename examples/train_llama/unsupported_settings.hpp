@@ -181,11 +181,26 @@ inline void refuse_other_results(flatshard::resolution const& r, flatshard::docu
   return all;
 }
 
+/// Refuses dtypes that this trainer has no code for.
+inline void refuse_dtypes(flatshard::resolution const& r, setup_arguments const& args, refusals& found) {
+  using flatshard::dtype;
+  using flatshard::role;
+  auto const& dtypes = r.policies.dtypes.value();
+  auto const refuse = [&](role which, std::string detail) {
+    found.add(flatshard::errc::other, place_of(r, name(which), args.config), std::move(detail));
+  };
+  for (auto const which : {role::parameter_storage, role::compute, role::reduce, role::grad_accum})
+    if (auto const t = dtypes(which); t != dtype::f32 && t != dtype::bf16)
+      refuse(which, std::string{name(which)} + " is " + std::string{name(t)} +
+                        "; this trainer computes in fp32 and bf16, without loss scaling");
+  auto const updated = dtypes.master == dtype::none ? role::parameter_storage : role::master;
+  for (auto const which : {updated, role::optimizer_state})
+    if (dtypes(which) != dtype::f32) refuse(which, "this trainer's optimizer works on fp32 copies and fp32 moments");
+}
+
 /// Refuses what this trainer has no code for, as problems of the configuration file.
 inline void refuse_unsupported(flatshard::resolution const& r, flatshard::document const& deepspeed,
                                setup_arguments const& args, std::size_t world, refusals& found) {
-  using flatshard::dtype;
-  using flatshard::role;
   auto const& p = r.policies;
   auto const at = [&](std::string_view key) { return place_of(r, key, args.config); };
   bool const distributed =
@@ -205,16 +220,7 @@ inline void refuse_unsupported(flatshard::resolution const& r, flatshard::docume
   if (p.fsdp2 && p.fsdp2->replicate > 1)
     found.add(flatshard::errc::other, at("mp_replicate_size"),
               "mp_replicate_size is " + std::to_string(p.fsdp2->replicate) + "; this trainer shards over all ranks");
-  for (auto const which : {role::parameter_storage, role::compute, role::reduce, role::grad_accum})
-    if (auto const t = p.dtypes(which); distributed && t != dtype::f32 && t != dtype::bf16)
-      found.add(flatshard::errc::other, at(name(which)),
-                std::string{name(which)} + " is " + std::string{name(t)} +
-                    "; this trainer computes in fp32 and bf16, without loss scaling");
-  auto const updated = p.dtypes.master == dtype::none ? role::parameter_storage : role::master;
-  for (auto const which : {updated, role::optimizer_state})
-    if (p.dtypes(which) != dtype::f32)
-      found.add(flatshard::errc::other, at(name(which)),
-                "this trainer's optimizer works on fp32 copies and fp32 moments");
+  if (distributed) refuse_dtypes(r, args, found);
   if (p.gradient_clipping.present() && !p.clip_norm())
     found.add(flatshard::errc::wrong_type, at(p.fsdp2 ? "max_grad_norm" : "gradient_clipping"),
               "the clipping norm is " + flatshard::to_json(p.gradient_clipping) + ", a number is needed");

@@ -50,6 +50,8 @@ inline void resolve_any(flatshard::document const& config, flatshard::config_for
     if (front_end != profile::llamafactory_review)
       check(r.hash() == decide(config, front_end, f).hash(), "equal inputs are decided alike");
     if (r.has_errors()) continue;
+    check(r.policies.dtypes.has_value() != r.policies.undecided.has_value(),
+          "dtypes are decided or said to be nobody's");
     if (auto const& b = r.policies.batch) check(holds(b->train, b->micro, b->steps, b->world), "the triangle holds");
   }
 }

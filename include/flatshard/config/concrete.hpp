@@ -153,12 +153,12 @@ inline value concrete_deepspeed(resolution const& r, facts const& f) {
 
 inline value concrete_llamafactory(document const& written, resolution const& r) {
   auto const& p = r.policies;
-  require(!r.has_errors() && p.fsdp2 && p.front_end && is_llamafactory(r.front_end),
+  require(!r.has_errors() && p.dtypes && p.fsdp2 && p.front_end && is_llamafactory(r.front_end),
           "a concrete LLaMA-Factory file needs an accepted resolution with FSDP2");
   auto out = written.value_of_root();
   if (!out.is(value_kind::object)) out = value::object();
   auto const& f = *p.front_end;
-  out.set("bf16", p.dtypes.compute == dtype::bf16);
+  out.set("bf16", p.dtypes->compute == dtype::bf16);
   out.set("enable_activation_checkpointing", p.activation_checkpointing);
   for (auto const& [key, size] :
        {std::pair{"mp_replicate_size", f.mp_replicate_size}, std::pair{"mp_shard_size", f.mp_shard_size},

@@ -9,6 +9,7 @@
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/roles.hpp>
 #include <flatshard/config/schema.hpp>
+#include <flatshard/config/undecided_precision.hpp>
 #include <flatshard/policy.hpp>
 
 #include <array>
@@ -150,7 +151,8 @@ struct resolved_policies {
   backend_kind backend = backend_kind::none;
   sharding_kind sharding = sharding_kind::none;
   precision_mode mode = precision_mode::refused;  ///< of a DeepSpeed file
-  precision dtypes;                               ///< the seven roles; a master of `none` updates the storage
+  /// The seven roles; a master of `none` updates the storage. None: nobody decides them, and `undecided` is there.
+  std::optional<precision> dtypes;
   engine_wrapper wrapper = engine_wrapper::none;
   std::optional<zero_policy> zero;
   load_policy load;
@@ -169,6 +171,8 @@ struct resolved_policies {
   std::string reported_precision;          ///< the mode that accelerate reports; empty: it has none
   dtype model_init = dtype::none;          ///< of tensor-parallel models that Transformers builds
   std::optional<native_reading> native;    ///< all that DeepSpeed reads when training starts
+  /// Instead of `dtypes`; an accepted configuration has one of the two.
+  std::optional<undecided_precision> undecided;
   [[nodiscard]] std::optional<double> clip_norm() const { return gradient_clipping.number(); }
 };
 

@@ -180,19 +180,20 @@ decltype(auto) with_static(resolution const& r, F&& f) {
   auto const& p = r.policies;
   require(p.sharding != sharding_kind::none && p.sharding != sharding_kind::zero12,
           "this configuration keeps parameters whole on every rank, so there is no sharding policy for them");
-  require(p.sharding != sharding_kind::fsdp1, "the dtypes of FSDP version 1 are not decided; use fsdp_version 2");
+  require(p.dtypes.has_value(),
+          "nobody decides the dtypes of this configuration, so they are no types; with FSDP use fsdp_version 2");
   if (p.sharding == sharding_kind::zero3) {
     if (p.dtypes == deepspeed_bf16) return f(static_precision<deepspeed_bf16>{}, zero3{});
     if (p.dtypes == deepspeed_fp32) return f(static_precision<deepspeed_fp32>{}, zero3{});
-    return f(p.dtypes, zero3{});
+    return f(*p.dtypes, zero3{});
   }
   if (p.sharding == sharding_kind::fsdp2) {
     if (p.dtypes == fsdp2_bf16) return f(static_precision<fsdp2_bf16>{}, fsdp2{});
     if (p.dtypes == fsdp2_fp32) return f(static_precision<fsdp2_fp32>{}, fsdp2{});
     if (p.dtypes == accelerate_fsdp2_bf16) return f(static_precision<accelerate_fsdp2_bf16>{}, fsdp2{});
-    return f(p.dtypes, fsdp2{});
+    return f(*p.dtypes, fsdp2{});
   }
-  return f(p.dtypes, native{});
+  return f(*p.dtypes, native{});
 }
 
 }  // namespace v0

@@ -15,6 +15,7 @@
 #include <flatshard/config/resolution.hpp>
 #include <flatshard/config/torch/fully_shard_call.hpp>
 #include <flatshard/config/torch/fully_shard_roles.hpp>
+#include <flatshard/config/undecided_precision.hpp>
 
 #include <cstdint>
 #include <optional>
@@ -182,6 +183,47 @@ inline void prepare_fsdp2(fsdp_plugin const& plugin, accelerator_precision const
     check_unit_flow(s, dtypes, layers, policy_from.where, out);
 }
 
+/// Whether the forward runs under an autocast, whose outputs are widened to fp32: with every mixed_precision but fp16
+/// on a CPU. Source: accelerate@16cb6eb8:src/accelerate/accelerator.py:561-605, `prepare_model`;
+/// utils/modeling.py:2066-2105.
+[[nodiscard]] inline bool autocasts(accelerator_precision const& precision, facts const& f) {
+  return precision.type != dtype::none && !(precision.type == dtype::f16 && f.device == device_kind::cpu);
+}
+
+/// Leaves the roles to FSDP version 1. Its policy, given in code or made of mixed_precision, says what units compute
+/// and reduce in (a policy without reduce_dtype reduces as it computes); with a mixed_precision accelerate casts what
+/// is trained to fp32. Source: accelerate@16cb6eb8:src/accelerate/accelerator.py, `prepare_model`;
+/// utils/dataclasses.py:2092-2142; torch/distributed/fsdp/_flat_param.py, `_init_param_reduce_dtypes`.
+[[nodiscard]] inline undecided_precision leave_to_fsdp1(fsdp_plugin const& plugin,
+                                                        accelerator_precision const& precision, facts const& f,
+                                                        findings& out) {
+  bool const mixed = precision.type != dtype::none;
+  auto const policy = plugin.policy.value_or(fully_shard_setting{.param = precision.type, .reduce = precision.type});
+  framework_dtypes d{.casts = "FSDP version 1 casts no weights", .compute = policy.param};
+  if (mixed) {
+    d.casts = "accelerate casts what is trained to fp32";
+    d.weights = dtype::f32;
+  }
+  if (autocasts(precision, f)) d.output = dtype::f32;
+  d.reduce = policy.reduce == dtype::none ? policy.param : policy.reduce;
+  d.by = plugin.policy ? "the plugin's mixed_precision_policy" : "";
+  if (mixed) d.by += (d.by.empty() ? "mixed_precision " : " and mixed_precision ") + precision.word;
+  return leave_precision(d, profile::accelerate, precision.from.where, f, out);
+}
+
+/// Leaves the roles to DDP, which reduces gradients in the dtype of their weights.
+/// Source: accelerate@16cb6eb8:src/accelerate/accelerator.py, `prepare_model`.
+[[nodiscard]] inline undecided_precision leave_to_ddp(accelerator_precision const& precision, facts const& f,
+                                                      findings& out) {
+  framework_dtypes d{.casts = "DDP casts no weights"};
+  if (autocasts(precision, f)) {
+    d.compute = precision.type;
+    d.output = dtype::f32;
+    d.by = "the autocast of mixed_precision " + precision.word;
+  }
+  return leave_precision(d, profile::accelerate, precision.from.where, f, out);
+}
+
 inline void resolve_fsdp_worker(worker_environment const& env, std::int64_t processes,
                                 accelerator_precision const& precision, facts const& f, findings& out,
                                 resolved_policies& policies) {
@@ -198,7 +240,10 @@ inline void resolve_fsdp_worker(worker_environment const& env, std::int64_t proc
   policies.sharding = plugin.version == 1 ? sharding_kind::fsdp1 : sharding_kind::fsdp2;
   decide_plugin(plugin, a, out);
   auto const sizes = read_parallelism(env, processes, plugin.version, out);
-  if (plugin.version == 1) return;
+  if (plugin.version == 1) {
+    policies.undecided = leave_to_fsdp1(plugin, precision, f, out);
+    return;
+  }
   decide_fsdp_mesh(sizes, processes, policies.fsdp2.emplace(), out);
   prepare_fsdp2(plugin, precision, f, out, policies);
 }
@@ -247,7 +292,12 @@ inline void resolve_accelerate_file(document const& file, facts const& f, findin
              root.present() ? "the launcher is " + std::string{name(start.launcher)}
                             : "the arguments in code and the environment, without a file",
              accelerate_rule("backend"), root.where());
-  if (start.launcher == backend_kind::simple) return;
+  if (start.launcher == backend_kind::simple) {
+    policies.undecided = leave_precision(
+        {.casts = "the launcher simple casts no weights (an autocast by mixed_precision is not looked at)"},
+        profile::accelerate, root.where(), f, out);
+    return;
+  }
   auto const processes = start.processes.value_or(1);
   if (start.launcher == backend_kind::deepspeed) {
     resolve_deepspeed_worker(env, processes, root["deepspeed_config"].where(), f, out, policies);
@@ -257,7 +307,10 @@ inline void resolve_accelerate_file(document const& file, facts const& f, findin
   auto const precision = detail::decide_accelerator_precision(env, f, out);
   a.mixed_precision = precision.word;
   if (start.launcher == backend_kind::fsdp) detail::resolve_fsdp_worker(env, processes, precision, f, out, policies);
-  if (start.launcher == backend_kind::multi_gpu) static_cast<void>(read_parallelism(env, processes, 0, out));
+  if (start.launcher == backend_kind::multi_gpu) {
+    static_cast<void>(read_parallelism(env, processes, 0, out));
+    policies.undecided = detail::leave_to_ddp(precision, f, out);
+  }
   a.gradient_accumulation_steps = detail::decide_accumulation(env, f, out);
   decide_adopted_process_group(profile::accelerate, detail::with_world(f, processes), out, policies);
 }

@@ -286,7 +286,7 @@ inline void read_policy(fsdp_arguments& a, fsdp_plugin& p) {
     a.refuse(errc::unexpected_argument, s, made + " has no field \"" + m.key + '"',
              {"TypeError", "accelerate", made + ".__init__() got an unexpected keyword argument '" + m.key + "'"});
   }
-  if (second) read_policy_object(a, at, p);
+  read_policy_object(a, at, p);
 }
 
 }  // namespace detail

@@ -7,6 +7,7 @@
 #include <flatshard/config/llamafactory/sections.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
+#include <flatshard/config/undecided_precision.hpp>
 
 #include <algorithm>
 #include <array>
@@ -36,6 +37,17 @@ inline namespace v0 {
     out.decide(std::string{name(r)}, r == role::reduce ? "none" : "fp32", reason, llamafactory_rule(name(r)),
                root["dist_config"].where());
   return {dtype::f32, dtype::f32, dtype::f32, dtype::none, dtype::f32, dtype::none, dtype::f32};
+}
+
+/// Leaves the roles to DDP. `cast`: LLaMA-Factory casts the whole model to fp32 first, as it does without adapters.
+/// Source: LLaMA-Factory@ff6d4d12e:src/llamafactory/v1/core/model_engine.py:207, core/base_trainer.py, `_shard_model`.
+[[nodiscard]] inline undecided_precision leave_roles_to_ddp(bool cast, profile front_end, place where, facts const& f,
+                                                            findings& out) {
+  if (cast)
+    return leave_precision({.casts = "LLaMA-Factory casts the model to fp32 and DDP nothing", .weights = dtype::f32},
+                           front_end, std::move(where), f, out);
+  return leave_precision({.casts = "with adapters LLaMA-Factory casts no whole model, and DDP nothing"}, front_end,
+                         std::move(where), f, out);
 }
 
 // ---- definitions

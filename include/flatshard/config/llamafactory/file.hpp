@@ -144,11 +144,14 @@ inline void train_llamafactory(node const& root, checked_sections const& section
                                profile front_end, facts const& f, findings& out, resolved_policies& policies) {
   auto const dist_at = root["dist_config"], dist = sections["dist_config"];
   if (sections.is_broken("dist_config")) return;
-  if (!dist.present() && policies.backend == backend_kind::ddp)
+  if (!dist.present() && policies.backend == backend_kind::ddp) {
+    policies.undecided = leave_roles_to_ddp(casts_model(front_end, f) && !truthy(*sections["peft_config"]), front_end,
+                                            dist_at.where(), f, out);
     return out.warn(
         errc::ddp_fallback, dist_at.where(), at_train,
         "no dist_config on " + std::to_string(*f.world) + " ranks: trained with DDP, everything whole on every rank",
         "a warning on rank 0 (llamafactory)");
+  }
   if (!dist.present()) {
     policies.dtypes = decide_whole_roles(root, policies.backend, out);
     return;
@@ -182,7 +185,7 @@ inline void train_llamafactory(node const& root, checked_sections const& section
   policies.sharding = sharding_kind::fsdp2;
   policies.dtypes = fsdp2.dtypes;
   policies.fsdp2 = std::move(fsdp2.policy);
-  policies.printed = precision_lines("fsdp2", policies.mode, policies.dtypes.parameter_storage, policies.dtypes.output);
+  policies.printed = precision_lines("fsdp2", policies.mode, fsdp2.dtypes.parameter_storage, fsdp2.dtypes.output);
 }
 
 /// Words for booleans at top level, where strings are not converted.

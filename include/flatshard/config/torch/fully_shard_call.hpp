@@ -318,7 +318,8 @@ inline void resolve_fully_shard(document const& call, facts const& f, findings& 
       .reduce_at = policy["reduce_dtype"].where(),
       .output_at = policy["output_dtype"].where(),
       .refused = refused};
-  policies.dtypes = decide_fully_shard_roles(s, sources, profile::torch, f, out);
+  auto const dtypes = decide_fully_shard_roles(s, sources, profile::torch, f, out);
+  policies.dtypes = dtypes;
   bool no_input = false;
   auto const input = detail::read_dtype(root["input"], no_input, out);
   auto const given_input = input == dtype::none ? dtype::f32 : input;
@@ -332,8 +333,7 @@ inline void resolve_fully_shard(document const& call, facts const& f, findings& 
                                       : "cast_forward_inputs is false: inputs stay as they are",
              "torch.cast_forward_inputs", policy[cast ? "param_dtype" : "cast_forward_inputs"].where());
   if (!refused.storage && !refused.param && !refused.output && !no_input)
-    detail::check_unit_inputs(s, policies.dtypes, given_input, root["input"].where(), policy["output_dtype"].where(),
-                              out);
+    detail::check_unit_inputs(s, dtypes, given_input, root["input"].where(), policy["output_dtype"].where(), out);
 }
 
 }  // namespace v0
