@@ -39,7 +39,7 @@ struct mpi_error : std::runtime_error {
 struct mpi_options {
   flatshard::deadline deadline = default_deadline;  ///< of every call that waits for another rank
   bool shared_window = true;                        ///< ranks of one node talk through shared memory
-  bytes staging{std::size_t{1} << 20};              ///< what a rank shows its peers at once; it takes twice as much
+  bytes staging{std::size_t{1} << 19};              ///< what a rank shows its peers at once; it takes twice as much
   int node_ranks = 0;                               ///< at most so many ranks share a window; 0: all of a node
 };
 
