@@ -218,14 +218,16 @@ class layout {
       using value_type = piece;
       using difference_type = std::ptrdiff_t;
       using iterator_category = std::input_iterator_tag;
-      using reference = piece;
-      using pointer = void;
+      using reference = piece const&;
+      using pointer = piece const*;
       constexpr iterator() = default;
       constexpr iterator(layout const* whole, std::size_t r, std::size_t position)
           : whole_{whole}, rank_{r}, position_{position} {
         skip();
       }
-      constexpr piece operator*() const { return here_; }
+      /// Until the iterator moves on. By reference: a copy would wait for its parts to be written.
+      constexpr piece const& operator*() const { return here_; }
+      constexpr piece const* operator->() const { return &here_; }
       constexpr iterator& operator++() {
         ++position_;
         skip();

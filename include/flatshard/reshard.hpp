@@ -69,7 +69,7 @@ class resharding {
       constexpr transfer const& operator*() const { return here_; }
       constexpr transfer const* operator->() const { return &here_; }
       constexpr iterator& operator++() {
-        if (here_.end < whole_.end) {
+        if (here_.end < at_->end) {
           cut(here_.end);
         } else {
           ++at_;
@@ -84,18 +84,17 @@ class resharding {
 
      private:
       constexpr void open() {
-        if (at_ == end_) return;
-        whole_ = *at_;
-        cut(whole_.begin);
+        if (at_ != end_) cut(at_->begin);
       }
       constexpr void cut(elements begin) {
-        auto const peer = inner_->owner(whole_.tensor, begin);
-        auto const other = inner_->piece_of(whole_.tensor, peer);
-        elements const mine{whole_.local.value + (begin.value - whole_.begin.value)};
+        auto const& whole = *at_;
+        auto const peer = inner_->owner(whole.tensor, begin);
+        auto const other = inner_->piece_of(whole.tensor, peer);
+        elements const mine{whole.local.value + (begin.value - whole.begin.value)};
         elements const theirs{other.local.value + (begin.value - other.begin.value)};
-        here_ = {whole_.tensor,
+        here_ = {whole.tensor,
                  begin,
-                 std::min(whole_.end, other.end),
+                 std::min(whole.end, other.end),
                  sending ? rank_ : peer,
                  sending ? mine : theirs,
                  sending ? peer : rank_,
@@ -105,7 +104,6 @@ class resharding {
       Inner const* inner_{};
       rank_id rank_{};
       typename Outer::piece_range::iterator at_, end_;
-      piece whole_;
       transfer here_;
     };
     constexpr walk(Outer const& outer, Inner const& inner, rank_id r) : outer_{&outer}, inner_{&inner}, rank_{r} {}
@@ -145,7 +143,7 @@ class resharding {
      private:
       constexpr void skip() {
         for (; !(at_ == end_); ++at_) {
-          auto const mine = *at_;
+          auto const& mine = *at_;
           auto const theirs = all_.to_->piece_of(mine.tensor, all_.target_);
           auto const begin = std::max(mine.begin, theirs.begin);
           auto const end = std::min(mine.end, theirs.end);
