@@ -330,6 +330,9 @@ TEST_CASE("a policy that is called with a plain span places tensors as in a layo
   place_as_layout(flatshard::native{}, unit);
   place_as_layout(zero3{}, unit);
   place_as_layout(flatshard::owned{}, unit);
+  place_as_layout(flatshard::zero12{}, unit);
+  place_as_layout(flatshard::fsdp1{}, unit);
+  place_as_layout(flatshard::fsdp2{}, unit);
   place_as_layout(megatron{}, unit);
   place_as_layout(megatron{{}, flatshard::megatron_packing::experimental}, unit);
 }

@@ -1127,6 +1127,8 @@ TEST_CASE("plan: bad input and wrong usage have a sentence, and nothing on stdou
   fails(1, "is no regular file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", "/dev/null"});
   fails(1, "--html names a file that is read here",
         {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", config});
+  fails(1, "which is an open file",
+        {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", "/dev/stdout"});
   spill(dir / "broken.safetensors", "short");
   fails(1, "header", {"--model", dir / "broken.safetensors", "--config", config, "--world", "8"});
   files::create_directory(dir / "empty");
@@ -1158,6 +1160,20 @@ TEST_CASE("a page goes where a link leads, but not over what is read") {
     CHECK_MESSAGE(r.says("--html names a file that is read here"), r.err);
   }
   CHECK(slurp(dir / "blob") == before);
+  // What the configuration names, and what lies beside the one file of weights that was given.
+  spill(dir / "train.yaml", "dist_config:\n  name: deepspeed\n  config_file: " + config + "\n");
+  auto const named = slurp(config);
+  for (auto const& [words, target] : std::vector<std::pair<std::vector<std::string>, std::string>>{
+           {{"--arch", "llama", "--config", dir / "train.yaml"}, config},
+           {{"--model", dir / "m/model.safetensors", "--config", config}, dir / "blob"},
+           {{"--model", dir / "m/model.safetensors", "--config", config}, dir / "m/model.safetensors"}}) {
+    std::vector<std::string> all{"plan", "--world", "2", "--html", target};
+    all.insert(all.end(), words.begin(), words.end());
+    auto const r = run(all);
+    CHECK(r.code == 1);
+    CHECK_MESSAGE(r.says("--html names a file that is read here"), r.err);
+  }
+  CHECK((slurp(config) == named && slurp(dir / "blob") == before));
 }
 
 TEST_CASE("a page stays where the report beside it cannot be written, and that is told") {

@@ -701,6 +701,15 @@ TEST_CASE("--dump takes the place of nothing that is read, nor of what --save wr
       run(folder.options("plain.json", 1, {"--steps", "1", "--save", folder / "out", "--dump", folder / "./out"}));
   CHECK(both.exit_code == 1);
   CHECK(has(both.err, "--dump and --save need two names"));
+  fs::create_directory(folder / "out");
+  fs::create_symlink("out/../out", folder / "to-out");
+  for (std::string const inside : {"to-out/dump", "out/dump"}) {
+    auto const lost =
+        run(folder.options("plain.json", 1, {"--steps", "1", "--save", folder / "out", "--dump", folder / inside}));
+    CHECK(lost.exit_code == 1);
+    CHECK(!has(lost.out, "step "));
+    CHECK(has(lost.err, "--dump and --save need two names, neither in the other"));
+  }
   fs::create_symlink("model/config.json", folder / "to-config");
   auto const through = run(folder.options("plain.json", 1, {"--steps", "1", "--dump", folder / "to-config"}));
   CHECK(through.exit_code == 1);
@@ -715,6 +724,13 @@ TEST_CASE("--dump takes the place of nothing that is read, nor of what --save wr
   CHECK(fs::exists(folder / "empty/model.safetensors"));
   CHECK(fs::is_symlink(folder / "to-dump"));
   CHECK(contents("dump") == contents("first"));
+  std::ofstream{folder / "train.yaml"} << "dist_config:\n  name: deepspeed\n  config_file: " + (folder / "plain.json") +
+                                              "\n";
+  auto const named = contents("plain.json");
+  auto const over = run(folder.options("train.yaml", 1, {"--steps", "1", "--dump", folder / "plain.json"}));
+  CHECK(over.exit_code == 1);
+  CHECK_MESSAGE(has(over.err, "plain.json: error: --dump names a file that is read here"), over.err);
+  CHECK(contents("plain.json") == named);
   fs::create_symlink("nowhere", folder / "link");
   auto const link = run(folder.options("plain.json", 1, {"--steps", "1", "--save", folder / "link"}));
   CHECK(link.exit_code == 1);

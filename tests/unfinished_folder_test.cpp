@@ -94,15 +94,20 @@ TEST_CASE("a link stays, and the folder that it leads to is replaced or made") {
   fs::create_directories(s.path / "far/empty");
   fs::create_symlink("far/empty", s.path / "link");
   fs::create_directory_symlink("far/missing/folder", s.path / "dangling");
-  for (std::string const name : {"link/", "dangling"}) {
+  for (std::string const name : {"slash", "dot"}) {  // what a shell completes to, what leads to it by itself
+    fs::create_directory(s.path / ("far/" + name));
+    fs::create_symlink("far/" + name + (name == "dot" ? "/." : "/"), s.path / name);
+  }
+  for (std::string const name : {"link/", "dangling", "slash", "dot"}) {
     unfinished_folder folder{s.path / name};
     write(folder.path() / "file", "text");
     folder.finish();
   }
   CHECK(fs::is_symlink(s.path / "link"));
   CHECK(fs::is_symlink(s.path / "dangling"));
-  CHECK(s.all() == std::set<std::string>{"dangling", "far", "far/empty", "far/empty/file", "far/missing",
-                                         "far/missing/folder", "far/missing/folder/file", "link"});
+  CHECK(s.all() == std::set<std::string>{"dangling", "dot", "far", "far/dot", "far/dot/file", "far/empty",
+                                         "far/empty/file", "far/missing", "far/missing/folder",
+                                         "far/missing/folder/file", "far/slash", "far/slash/file", "link", "slash"});
 }
 
 TEST_CASE("a folder that cannot be made is an error with its name") {

@@ -36,8 +36,9 @@ struct room {
   bool const both_ways = std::find(all.begin(), all.end(), "all_to_all") != all.end();  // whole when sent and received
   // With -J a copy is timed beside it, between two buffers of its own.
   std::uint64_t const times = (both_ways ? 2 : 1) + (asked.json.empty() ? 0 : 2);
-  if (asked.last <= here.of_rank / times) return std::nullopt;
-  return fmt::format("buffers of {}, {} on each rank, are more than the {} that {}", tool::human(asked.last), times,
+  auto const largest = asked.sizes().back();
+  if (largest <= here.of_rank / times) return std::nullopt;
+  return fmt::format("buffers of {}, {} on each rank, are more than the {} that {}", tool::human(largest), times,
                      tool::human(here.of_rank), here.described);
 }
 

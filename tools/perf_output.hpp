@@ -11,7 +11,6 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <system_error>
@@ -34,7 +33,8 @@ class output {
     auto const there = fs::status(path_, unseen);
     bool const device = path_.starts_with("/dev/") || path_.starts_with("/proc/");
     if (!fs::exists(there) || (fs::is_regular_file(there) && !device)) {
-      guarded([&] { file_.emplace(path_, flatshard::bytes{0}); });
+      replaces_ = true;
+      guarded([&] { flatshard::replacing_file const tried{path_, {0}}; });  // nothing is left of it, whatever ends this
       return;
     }
     // A pipe without a reader is refused, not waited for.
@@ -45,10 +45,11 @@ class output {
   }
 
   void commit(std::string const& text) {
-    if (file_) {
+    if (replaces_) {
       guarded([&] {
-        file_->write_at(std::as_bytes(std::span{text}), {0});
-        file_->commit();
+        flatshard::replacing_file file{path_, {0}};
+        file.write_at(std::as_bytes(std::span{text}), {0});
+        file.commit();
       });
     } else if (std::fwrite(text.data(), 1, text.size(), device_.get()) != text.size() ||
                std::fflush(device_.get()) != 0) {
@@ -73,7 +74,7 @@ class output {
     }
   }
   std::string path_;
-  std::optional<flatshard::replacing_file> file_;
+  bool replaces_ = false;  ///< a file, or what a link leads to
   std::unique_ptr<std::FILE, closing> device_;
 };
 

@@ -21,10 +21,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -44,18 +46,24 @@ struct plan_request {
   bool as_json = false;
 };
 
-/// The override that places a tensor in `native` and leaves what another says of it: the first that fits decides alone,
-/// and one that decides nothing is refused.
-std::string override_for(std::string const& tensor, plan_model const& model, parameter_rules const& rules) {
+/// The override that places a tensor in `native`, and no other one, and leaves what another says of it: the first that
+/// fits decides alone, and one that decides nothing is refused. Nothing where no pattern of a shell's word says that.
+std::optional<std::string> override_for(std::string const& tensor, plan_model const& model,
+                                        parameter_rules const& rules) {
   auto pattern = tensor;
   for (auto& c : pattern)
     if (c < ' ' || c > '~' || c == '\'') c = '?';  // what a terminal or a shell would not leave as it is
+  auto const fits = [&](auto const& p) { return flatshard::matches(pattern, p.name); };
+  std::ptrdiff_t fitting = 0;
+  for (auto const& part : model.parts) fitting += std::count_if(part.parameters.begin(), part.parameters.end(), fits);
+  if (pattern.empty() || fitting != 1) return std::nullopt;
   auto const all = rules.read_overrides();
   auto const deciding = [&](std::string_view name) {
     return std::find_if(all.begin(), all.end(), [&](auto const& one) { return flatshard::matches(one.pattern, name); });
   };
   auto const there = deciding(tensor);
   if (there == all.end()) return fmt::format("--override '{}=native'", pattern);
+  if (there->text.find('\'') != std::string::npos) return std::nullopt;
   bool const for_others = std::any_of(model.parts.begin(), model.parts.end(), [&](auto const& part) {
     return std::any_of(part.parameters.begin(), part.parameters.end(),
                        [&](auto const& p) { return p.name != tensor && deciding(p.name) == there; });
@@ -69,7 +77,8 @@ std::string refusal_of(plan_findings const& f, parameter_rules const& rules) {
   auto const& own = f.own();
   auto text = fmt::format("layout {} {}", own.name, own.refusal());
   if (!own.tensor) return text;
-  if (own.tensor->native_places) text += fmt::format("; {} places it", override_for(own.tensor->name, f.model, rules));
+  if (own.tensor->native_places)
+    if (auto const advice = override_for(own.tensor->name, f.model, rules)) text += "; " + *advice + " places it";
   if (!f.model.checkpoint) return text;
   auto const& files = *f.model.checkpoint;
   auto const at = files.find(own.tensor->name);
@@ -78,6 +87,7 @@ std::string refusal_of(plan_findings const& f, parameter_rules const& rules) {
 
 plan_findings find_out(plan_request const& r) {
   plan_findings f;
+  f.read = {r.configuration.file, r.directory};
   f.config_file = r.configuration.file == "-" ? "<stdin>" : r.configuration.file;
   f.profile = r.configuration.profile;
   f.world = r.world;
@@ -97,9 +107,13 @@ plan_findings find_out(plan_request const& r) {
     auto const& beside = f.model.checkpoint->directory();
     std::error_code ignored;
     if (std::filesystem::exists(beside / "config.json", ignored)) wanted.model = beside.string();
+    f.read.push_back((beside / "config.json").string());
+    for (auto const& file : f.model.checkpoint->files()) f.read.push_back(file.file.path());
   }
   share_experts(f.model, r.rules);
-  auto const resolved = resolve_configuration(wanted);
+  auto const reading = read_as(flatshard::profile_of(wanted.profile).value(), read_configuration_text(wanted), wanted);
+  for (auto const& named : reading.known.files) f.read.push_back(named.content.file());
+  auto const& resolved = reading.resolved;
   for (auto const& p : resolved.problems)
     if (p.level != flatshard::severity::note) fmt::print(stderr, "{}\n", problem_text(p, stderr));
   if (resolved.has_errors()) throw failure{"the configuration is refused; `flatshard explain` shows all of it"};
@@ -128,11 +142,11 @@ void plan(plan_request const& r) {
   if (r.node_size > r.world || (r.node_size != 0 && r.world % r.node_size != 0))
     throw wrong_usage{fmt::format("--node-size {} does not divide --world {}", r.node_size, r.world)};
   if (r.page == "-") throw wrong_usage{"--html writes a file and '-' names none; stdout is for the report"};
-  if (!r.page.empty() && replaces_input(r.page, {r.configuration.file, r.directory}))
-    throw failure{
-        fmt::format("{}: --html names a file that is read here; give the page another name", one_line(r.page))};
   auto const f = find_out(r);
   if (r.page.empty()) return print(r, f);
+  if (replaces_input(r.page, f.read))
+    throw failure{
+        fmt::format("{}: --html names a file that is read here; give the page another name", one_line(r.page))};
   write_page(r.page, f);
   try {
     print(r, f);

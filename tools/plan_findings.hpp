@@ -36,6 +36,7 @@ struct deepspeed_comparison {
 
 struct plan_findings {
   std::string config_file, profile;
+  std::vector<std::string> read;           ///< files, and folders of which files were read
   std::uint64_t world = 1, node_size = 0;  ///< 0: all ranks on one node
   plan_model model;
   training_choice choice;

@@ -69,9 +69,10 @@ void train(arguments const& args) {
   auto const model = llama::read_model(config).value();
   auto const checkpoint = flatshard::open_checkpoint(args.model).value();
   llama::check_sizes(config, model, checkpoint).value();
-  auto const tokens = !args.tokens.empty()
-                          ? token_source::rows(args.tokens)
-                          : token_source::text(args.data.empty() ? default_texts() : args.data, args.seed);
+  auto const texts = !args.tokens.empty() ? std::vector<std::string>{}
+                     : args.data.empty()  ? default_texts()
+                                          : args.data;
+  auto const tokens = !args.tokens.empty() ? token_source::rows(args.tokens) : token_source::text(texts, args.seed);
   training_options options;
   options.batch = args.batch_given || tokens.is_text() ? args.batch : tokens.row_count();
   auto const setup = read_setup(args.setup, args.world, options.batch, config.value_of_root());
@@ -86,7 +87,9 @@ void train(arguments const& args) {
   unit_tables const tables{model};
   check_tensors(tables, checkpoint, setup.dtypes);
   auto const surplus = surplus_tensors(config, model, tables, checkpoint);
-  check_targets(args);
+  auto read = setup.named_files;
+  read.insert(read.end(), texts.begin(), texts.end());
+  check_targets(args, read);
 
   std::size_t parameters = 0;
   for (auto const& list : tables.parameters)
@@ -157,7 +160,7 @@ void train(arguments const& args) {
 }
 
 void run_adamw(arguments const& args) {
-  check_dump(args);
+  check_dump(args, {});
   auto const start = read_tensor<float>(args.adamw, "start", flatshard::dtype::f32, 1);
   auto const grads = read_tensor<float>(args.adamw, "grads", flatshard::dtype::f32, 2);
   auto const n = start.values.size();

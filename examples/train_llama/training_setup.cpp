@@ -28,6 +28,7 @@ struct resolved_file {
   flatshard::resolution decisions;
   flatshard::document deepspeed;        ///< DeepSpeed's file, for the places of its keys; empty if there is none
   std::optional<double> learning_rate;  ///< LLaMA-Factory's own key
+  std::vector<std::string> named{};     ///< what the configuration names and was read
 };
 [[nodiscard]] resolved_file resolve_file(setup_arguments const& args, std::size_t world, std::size_t batch,
                                          flatshard::value const& model_config, refusals& found) {
@@ -42,6 +43,7 @@ struct resolved_file {
   flatshard::frontend::read_named_files(text, known);
   auto const front_end = flatshard::profile_of(args.profile).value_or(flatshard::profile::llamafactory);
   resolved_file out{decide(text, front_end, known).value(), {}, {}};
+  for (auto const& named : known.files) out.named.push_back(named.content.file());
   if (flatshard::form_of(text, known) == flatshard::config_form::deepspeed) {
     out.deepspeed = text;
     return out;
@@ -75,6 +77,7 @@ training_setup read_setup(setup_arguments const& args, std::size_t world, std::s
   found.check();
   auto const& p = s.resolved.policies;
   s.dtypes = p.dtypes.value();
+  s.named_files = file.named;
   s.layout = !args.layout.empty()                            ? args.layout
              : p.sharding == flatshard::sharding_kind::zero3 ? "zero3"
              : p.sharding == flatshard::sharding_kind::fsdp2 ? "fsdp2"

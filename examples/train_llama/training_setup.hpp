@@ -25,8 +25,9 @@ struct setup_arguments {
 
 struct training_setup {
   flatshard::resolution resolved;
-  flatshard::precision dtypes;  ///< decided: both backends of this trainer do
-  std::string layout;           ///< zero3, fsdp2 or native
+  flatshard::precision dtypes;           ///< decided: both backends of this trainer do
+  std::string layout;                    ///< zero3, fsdp2 or native
+  std::vector<std::string> named_files;  ///< that the configuration names and that were read
   flatshard::load_options load;
   bool activation_checkpointing = true;
   std::optional<double> clip;

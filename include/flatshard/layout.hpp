@@ -225,7 +225,7 @@ class layout {
           : whole_{whole}, rank_{r}, position_{position} {
         skip();
       }
-      /// Until the iterator moves on. By reference: a copy would wait for its parts to be written.
+      /// Until the iterator moves on or ends. By reference: a copy would wait for its parts to be written.
       constexpr piece const& operator*() const { return here_; }
       constexpr piece const* operator->() const { return &here_; }
       constexpr iterator& operator++() {

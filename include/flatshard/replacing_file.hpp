@@ -60,7 +60,9 @@ auto retried(Call call) {
 inline std::filesystem::path behind_links(std::filesystem::path path) {
   std::error_code unseen;  // what cannot be looked at is refused when it is written
   for (int links = 0; std::filesystem::is_symlink(std::filesystem::symlink_status(path, unseen)); ++links) {
-    if (links == 40) throw file_error{ELOOP, "resolution", path.string()};  // as many as Linux follows
+    if (links == 40) throw file_error{ELOOP, "resolution", path.string()};             // as many as Linux follows
+    if (path.native().starts_with("/proc/") || path.native().starts_with("/dev/fd/"))  // /dev/stdout, too
+      throw file_error{EEXIST, "replacement", path.string() + ", which is an open file and has no name here"};
     auto const next = std::filesystem::read_symlink(path, unseen);
     if (unseen) throw file_error{unseen.value(), "resolution", path.string()};
     path = path.parent_path() / next;

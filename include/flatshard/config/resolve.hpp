@@ -178,6 +178,7 @@ inline namespace v0 {
 template <class F>
 decltype(auto) with_static(resolution const& r, F&& f) {
   auto const& p = r.policies;
+  require(!r.has_errors(), "this configuration is refused, so it decides no policies");
   require(p.sharding != sharding_kind::none && p.sharding != sharding_kind::zero12,
           "this configuration keeps parameters whole on every rank, so there is no sharding policy for them");
   require(p.dtypes.has_value(),

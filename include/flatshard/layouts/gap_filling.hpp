@@ -18,7 +18,7 @@ inline namespace v0 {
 namespace detail {
 
 /// The numbers 0, 1, ... in classes, each to be taken once: which is the least one left in a row of classes.
-/// Memory: 4 bytes a number, 24 a class.
+/// Memory: 4 bytes a number, 16 a class.
 class first_left {
  public:
   static constexpr std::uint32_t none = ~std::uint32_t{0};  ///< no number; the class of what is never taken

@@ -204,7 +204,10 @@ inline void prepare_fsdp2(fsdp_plugin const& plugin, accelerator_precision const
     d.casts = "accelerate casts what is trained to fp32";
     d.weights = dtype::f32;
   }
-  if (autocasts(precision, f)) d.output = dtype::f32;
+  if (autocasts(precision, f)) {  // whatever the policy says of parameters
+    d.compute = precision.type;
+    d.output = dtype::f32;
+  }
   d.reduce = policy.reduce == dtype::none ? policy.param : policy.reduce;
   d.by = plugin.policy ? "the plugin's mixed_precision_policy" : "";
   if (mixed) d.by += (d.by.empty() ? "mixed_precision " : " and mixed_precision ") + precision.word;
