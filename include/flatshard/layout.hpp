@@ -368,7 +368,7 @@ class layout {
             "the gathered buffer must stay below 2^63 bytes");
     if constexpr (order == piece_order::by_start) sort_by_start();
     if constexpr (indexed)
-      if (sorted_) index_ = {size(), size(), [&](std::size_t t) { return table_.places[t].start; }};
+      if (sorted_) index_ = {size(), [&](std::size_t t) { return table_.places[t].start; }};
     check_end(0);
     if (world_.value() > 1) check_end(world_.value() - 1);
   }

@@ -22,10 +22,10 @@ namespace detail {
 class key_buckets {
  public:
   constexpr key_buckets() = default;
-  /// Of key(0), ..., key(n - 1), in any order; `most` buckets or more than half as many, fewer for few different keys.
+  /// Of key(0), ..., key(n - 1), in any order; n buckets or more than half as many, fewer for few different keys.
   /// Complexity: O(n).
   template <class Key>
-  constexpr key_buckets(std::size_t n, std::size_t most, Key key) {
+  constexpr key_buckets(std::size_t n, Key key) {
     require(n < std::numeric_limits<std::uint32_t>::max(), "a layout holds fewer than 2^32 - 1 tensors");
     if (n == 0) return;
     least_ = key(0);
@@ -34,7 +34,7 @@ class key_buckets {
       least_ = std::min<std::size_t>(least_, key(i));
       largest = std::max<std::size_t>(largest, key(i));
     }
-    while (shift_ < 63 && (largest - least_) >> shift_ >= most) ++shift_;  // by 64 is no shift
+    while (shift_ < 63 && (largest - least_) >> shift_ >= n) ++shift_;  // by 64 is no shift
     bounds_.assign(((largest - least_) >> shift_) + 2, 0);
     for (std::size_t i = 0; i < n; ++i) ++bounds_[bucket(key(i)) + 1];
     std::uint32_t end = 0;
@@ -69,7 +69,7 @@ class key_buckets {
 /// for any. Memory: 2 to 4 bytes a number.
 template <class Key, class Tie>
 constexpr key_buckets stable_order(std::span<std::uint32_t> order, Key key, Tie tie) {
-  key_buckets buckets{order.size(), order.size(), key};
+  key_buckets buckets{order.size(), key};
   buckets.deal(order, key);
   auto const before = [&](std::size_t a, std::size_t b) {
     if (key(a) != key(b)) return key(a) < key(b);
