@@ -294,7 +294,7 @@ TEST_CASE("parameters of equal shape, type and traits are of one kind, others of
     for (std::size_t t = 0; t < 400; ++t)
       unit.push_back(different[how == 1 || (how == 2 && t % 37 == 0) ? random() % 6 : t % 6]);
     std::size_t visited = 0;
-    flatshard::detail::kind_table const kinds{unit, [&](parameter const& p) { CHECK(&p == &unit[visited++]); }};
+    flatshard::kind_table const kinds{unit, [&](parameter const& p) { CHECK(&p == &unit[visited++]); }};
     CHECK(visited == unit.size());
     CHECK(kinds.size() == different.size());
     for (std::size_t t = 0; t < unit.size(); ++t) {
@@ -307,8 +307,7 @@ TEST_CASE("parameters of equal shape, type and traits are of one kind, others of
                                          unit[t - 1].traits == unit[t].traits));
     }
     // the longest first, of equal lengths in order, also of different kinds
-    auto const order = flatshard::detail::order_by_kind(
-        kinds, [&](std::size_t a, std::size_t b) { return kinds.numel(a) > kinds.numel(b); });
+    auto const order = flatshard::detail::order_by_kind(kinds, [&](std::size_t kind) { return ~kinds.numel(kind); });
     std::vector<std::uint32_t> expected(unit.size());
     std::iota(expected.begin(), expected.end(), 0u);
     std::stable_sort(expected.begin(), expected.end(),

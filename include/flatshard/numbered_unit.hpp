@@ -10,14 +10,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
 
 namespace flatshard {
 inline namespace v0 {
-namespace detail {
 
 /// The kinds of a list of parameters (shape, type and traits), numbered as they appear; each is kept once: [rank, type,
 /// traits, elements, dimensions...] runs in one pool. Memory: 4 bytes a parameter, about 50 a kind.
@@ -27,9 +25,9 @@ class kind_table {
   /// `visit` is called with each parameter, in order: one walk over many serves both. Complexity: O(T), expected.
   template <class Visit>
   constexpr kind_table(std::span<parameter const> of_unit, Visit visit) {
-    require(of_unit.size() < interner::none, "a layout holds fewer than 2^32 - 1 tensors");
+    require(of_unit.size() < detail::interner::none, "a layout holds fewer than 2^32 - 1 tensors");
     of_.resize(of_unit.size());
-    interner numbers;
+    detail::interner numbers;
     std::vector<std::size_t> seen;  // where each kind stood last
     std::size_t period = 1;         // models repeat their layers: a tensor is likely of the kind of that one before it
     for (std::size_t t = 0; t < of_unit.size(); ++t) {
@@ -38,8 +36,8 @@ class kind_table {
         of_[t] = of_[t - period];
       } else {
         of_[t] = numbers.intern(
-            hash_of(p.dims.sizes()), [&](std::uint32_t k) { return equal(k, p); },
-            [&](std::uint32_t k) { return hash_of(sizes(k)); }, [&] { return add(p); });
+            detail::hash_of(p.dims.sizes()), [&](std::uint32_t k) { return equal(k, p); },
+            [&](std::uint32_t k) { return detail::hash_of(sizes(k)); }, [&] { return add(p); });
         if (of_[t] == seen.size()) {
           seen.push_back(t);
         } else {
@@ -95,17 +93,19 @@ class kind_table {
   std::vector<std::size_t> pool_;
 };
 
-/// The numbers of all parameters, those of the least kind first, in order where no kind is before the other;
-/// `before(a, b)` compares kinds. Complexity: O(T + K log K) for K kinds.
-template <class Before>
-[[nodiscard]] constexpr std::vector<std::uint32_t> order_by_kind(kind_table const& kinds, Before before) {
-  std::vector<std::uint32_t> sorted(kinds.size(), 0);
-  std::iota(sorted.begin(), sorted.end(), std::uint32_t{0});
-  std::sort(sorted.begin(), sorted.end(), before);
-  std::vector<std::uint32_t> group(kinds.size(), 0), next;  // kinds of which none is before another; where each begins
+namespace detail {
+/// The numbers of all parameters, the least `key(kind)` first, of equal keys in order. Complexity: O(T + K log K) for K
+/// kinds.
+template <class Key>
+[[nodiscard]] constexpr std::vector<std::uint32_t> order_by_kind(kind_table const& kinds, Key key) {
+  std::vector<std::pair<decltype(key(std::size_t{0})), std::uint32_t>> sorted;
+  sorted.reserve(kinds.size());
+  for (std::size_t k = 0; k < kinds.size(); ++k) sorted.emplace_back(key(k), static_cast<std::uint32_t>(k));
+  std::sort(sorted.begin(), sorted.end());
+  std::vector<std::uint32_t> group(kinds.size(), 0), next;  // kinds of one key; where each group begins
   for (std::size_t i = 0; i < sorted.size(); ++i) {
-    if (i == 0 || before(sorted[i - 1], sorted[i])) next.push_back(0);
-    group[sorted[i]] = static_cast<std::uint32_t>(next.size() - 1);
+    if (i == 0 || sorted[i - 1].first != sorted[i].first) next.push_back(0);
+    group[sorted[i].second] = static_cast<std::uint32_t>(next.size() - 1);
   }
   for (auto const kind : kinds.of()) ++next[group[kind]];
   std::uint32_t end = 0;
@@ -124,21 +124,20 @@ class numbered_unit : public std::span<parameter const> {
  public:
   using span::span;
   constexpr numbered_unit(std::span<parameter const> all) : span{all} {}
-  constexpr numbered_unit(std::span<parameter const> all, detail::kind_table const& kinds)
-      : span{all}, kinds_{&kinds} {}
+  constexpr numbered_unit(std::span<parameter const> all, kind_table const& kinds) : span{all}, kinds_{&kinds} {}
   /// Elements of parameter `t`: O(1), without a look at the parameter where kinds are known.
   [[nodiscard]] constexpr std::size_t numel(std::size_t t) const {
     return kinds_ != nullptr ? kinds_->numel(kinds_->of(t)) : (*this)[t].dims.numel();
   }
   /// The kinds of the parameters, or nothing if nobody has numbered them.
-  [[nodiscard]] constexpr detail::kind_table const* kinds() const { return kinds_; }
+  [[nodiscard]] constexpr kind_table const* kinds() const { return kinds_; }
 
  private:
-  detail::kind_table const* kinds_{};
+  kind_table const* kinds_{};
 };
 
-namespace detail {
-/// The kinds of a unit, numbered here unless they are known.
+/// The kinds of a unit, numbered here unless they are known: for a policy that goes by kinds. Valid as long as the unit
+/// that it is made of.
 class known_kinds {
  public:
   constexpr explicit known_kinds(numbered_unit of_unit) {
@@ -154,7 +153,6 @@ class known_kinds {
   kind_table own_;
   kind_table const* known_{};
 };
-}  // namespace detail
 
 }  // namespace v0
 }  // namespace flatshard

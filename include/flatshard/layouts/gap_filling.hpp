@@ -62,88 +62,59 @@ class first_left {
   std::vector<std::uint32_t> least_;  // a tree: of classes, from `end_.size()` on; before them the less of both below
 };
 
-/// What is left behind the last whole quantum of regular tensors, to be paired with another one's.
-class remainders {
- public:
-  constexpr remainders() = default;
-  /// Complexity: O(n + K log K) for K kinds.
-  constexpr remainders(kind_table const& kinds, std::span<std::uint32_t const> regular, std::size_t quantum)
-      : kinds_{&kinds}, regular_{regular}, class_(kinds.size(), first_left::none) {
-    for (std::size_t k = 0; k < kinds.size(); ++k)
-      if (auto const rest = kinds.numel(k) % quantum; rest != 0) sizes_.push_back(rest);
-    std::sort(sizes_.begin(), sizes_.end());
-    sizes_.erase(std::unique(sizes_.begin(), sizes_.end()), sizes_.end());
-    for (std::size_t k = 0; k < kinds.size(); ++k)
-      if (auto const rest = kinds.numel(k) % quantum; rest != 0)
-        class_[k] = static_cast<std::uint32_t>(std::lower_bound(sizes_.begin(), sizes_.end(), rest) - sizes_.begin());
-    left_ = {sizes_.size(), regular.size(), [&](std::size_t i) { return class_of(i); }};
-  }
-  /// The place in `regular` of the first tensor left whose remainder is at most `most`, or nothing.
-  /// Complexity: O(log K).
-  [[nodiscard]] constexpr std::optional<std::size_t> first(std::size_t most) const {
-    auto const fit = std::upper_bound(sizes_.begin(), sizes_.end(), most) - sizes_.begin();
-    auto const found = left_(0, static_cast<std::size_t>(fit));
-    return found == first_left::none ? std::nullopt : std::optional<std::size_t>{found};
-  }
-  /// The tensor at this place, the first left of those with its remainder, is left no more. Complexity: O(log K).
-  constexpr void take(std::size_t place) { left_.take(class_of(place)); }
-
- private:
-  [[nodiscard]] constexpr std::uint32_t class_of(std::size_t place) const {
-    return class_[kinds_->of(regular_[place])];
-  }
-  kind_table const* kinds_{};
-  std::span<std::uint32_t const> regular_;
-  std::vector<std::uint32_t> class_;  // of each kind
-  std::vector<std::size_t> sizes_;    // of each class, ascending
-  first_left left_;
-};
-
-/// Fragments of a unit that lie nowhere yet, in the order in which gaps ask for them.
+/// Tensors that lie nowhere yet, or what is left of them, in the order in which gaps ask for them.
 class gap_fillers {
  public:
+  static constexpr std::size_t never = ~std::size_t{0};  ///< the size of what fills no gap
+
   constexpr gap_fillers() = default;
-  /// `row_of(kind)`: what a fragment starts at a multiple of. Complexity: O(n + K log K) for K kinds.
-  template <class RowOf>
-  constexpr gap_fillers(kind_table const& kinds, std::span<std::uint32_t const> fragments, RowOf row_of)
-      : kinds_{&kinds}, fragments_{fragments}, class_(kinds.size(), first_left::none) {
-    for (auto const t : fragments) class_[kinds.of(t)] = 0;
+  /// Of a kind: `row_of`, what it starts at a multiple of, `size_of`, what it takes of a gap. Complexity: O(n + K log
+  /// K) for n tensors of K kinds.
+  template <class RowOf, class SizeOf>
+  constexpr gap_fillers(kind_table const& kinds, std::span<std::uint32_t const> tensors, RowOf row_of, SizeOf size_of)
+      : kinds_{&kinds}, tensors_{tensors}, class_(kinds.size(), first_left::none) {
+    for (auto const t : tensors)
+      if (size_of(kinds.of(t)) != never) class_[kinds.of(t)] = 0;
     for (std::size_t k = 0; k < kinds.size(); ++k)
-      if (class_[k] != first_left::none) sizes_.emplace_back(row_of(k), kinds.numel(k));
+      if (class_[k] != first_left::none) sizes_.emplace_back(row_of(k), size_of(k));
     std::sort(sizes_.begin(), sizes_.end());
     sizes_.erase(std::unique(sizes_.begin(), sizes_.end()), sizes_.end());
     for (std::size_t k = 0; k < kinds.size(); ++k)
-      if (class_[k] != first_left::none) class_[k] = class_behind(row_of(k), kinds.numel(k)) - 1;
-    left_ = {sizes_.size(), fragments.size(), [&](std::size_t i) { return class_[kinds.of(fragments[i])]; }};
+      if (class_[k] != first_left::none) class_[k] = class_behind(row_of(k), size_of(k)) - 1;
+    left_ = {sizes_.size(), tensors.size(), [&](std::size_t place) { return class_of(place); }};
     for (std::size_t c = 0; c < sizes_.size(); ++c)
       if (c == 0 || sizes_[c].first != sizes_[c - 1].first) rows_.push_back({sizes_[c].first, c});
   }
-  /// Takes the first fragment that fits between `begin`, rounded up to its row, and `end`. What stands before it will
-  /// not fit behind it either, so that asking again goes on along the order. Complexity: O(log K) a length of rows.
-  constexpr std::optional<std::uint32_t> take(std::size_t begin, std::size_t end) {
-    auto first = first_left::none;
+  /// The place in `tensors` of the first one left that fits between `begin`, rounded up to its row, and `end`, or
+  /// nothing. If it is taken, what stands before it will not fit behind it either. Complexity: O(log K) a length of
+  /// rows.
+  [[nodiscard]] constexpr std::optional<std::size_t> first(std::size_t begin, std::size_t end) const {
+    auto found = first_left::none;
     for (auto const& [row, first_class] : rows_) {
       auto const whole = end - end % row;  // where whole rows end at most: what fits from `begin` fits rounded up
-      if (whole >= begin) first = std::min(first, left_(first_class, class_behind(row, whole - begin)));
+      if (whole >= begin) found = std::min(found, left_(first_class, class_behind(row, whole - begin)));
     }
-    if (first == first_left::none) return std::nullopt;
-    left_.take(class_[kinds_->of(fragments_[first])]);
-    return fragments_[first];
+    return found == first_left::none ? std::nullopt : std::optional<std::size_t>{found};
   }
+  /// The one at this place, the first left of its row and size, is left no more. Complexity: O(log K).
+  constexpr void take(std::size_t place) { left_.take(class_of(place)); }
 
  private:
   struct rows {
     std::size_t length, first_class;
   };
+  [[nodiscard]] constexpr std::uint32_t class_of(std::size_t place) const {
+    return class_[kinds_->of(tensors_[place])];
+  }
   // The first class behind all of these rows and at most this size.
   [[nodiscard]] constexpr std::uint32_t class_behind(std::size_t row, std::size_t size) const {
     auto const at = std::upper_bound(sizes_.begin(), sizes_.end(), std::pair{row, size});
     return static_cast<std::uint32_t>(at - sizes_.begin());
   }
   kind_table const* kinds_{};
-  std::span<std::uint32_t const> fragments_;
+  std::span<std::uint32_t const> tensors_;
   std::vector<std::uint32_t> class_;                        // of each kind
-  std::vector<std::pair<std::size_t, std::size_t>> sizes_;  // of each class, ascending: row, elements
+  std::vector<std::pair<std::size_t, std::size_t>> sizes_;  // of each class, ascending: row, size
   std::vector<rows> rows_;                                  // the different ones
   first_left left_;
 };

@@ -50,28 +50,26 @@ struct megatron : flat_cuts {
   }
   /// The order in which tensors are looked at. Complexity: O(T + K log K) for K different tensors.
   [[nodiscard]] constexpr std::vector<std::uint32_t> tensor_order(numbered_unit unit) const {
-    detail::known_kinds const kinds{unit};
+    known_kinds const kinds{unit};
     auto const rows = rows_of(*kinds);
-    return detail::order_by_kind(*kinds, [&](auto a, auto b) { return looked_at_before(rows[a], rows[b]); });
+    return detail::order_by_kind(*kinds, [&](std::size_t kind) { return turn_of(rows[kind]); });
   }
   /// q, the length that every segment is a multiple of. Complexity: as `tensor_order`. Units: elements.
   [[nodiscard]] constexpr elements quantum(numbered_unit unit) const {
-    detail::known_kinds const kinds{unit};
+    known_kinds const kinds{unit};
     return {quantum(*kinds, rows_of(*kinds))};
   }
 
   constexpr elements place(numbered_unit unit, std::size_t w, std::span<placement> out) const {
-    detail::known_kinds const known{unit};
+    known_kinds const known{unit};
     auto const& kinds = *known;
     auto const rows = rows_of(kinds);
     auto const q = quantum(kinds, rows);
     bool const aligned = packing == megatron_packing::experimental;
     auto const row_of = [&](std::size_t kind) { return aligned ? rows[kind] : 1; };  // what a fragment starts at
-    auto const sequence = detail::order_by_kind(kinds, [&](auto a, auto b) {
-      bool const fragment_a = kinds.numel(a) < q, fragment_b = kinds.numel(b) < q;
-      if (fragment_a != fragment_b) return fragment_b;
-      if (aligned && fragment_a) return kinds.numel(a) > kinds.numel(b);
-      return looked_at_before(rows[a], rows[b]);
+    auto const sequence = detail::order_by_kind(kinds, [&](std::size_t kind) {
+      bool const fragment = kinds.numel(kind) < q;
+      return std::pair{fragment, fragment && aligned ? ~kinds.numel(kind) : turn_of(rows[kind])};
     });
     auto const first_fragment = static_cast<std::size_t>(
         std::partition_point(sequence.begin(), sequence.end(), [&](auto i) { return kinds.numel(kinds.of(i)) >= q; }) -
@@ -85,8 +83,7 @@ struct megatron : flat_cuts {
       placed[i] = 1;
       end = std::max(end, checked_add(start, out[i].numel));
     };
-    detail::remainders remainders;  // nothing before the first remainder asks for one
-    detail::gap_fillers fillers;
+    detail::gap_fillers remainders, fillers;  // nothing before the first remainder asks for one
     bool listed = false;
     std::size_t next = 0;
     for (std::size_t k = 0; k < regular.size(); ++k) {
@@ -98,22 +95,28 @@ struct megatron : flat_cuts {
       next = rest == 0 ? gap : round_up(gap, q);  // the last `next` is a multiple of q
       if (rest == 0) continue;
       if (!listed) {
-        remainders = {kinds, regular, q};
-        fillers = {kinds, fragments, row_of};
+        remainders = {kinds, regular, [](std::size_t) { return std::size_t{1}; },
+                      [&](std::size_t kind) {
+                        auto const n = kinds.numel(kind) % q;
+                        return n == 0 ? detail::gap_fillers::never : n;
+                      }};
+        fillers = {kinds, fragments, row_of, [&](std::size_t kind) { return kinds.numel(kind); }};
         listed = true;
       }
       auto gap_end = next;
       remainders.take(k);
-      if (auto const m = remainders.first(q - rest)) {  // behind k: none before it is left
+      if (auto const m = remainders.first(0, q - rest)) {  // behind k: none before it is left
         remainders.take(*m);
         auto const j = regular[*m];
         gap_end = next - unit.numel(j) % q;
         put(j, gap_end);
         next = checked_add(next, out[j].numel / q * q);
       }
-      while (auto const j = fillers.take(gap, gap_end)) {
-        put(*j, round_up(gap, row_of(kinds.of(*j))));
-        gap = out[*j].start + out[*j].numel;
+      while (auto const f = fillers.first(gap, gap_end)) {
+        fillers.take(*f);
+        auto const j = fragments[*f];
+        put(j, round_up(gap, row_of(kinds.of(j))));
+        gap = out[j].start + out[j].numel;
       }
     }
     auto tail = next;
@@ -134,7 +137,7 @@ struct megatron : flat_cuts {
 
  private:
   // Of each kind.
-  [[nodiscard]] constexpr std::vector<std::size_t> rows_of(detail::kind_table const& kinds) const {
+  [[nodiscard]] constexpr std::vector<std::size_t> rows_of(kind_table const& kinds) const {
     std::vector<std::size_t> rows;
     for (std::size_t k = 0; k < kinds.size(); ++k) {
       rows.push_back(row(shape{kinds.sizes(k)}));
@@ -144,21 +147,18 @@ struct megatron : flat_cuts {
     }
     return rows;
   }
-  // Tensors with rows of these lengths.
-  [[nodiscard]] constexpr bool looked_at_before(std::size_t row, std::size_t other) const {
-    return packing == megatron_packing::production && row > other;
+  // Tensors are looked at by the length of their rows, the longest first, or as they stand.
+  [[nodiscard]] constexpr std::size_t turn_of(std::size_t row) const {
+    return packing == megatron_packing::production ? ~row : 0;
   }
   // One tensor of each kind says as much as all: the first one of a length of rows that changes q makes it a multiple.
-  [[nodiscard]] constexpr std::size_t quantum(detail::kind_table const& kinds,
-                                              std::vector<std::size_t> const& rows) const {
-    std::vector<std::uint32_t> sequence(kinds.size(), 0);
-    std::iota(sequence.begin(), sequence.end(), std::uint32_t{0});
-    std::sort(sequence.begin(), sequence.end(), [&](auto a, auto b) {
-      return rows[a] != rows[b] && packing == megatron_packing::production ? rows[a] > rows[b] : a < b;
-    });
+  [[nodiscard]] constexpr std::size_t quantum(kind_table const& kinds, std::vector<std::size_t> const& rows) const {
+    std::vector<std::pair<std::size_t, std::size_t>> sequence;  // turn, kind
+    for (std::size_t k = 0; k < kinds.size(); ++k) sequence.emplace_back(turn_of(rows[k]), k);
+    std::sort(sequence.begin(), sequence.end());
     std::size_t q = 1;
     for (std::size_t i = 0; i < sequence.size(); ++i) {
-      auto const n = kinds.numel(sequence[i]), r = rows[sequence[i]];
+      auto const kind = sequence[i].second, n = kinds.numel(kind), r = rows[kind];
       if (packing == megatron_packing::production) {
         if (i == 0) q = r;
         if (q == r || n < q) continue;

@@ -30,9 +30,9 @@ struct owned : flat_cuts {
     require(tensor_align > 0 && segment_align > 0, "alignments must be positive");
     require(segment_align % tensor_align == 0, "the tensor alignment must divide the segment alignment");
     std::size_t longest = 0;
-    detail::known_kinds const known{unit};
+    known_kinds const known{unit};
     auto const& kinds = *known;
-    auto const largest = detail::order_by_kind(kinds, [&](auto a, auto b) { return kinds.numel(a) > kinds.numel(b); });
+    auto const largest = detail::order_by_kind(kinds, [&](std::size_t kind) { return ~kinds.numel(kind); });
 
     using load = std::pair<std::size_t, std::size_t>;  // elements that a rank holds, rank
     std::vector<load> held, next(w, load{});           // held: a heap, the least first
