@@ -9,7 +9,6 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <span>
 #include <string>
@@ -28,14 +27,12 @@ namespace perf {
 class output {
  public:
   explicit output(std::string path) : path_{std::move(path)} {
-    namespace fs = std::filesystem;
-    std::error_code unseen;
-    auto const there = fs::status(path_, unseen);
-    bool const device = path_.starts_with("/dev/") || path_.starts_with("/proc/");
-    if (!fs::exists(there) || (fs::is_regular_file(there) && !device)) {
+    try {
+      flatshard::replacing_file const tried{path_, {0}};  // nothing is left of it, whatever ends this
       replaces_ = true;
-      guarded([&] { flatshard::replacing_file const tried{path_, {0}}; });  // nothing is left of it, whatever ends this
       return;
+    } catch (flatshard::file_error const& e) {
+      if (e.code().value() != EEXIST) fail(e.code().value());  // what is there is no file that can be replaced
     }
     // A pipe without a reader is refused, not waited for.
     int const number = ::open(path_.c_str(), O_WRONLY | O_APPEND | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
@@ -46,11 +43,13 @@ class output {
 
   void commit(std::string const& text) {
     if (replaces_) {
-      guarded([&] {
+      try {
         flatshard::replacing_file file{path_, {0}};
         file.write_at(std::as_bytes(std::span{text}), {0});
         file.commit();
-      });
+      } catch (flatshard::file_error const& e) {
+        fail(e.code().value());
+      }
     } else if (std::fwrite(text.data(), 1, text.size(), device_.get()) != text.size() ||
                std::fflush(device_.get()) != 0) {
       fail(errno);
@@ -64,14 +63,6 @@ class output {
   [[noreturn]] void fail(int reason) const {
     throw tool::failure{
         fmt::format("{}: cannot be written: {}", tool::one_line(path_), std::generic_category().message(reason))};
-  }
-  template <class Work>
-  void guarded(Work const& work) const {
-    try {
-      work();
-    } catch (flatshard::file_error const& e) {
-      fail(e.code().value());
-    }
   }
   std::string path_;
   bool replaces_ = false;  ///< a file, or what a link leads to

@@ -56,10 +56,11 @@ auto retried(Call call) {
   return result;
 }
 
-/// The name that `path` leads to through links, also where nothing has it yet. Throws `file_error`.
+/// The name that `path` leads to if it is a link, also where nothing has it yet; else `path`. Throws `file_error`.
 inline std::filesystem::path behind_links(std::filesystem::path path) {
   std::error_code unseen;  // what cannot be looked at is refused when it is written
-  for (int links = 0; std::filesystem::is_symlink(std::filesystem::symlink_status(path, unseen)); ++links) {
+  int links = 0;
+  for (; std::filesystem::is_symlink(std::filesystem::symlink_status(path, unseen)); ++links) {
     if (links == 40) throw file_error{ELOOP, "resolution", path.string()};             // as many as Linux follows
     if (path.native().starts_with("/proc/") || path.native().starts_with("/dev/fd/"))  // /dev/stdout, too
       throw file_error{EEXIST, "replacement", path.string() + ", which is an open file and has no name here"};
@@ -67,7 +68,9 @@ inline std::filesystem::path behind_links(std::filesystem::path path) {
     if (unseen) throw file_error{unseen.value(), "resolution", path.string()};
     path = path.parent_path() / next;
   }
-  return path;
+  if (links == 0) return path;
+  if (auto whole = std::filesystem::canonical(path, unseen); !unseen) return whole;  // without "/." and the like
+  return path.has_filename() ? path : path.parent_path();                            // "name/" that is not there yet
 }
 
 }  // namespace detail

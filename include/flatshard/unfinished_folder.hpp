@@ -25,11 +25,7 @@ class unfinished_folder {
   /// Makes the folder. Throws `file_error`.
   explicit unfinished_folder(std::filesystem::path const& target) : target_{target.lexically_normal()} {
     if (!target_.has_filename()) target_ = target_.parent_path();  // "name/"
-    if (std::error_code dangling; std::filesystem::is_symlink(std::filesystem::symlink_status(target_, dangling))) {
-      auto const there = std::filesystem::canonical(target_, dangling);
-      target_ = dangling ? detail::behind_links(target_) : there;
-      if (!target_.has_filename()) target_ = target_.parent_path();  // a link to "name/"
-    }
+    target_ = detail::behind_links(target_);
     path_ = target_;
     path_ += ".tmp-" + std::to_string(::getpid());
     std::vector<std::filesystem::path> missing{path_};
