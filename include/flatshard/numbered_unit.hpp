@@ -98,9 +98,9 @@ namespace detail {
 /// kinds.
 template <class Key>
 [[nodiscard]] constexpr std::vector<std::uint32_t> order_by_kind(kind_table const& kinds, Key key) {
-  std::vector<std::pair<decltype(key(std::size_t{0})), std::uint32_t>> sorted;
+  std::vector<std::pair<decltype(key(std::size_t{0})), std::size_t>> sorted;
   sorted.reserve(kinds.size());
-  for (std::size_t k = 0; k < kinds.size(); ++k) sorted.emplace_back(key(k), static_cast<std::uint32_t>(k));
+  for (std::size_t k = 0; k < kinds.size(); ++k) sorted.emplace_back(key(k), k);
   std::sort(sorted.begin(), sorted.end());
   std::vector<std::uint32_t> group(kinds.size(), 0), next;  // kinds of one key; where each group begins
   for (std::size_t i = 0; i < sorted.size(); ++i) {
