@@ -345,10 +345,14 @@ class layout {
     segment_ = policy_.place(table_.numbered(of_unit), world_.value(), table_.places);
     std::size_t real = 0;
     bool whole = true, wraps = false;
+    detail::key_range starts;
     auto const* place = table_.places.data();  // a plain pointer: compilers run this loop, too, and count its steps
     for (std::size_t t = 0; t < of_unit.size(); ++t, ++place) {
       if (place->numel != table_.numel(t)) whole = false;
       wraps |= detail::add_wraps(real, place->numel, real);
+      if constexpr (order == piece_order::by_start)
+        if (t > 0 && stands_before(*place, place[-1])) sorted_ = false;
+      if constexpr (order == piece_order::by_start || indexed) starts.add(place->start);
     }
     require(whole, "a policy must place every element of a tensor");
     require(!wraps, "a sum of sizes must fit in 64 bits");
@@ -366,9 +370,10 @@ class layout {
     }
     require(checked_mul(all, 8) <= static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()),
             "the gathered buffer must stay below 2^63 bytes");
-    if constexpr (order == piece_order::by_start) sort_by_start();
+    if constexpr (order == piece_order::by_start)
+      if (!sorted_) sort_by_start(starts);
     if constexpr (indexed)
-      if (sorted_) index_ = {size(), [&](std::size_t t) { return table_.places[t].start; }};
+      if (sorted_) index_ = {size(), starts, [&](std::size_t t) { return table_.places[t].start; }};
     check_end(0);
     if (world_.value() > 1) check_end(world_.value() - 1);
   }
@@ -393,17 +398,14 @@ class layout {
     require(right, "a policy must place every piece inside its rank's segment");
   }
   // Empty tensors stand before the one that shares their start.
-  constexpr void sort_by_start() {
+  static constexpr bool stands_before(placement const& a, placement const& b) {
+    return a.start != b.start ? a.start < b.start : a.numel < b.numel;
+  }
+  constexpr void sort_by_start(detail::key_range starts) {
     auto const& places = table_.places;
-    auto const before = [&](std::size_t a, std::size_t b) {
-      if (places[a].start != places[b].start) return places[a].start < places[b].start;
-      return (places[a].numel) < (places[b].numel);
-    };
-    for (std::size_t t = 1; t < size() && sorted_; ++t) sorted_ = !before(t, t - 1);
-    if (sorted_) return;
     if constexpr (requires { order_.resize(size()); }) order_.resize(size(), 0);
     auto buckets = detail::stable_order(
-        order_, [&](std::size_t t) { return places[t].start; }, [&](std::size_t t) { return places[t].numel; });
+        order_, starts, [&](std::size_t t) { return places[t].start; }, [&](std::size_t t) { return places[t].numel; });
     if constexpr (indexed) index_ = std::move(buckets);
   }
   [[nodiscard]] constexpr std::size_t tensor_at(std::size_t position) const {

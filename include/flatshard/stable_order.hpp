@@ -17,25 +17,29 @@ namespace flatshard {
 inline namespace v0 {
 namespace detail {
 
+/// The least and the largest of some keys.
+struct key_range {
+  std::size_t least = std::numeric_limits<std::size_t>::max(), largest = 0;
+  constexpr void add(std::size_t key) {
+    least = std::min(least, key);
+    largest = std::max(largest, key);
+  }
+};
+
 /// Keys in buckets of equal width, a power of two: where in the ascending order of all keys those of a bucket stand.
 /// A key is looked for among the few of its bucket. Memory: 4 bytes a bucket.
 class key_buckets {
  public:
   constexpr key_buckets() = default;
-  /// Of key(0), ..., key(n - 1), in any order; n buckets or more than half as many, fewer for few different keys.
-  /// Complexity: O(n).
+  /// Of key(0), ..., key(n - 1), in any order, all of them in `keys`; n buckets or more than half as many, fewer for
+  /// few different keys. Complexity: O(n).
   template <class Key>
-  constexpr key_buckets(std::size_t n, Key key) {
+  constexpr key_buckets(std::size_t n, key_range keys, Key key) : least_{keys.least} {
     require(n < std::numeric_limits<std::uint32_t>::max(), "a layout holds fewer than 2^32 - 1 tensors");
     if (n == 0) return;
-    least_ = key(0);
-    std::size_t largest = least_;
-    for (std::size_t i = 1; i < n; ++i) {
-      least_ = std::min<std::size_t>(least_, key(i));
-      largest = std::max<std::size_t>(largest, key(i));
-    }
-    while (shift_ < 63 && (largest - least_) >> shift_ >= n) ++shift_;  // by 64 is no shift
-    bounds_.assign(((largest - least_) >> shift_) + 2, 0);
+    auto const wide = keys.largest - keys.least;
+    while (shift_ < 63 && wide >> shift_ >= n) ++shift_;  // by 64 is no shift
+    bounds_.assign((wide >> shift_) + 2, 0);
     for (std::size_t i = 0; i < n; ++i) ++bounds_[bucket(key(i)) + 1];
     std::uint32_t end = 0;
     for (auto& bound : bounds_) bound = end += bound;
@@ -65,11 +69,11 @@ class key_buckets {
 };
 
 /// Fills `order` with 0, 1, ..., the least `key(i)` first, of equal keys the least `tie(i)`, of equal ties the least i;
-/// returns the buckets of the keys, about as many as numbers. Complexity: O(n) for keys that spread evenly, O(n log n)
+/// returns the buckets of the keys, which lie in `keys`, about as many as numbers. Complexity: O(n) for keys that spread evenly, O(n log n)
 /// for any. Memory: 2 to 4 bytes a number.
 template <class Key, class Tie>
-constexpr key_buckets stable_order(std::span<std::uint32_t> order, Key key, Tie tie) {
-  key_buckets buckets{order.size(), key};
+constexpr key_buckets stable_order(std::span<std::uint32_t> order, key_range keys, Key key, Tie tie) {
+  key_buckets buckets{order.size(), keys, key};
   buckets.deal(order, key);
   auto const before = [&](std::size_t a, std::size_t b) {
     if (key(a) != key(b)) return key(a) < key(b);

@@ -65,6 +65,8 @@ struct megatron : flat_cuts {
     auto const& kinds = *known;
     auto const rows = rows_of(kinds);
     auto const q = quantum(kinds, rows);
+    std::vector<std::size_t> rests;  // of each kind: what is left of it behind a multiple of q
+    for (std::size_t k = 0; k < kinds.size(); ++k) rests.push_back(kinds.numel(k) % q);
     bool const aligned = packing == megatron_packing::experimental;
     auto const row_of = [&](std::size_t kind) { return aligned ? rows[kind] : 1; };  // what a fragment starts at
     auto const sequence = detail::order_by_kind(kinds, [&](std::size_t kind) {
@@ -79,7 +81,7 @@ struct megatron : flat_cuts {
     std::size_t end = 0;  // of everything placed
     std::vector<unsigned char> placed(unit.size(), 0);
     auto const put = [&](std::size_t i, std::size_t start) {
-      out[i] = {unit.numel(i), start, 0};
+      out[i] = {kinds.numel(kinds.of(i)), start, 0};
       placed[i] = 1;
       end = std::max(end, checked_add(start, out[i].numel));
     };
@@ -90,16 +92,13 @@ struct megatron : flat_cuts {
       auto const i = regular[k];
       if (placed[i] != 0) continue;
       put(i, next);
-      auto const rest = out[i].numel % q;
+      auto const rest = rests[kinds.of(i)];
       auto gap = checked_add(next, out[i].numel);
       next = rest == 0 ? gap : round_up(gap, q);  // the last `next` is a multiple of q
       if (rest == 0) continue;
       if (!listed) {
         remainders = {kinds, regular, [](std::size_t) { return std::size_t{1}; },
-                      [&](std::size_t kind) {
-                        auto const n = kinds.numel(kind) % q;
-                        return n == 0 ? detail::gap_fillers::never : n;
-                      }};
+                      [&](std::size_t kind) { return rests[kind] == 0 ? detail::gap_fillers::never : rests[kind]; }};
         fillers = {kinds, fragments, row_of, [&](std::size_t kind) { return kinds.numel(kind); }};
         listed = true;
       }
@@ -108,7 +107,7 @@ struct megatron : flat_cuts {
       if (auto const m = remainders.first(0, q - rest)) {  // behind k: none before it is left
         remainders.take(*m);
         auto const j = regular[*m];
-        gap_end = next - unit.numel(j) % q;
+        gap_end = next - rests[kinds.of(j)];
         put(j, gap_end);
         next = checked_add(next, out[j].numel / q * q);
       }
