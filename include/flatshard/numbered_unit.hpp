@@ -36,8 +36,7 @@ class kind_table {
         of_[t] = of_[t - period];
       } else {
         of_[t] = numbers.intern(
-            detail::hash_of(p.dims.sizes()), [&](std::uint32_t k) { return equal(k, p); },
-            [&](std::uint32_t k) { return detail::hash_of(sizes(k)); }, [&] { return add(p); });
+            detail::hash_of(p.dims.sizes()), [&](std::uint32_t k) { return equal(k, p); }, [&] { return add(p); });
         if (of_[t] == seen.size()) {
           seen.push_back(t);
         } else {

@@ -166,7 +166,6 @@ class block_lines {
               return std::equal(others.begin(), others.end(), sizes.begin(), sizes.end()) &&
                      different[k].second == keep;
             },
-            [&](std::uint32_t k) { return hash_of(shapes.sizes(different[k].first)); },
             [&] {
               auto const n = shapes.numel(shape_of);
               different.emplace_back(shape_of, keep);
