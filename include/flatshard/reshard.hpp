@@ -41,6 +41,10 @@ class resharding {
       same = from.place_at(t).numel == to.place_at(t).numel && from.name_at(t) == to.name_at(t);
     require(same, "both layouts of a resharding must be of the same unit");
   }
+  // Of a layout that ends with the expression: it would dangle.
+  constexpr resharding(From const&&, To const&) = delete;
+  constexpr resharding(From const&, To const&&) = delete;
+  constexpr resharding(From const&&, To const&&) = delete;
 
   [[nodiscard]] constexpr From const& from() const { return *from_; }
   [[nodiscard]] constexpr To const& to() const { return *to_; }
