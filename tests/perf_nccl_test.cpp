@@ -71,7 +71,7 @@ TEST_CASE("sizes that a GPU cannot hold are refused before ranks meet") {
     CHECK(done.code == 1);
     CHECK(
         done.says("buffers of 600 MiB, 2 on each rank, are more than the 1.00 GiB that its GPU has free; ask for a "
-                  "smaller --maxbytes"));
+                  "smaller -e (--maxbytes)"));
     CHECK(done.out.empty());
   }
   CHECK(!std::filesystem::exists(f / "id"));

@@ -367,6 +367,7 @@ TEST_CASE("a wrong command line ends with 2, one line that says what is allowed,
              {{"all_reduce"}, "must be one of all_gather, reduce_scatter, broadcast, all_to_all, found 'all_reduce'"},
              {{"--order", "ring"}, "--order: must be one of by_rank, pairwise, any, found 'ring'"},
              {{"-J", ""}, "--output_file: must not be empty"},
+             {{"-J", "-"}, "-J writes a file and '-' names none"},
              {{"--bootstrap", "file"}, "--bootstrap, --rank and --id-file are for --backend nccl"},
 #if defined(FLATSHARD_MPI_BACKEND)
              {{"--backend", "mpi", "--rank", "0"}, "--bootstrap, --rank and --id-file are for --backend nccl"},
@@ -395,7 +396,7 @@ TEST_CASE("sizes that the memory cannot hold are refused before the system would
     CAPTURE(done.err);
     CHECK(done.code == 1);
     CHECK(done.says("buffers of 64.0 TiB, 1 on each rank, are more than the "));
-    CHECK(done.says("ask for a smaller --maxbytes or fewer ranks"));
+    CHECK(done.says("ask for a smaller -e (--maxbytes) or fewer ranks"));
     CHECK(done.out.empty());
     // the largest size that is measured counts, not the limit that none reaches
     CHECK(

@@ -406,6 +406,10 @@ TEST_CASE("--fix writes nothing where there is nothing to write or something in 
     CHECK(r.code == 1);
     CHECK_MESSAGE(r.says("are not rewritten"), r.err);
   }
+  spill(dir / "ddp.yaml", "micro_batch_size: 1\n");
+  auto const whole = run({"explain", dir / "ddp.yaml", "--world", "2", "--fix", dir / "new"});
+  CHECK(whole.code == 1);
+  CHECK_MESSAGE(whole.says("this one's backend is ddp, as its dist_config and the number of ranks say"), whole.err);
   spill(dir / "fp16.json", R"({"fp16": {"enabled": true}, "zero_optimization": {"stage": 3}})");
   spill(dir / "open.json", R"({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}})");
   spill(dir / "good.json", R"({"zero_optimization": {"stage": 3}})");

@@ -353,6 +353,18 @@ TEST_CASE("where accelerate shards nothing from the start, the reason and its pl
   }
 }
 
+TEST_CASE("where LLaMA-Factory shards nothing, the reason names the backend") {
+  folder const dir;
+  auto const model = make(dir, "model", {"--arch", "llama", "--size", "300K"});
+  spill(dir / "none.yaml", "micro_batch_size: 1\n");
+  for (auto const& [world, reason] : {std::pair{"1", "off: there is no backend, nothing is sharded ("},
+                                      std::pair{"2", "off: the backend is ddp, which shards nothing ("}}) {
+    auto const r = run({"load", model, "--config", dir / "none.yaml", "--world", world});
+    CHECK(r.code == 0);
+    CHECK_MESSAGE(r.out.find("partitioned loading " + std::string{reason}) != std::string::npos, r.out);
+  }
+}
+
 TEST_CASE("wrong numbers of ranks are wrong usage") {
   struct wrong {
     std::vector<std::string> words;

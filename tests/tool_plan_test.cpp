@@ -622,7 +622,10 @@ TEST_CASE("plan: a tensor that the own layout cannot place is told with its file
   CHECK(at({"--override", "s=native"}).code == 0);
   auto const asked = at({"--override", "s=fsdp2"});  // what was asked for is not answered with its opposite
   CHECK(asked.code == 1);
-  CHECK_FALSE(asked.says("--override"));
+  CHECK_FALSE(asked.says("places it"));
+  CHECK_MESSAGE(asked.says("over 4 ranks); --override 's=fsdp2' asks for that"), asked.err);
+  auto const of_all = at({"--override", "w=reduce:fp32", "--override", "*=fsdp2"});
+  CHECK_MESSAGE(of_all.says("; --override '*=fsdp2' asks for that"), of_all.err);
   // An override of types that fits it already stays, and the advice is one that is taken.
   auto const others = at({"--override", "?=reduce:fp32"});
   CHECK_MESSAGE(others.says("over 4 ranks); --override 's=native,reduce:fp32' ahead of '?=reduce:fp32' places it"),
@@ -681,6 +684,10 @@ TEST_CASE("plan: where nobody decides a precision, a note says so, and what hold
   CHECK((*ddp["precision"])["master"].is_text("none"));
   CHECK(says(*ddp["notes"],
              "precision undecided: LLaMA-Factory casts the model to fp32 and DDP nothing, so all roles are fp32"));
+  auto const text = plan({"--arch", "llama", "--size", "1M", "--config", dir / "ddp.json", "--world", "8"});
+  CHECK_MESSAGE(text.out.find("Shards\n  none: every rank holds all ") != std::string::npos, text.out);
+  CHECK(text.out.find("segments on the wire") == std::string::npos);
+  CHECK(ddp["fast_path_misses"]->elements().empty());
   spill(dir / "ddp.yaml", "distributed_type: MULTI_GPU\nmixed_precision: bf16\nnum_processes: 8\n");
   auto const mixed = at("ddp.yaml", "accelerate");
   CHECK((*mixed["precision"])["compute"].is_text("bf16"));
@@ -1122,9 +1129,11 @@ TEST_CASE("plan: bad input and wrong usage have a sentence, and nothing on stdou
   fails(1, "there is no such file", {"--arch", "llama-3-8b", "--config", dir / "none.json", "--world", "8"});
   fails(1, "holds neither model.safetensors nor", {"--model", dir / ".", "--config", config, "--world", "8"});
   fails(1, "the configuration is refused", {"--arch", "llama-3-8b", "--config", fsdp2(dir, "8"), "--world", "7"});
-  fails(1, "No such file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", dir / "no/p.html"});
+  fails(1, "--html cannot be written: creation of",
+        {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", dir / "no/p.html"});
   fails(1, "is no regular file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", dir / "."});
-  fails(1, "is no regular file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", "/dev/null"});
+  fails(1, "/dev/null: --html cannot be written: replacement of /dev/null, which is no regular file",
+        {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", "/dev/null"});
   fails(1, "--html names a file that is read here",
         {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", config});
   fails(1, "which is an open file",

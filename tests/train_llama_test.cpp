@@ -1072,6 +1072,15 @@ TEST_CASE("bad input: a clear error with file and place, nothing printed or writ
   SUBCASE("a file for the model") {
     refused(model("model/config.json"), {"model/config.json: error: --model: this is a file; give the folder"});
   }
+  SUBCASE("a file of another front end: what reads it is named") {
+    folder.text("accelerate.yaml", "distributed_type: FSDP\nmixed_precision: bf16\nnum_processes: 2\n");
+    refused(folder.options("accelerate.yaml", 2),
+            {"accelerate.yaml: error: this trainer reads LLaMA-Factory's settings and DeepSpeed's JSON, and this is a "
+             "file of accelerate; `flatshard explain --profile accelerate` says what it decides"});
+    folder.text("call.json", R"({"mp_policy": {"param_dtype": "bf16"}})");
+    refused(folder.options("call.json", 2),
+            {"this is the arguments of fully_shard; `flatshard explain --profile torch`"});
+  }
   SUBCASE("no dist_config: the backend is named, not another dead end") {
     folder.text("empty.yaml", "{}");
     for (std::size_t const world : {1u, 2u}) {

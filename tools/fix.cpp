@@ -7,13 +7,11 @@
 #include <flatshard/config/concrete.hpp>
 #include <flatshard/config/profiles.hpp>
 #include <flatshard/config/resolution.hpp>
-#include <flatshard/file.hpp>
 #include <flatshard/json.hpp>
 
 #include <cstddef>
 #include <cstdio>
 #include <filesystem>
-#include <span>
 #include <string>
 #include <utility>
 
@@ -58,9 +56,7 @@ void write_text(std::string const& target, std::string const& text) {
   }
   if (std::filesystem::exists(std::filesystem::symlink_status(target)))
     throw failure{fmt::format("{} exists already; nothing was changed", one_line(target))};
-  fs::replacing_file file{target, {text.size()}};
-  file.write_at(std::as_bytes(std::span{text}), {});
-  file.commit();
+  write_named("--fix", target, text);
 }
 
 }  // namespace
@@ -72,10 +68,11 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
     throw failure{fmt::format("{} is refused under {}; nothing was written", one_line(text.name), name(r.front_end))};
   bool const deepspeed = p.backend == fs::backend_kind::deepspeed;
   if (!deepspeed && !(p.fsdp2 && fs::is_llamafactory(r.front_end)))
-    throw failure{
-        fmt::format("{}: --fix writes DeepSpeed configurations and LLaMA-Factory's files for FSDP2; accelerate's files "
-                    "without DeepSpeed and arguments of fully_shard are not rewritten",
-                    one_line(text.name))};
+    throw failure{fmt::format(
+        "{}: --fix writes DeepSpeed configurations and LLaMA-Factory's files for FSDP2; {}", one_line(text.name),
+        fs::is_llamafactory(r.front_end)
+            ? fmt::format("this one's backend is {}, as its dist_config and the number of ranks say", name(p.backend))
+            : "accelerate's files without DeepSpeed and arguments of fully_shard are not rewritten")};
   if (!deepspeed && fs::reads_older_llamafactory(reading.known.upstream))
     throw failure{"--fix writes the mesh where LLaMA-Factory has it after 0.9.5; leave --release llamafactory out"};
   if (deepspeed && !p.zero->buckets_known)

@@ -26,7 +26,7 @@ struct room {
 /// That of a rank of this machine where `ranks` share what is free; the largest number where nobody knows.
 [[nodiscard]] inline room room_on_host(std::size_t ranks) {
   return {available_memory().value_or(std::numeric_limits<std::uint64_t>::max()) / ranks,
-          "a rank can have here; ask for a smaller --maxbytes or fewer ranks"};
+          "a rank can have here; ask for a smaller -e (--maxbytes) or fewer ranks"};
 }
 
 /// Why a rank cannot hold what is asked for, where it, or the system, would end in the middle.

@@ -154,7 +154,7 @@ room room_on(std::size_t device) {
   must(cudaSetDevice(static_cast<int>(device)), "cudaSetDevice");
   std::size_t free = 0, all = 0;
   must(cudaMemGetInfo(&free, &all), "cudaMemGetInfo");
-  return {free, "its GPU has free; ask for a smaller --maxbytes"};
+  return {free, "its GPU has free; ask for a smaller -e (--maxbytes)"};
 }
 /// Throws where the device has too little.
 void expect_room(request const& asked, std::size_t device) {

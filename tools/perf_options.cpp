@@ -124,6 +124,7 @@ void expect_sense(request const& asked) {
   if (asked.last < asked.first)
     throw tool::wrong_usage{
         fmt::format("the largest size ({}) must not be below the smallest ({})", asked.last, asked.first)};
+  if (asked.json == "-") throw tool::wrong_usage{"-J writes a file and '-' names none; stdout is for the table"};
   if (asked.element() == flatshard::dtype::u8 &&
       std::find(asked.collectives.begin(), asked.collectives.end(), "reduce_scatter") != asked.collectives.end())
     throw tool::wrong_usage{"uint8 is not summed: name another type, or collectives without reduce_scatter"};

@@ -77,6 +77,11 @@ std::string refusal_of(plan_findings const& f, parameter_rules const& rules) {
   auto const& own = f.own();
   auto text = fmt::format("layout {} {}", own.name, own.refusal());
   if (!own.tensor) return text;
+  for (auto const& one : rules.read_overrides())
+    if (flatshard::matches(one.pattern, own.tensor->name)) {
+      if (one.layout != 0) text += fmt::format("; --override '{}' asks for that", one_line(one.text));
+      break;
+    }
   if (own.tensor->native_places)
     if (auto const advice = override_for(own.tensor->name, f.model, rules)) text += "; " + *advice + " places it";
   if (!f.model.checkpoint) return text;

@@ -87,6 +87,7 @@ struct plan_findings {
   auto const& e = f.own().estimate;
   constexpr std::uint64_t segments_at = wide_slot, large = std::uint64_t{64} << 20, large_at = 8192;
   std::vector<std::string> all;
+  if (f.own().plan->settings().cut == flatshard::cut_states::nothing) return all;  // there are no segments
   if (e.unaligned != 0)
     all.push_back(
         fmt::format("{} of {} tensors begin off 16 bytes when gathered", grouped(e.unaligned), grouped(e.tensors)));

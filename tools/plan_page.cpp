@@ -8,7 +8,6 @@
 #include "shard_map_drawing.hpp"
 
 #include <flatshard/estimate.hpp>
-#include <flatshard/file.hpp>
 #include <flatshard/utf8.hpp>
 
 #include <algorithm>
@@ -18,7 +17,6 @@
 #include <cstdint>
 #include <exception>
 #include <filesystem>
-#include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -205,9 +203,10 @@ class page : shard_map_drawing {
     for (auto const& run : runs)
       for (auto const& b : plan.buffers(run.first)) {
         auto const marks = marks_of(f_, b);
+        bool const cut = plan.settings().cut != fs::cut_states::nothing;
         row({run_name(plan, run) + (marks.empty() ? "" : " (" + marks + ")"), grouped(run.count), grouped(b.tensors),
-             grouped(b.real.value), grouped(b.segment.value), grouped(b.gathered.value - b.real.value),
-             grouped(b.unaligned)});
+             grouped(b.real.value), grouped(cut ? b.segment.value : b.real.value),
+             grouped(cut ? b.gathered.value - b.real.value : 0), grouped(b.unaligned)});
       }
     close_table();
     add("</section>\n");
@@ -362,11 +361,6 @@ class page : shard_map_drawing {
 
 std::string page_text(plan_findings const& f) { return page{f}.text(); }
 
-void write_page(std::string const& path, plan_findings const& f) {
-  auto const text = page_text(f);
-  flatshard::replacing_file file{path, flatshard::bytes{text.size()}};
-  file.write_at(std::as_bytes(std::span{text}), {0});
-  file.commit();
-}
+void write_page(std::string const& path, plan_findings const& f) { write_named("--html", path, page_text(f)); }
 
 }  // namespace tool

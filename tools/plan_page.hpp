@@ -12,8 +12,8 @@ namespace tool {
 /// The whole page. Every picture has a title, a description and its numbers as a table.
 [[nodiscard]] std::string page_text(plan_findings const& f);
 
-/// Writes the page to a temporary sibling and renames it. Throws `file_error` where the path cannot be written or names
-/// something that is no regular file.
+/// Writes the page, whole or not at all. Throws `failure` where the path cannot be written or names something that is
+/// no regular file.
 void write_page(std::string const& path, plan_findings const& f);
 
 }  // namespace tool

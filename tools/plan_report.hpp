@@ -91,6 +91,10 @@ inline void shards(plan_findings const& f) {
   auto const& e = f.own().estimate;
   constexpr auto right = table::side::right;
   heading("Shards");
+  if (plan.settings().cut == fs::cut_states::nothing) {
+    fmt::print("  none: every rank holds all {} elements\n", grouped(f.model.elements));
+    return;
+  }
   table t{{{"units"},
            {"alike", right},
            {"tensors", right},

@@ -42,6 +42,12 @@ struct resolved_file {
   auto const text = flatshard::frontend::read_configuration(args.config).value();
   flatshard::frontend::read_named_files(text, known);
   auto const front_end = flatshard::profile_of(args.profile).value_or(flatshard::profile::llamafactory);
+  if (auto const owner = flatshard::front_end_of(text); owner && !flatshard::is_llamafactory(*owner))
+    refuse(flatshard::errc::unsupported, args.config,
+           "this trainer reads LLaMA-Factory's settings and DeepSpeed's JSON, and this is " +
+               std::string{name(*owner == flatshard::profile::torch ? flatshard::config_form::fully_shard_call
+                                                                    : flatshard::config_form::accelerate_file)} +
+               "; `flatshard explain --profile " + std::string{name(*owner)} + "` says what it decides");
   resolved_file out{decide(text, front_end, known).value(), {}, {}};
   for (auto const& named : known.files) out.named.push_back(named.content.file());
   if (flatshard::form_of(text, known) == flatshard::config_form::deepspeed) {
