@@ -31,6 +31,7 @@
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -46,6 +47,13 @@ struct plan_request {
   bool as_json = false;
 };
 
+/// The override that decides for a parameter, the first that fits, or null.
+parameter_override const* deciding(std::vector<parameter_override> const& all, std::string_view name) {
+  auto const found =
+      std::find_if(all.begin(), all.end(), [&](auto const& one) { return flatshard::matches(one.pattern, name); });
+  return found == all.end() ? nullptr : &*found;
+}
+
 /// The override that places a tensor in `native`, and no other one, and leaves what another says of it: the first that
 /// fits decides alone, and one that decides nothing is refused. Nothing where no pattern of a shell's word says that.
 std::optional<std::string> override_for(std::string const& tensor, plan_model const& model,
@@ -58,15 +66,12 @@ std::optional<std::string> override_for(std::string const& tensor, plan_model co
   for (auto const& part : model.parts) fitting += std::count_if(part.parameters.begin(), part.parameters.end(), fits);
   if (pattern.empty() || fitting != 1) return std::nullopt;
   auto const all = rules.read_overrides();
-  auto const deciding = [&](std::string_view name) {
-    return std::find_if(all.begin(), all.end(), [&](auto const& one) { return flatshard::matches(one.pattern, name); });
-  };
-  auto const there = deciding(tensor);
-  if (there == all.end()) return fmt::format("--override '{}=native'", pattern);
+  auto const* const there = deciding(all, tensor);
+  if (there == nullptr) return fmt::format("--override '{}=native'", pattern);
   if (there->text.find('\'') != std::string::npos) return std::nullopt;
   bool const for_others = std::any_of(model.parts.begin(), model.parts.end(), [&](auto const& part) {
     return std::any_of(part.parameters.begin(), part.parameters.end(),
-                       [&](auto const& p) { return p.name != tensor && deciding(p.name) == there; });
+                       [&](auto const& p) { return p.name != tensor && deciding(all, p.name) == there; });
   });
   return fmt::format("--override '{}=native,{}' {} '{}'", pattern, there->text.substr(there->pattern.size() + 1),
                      for_others ? "ahead of" : "in place of", one_line(there->text));
@@ -77,11 +82,9 @@ std::string refusal_of(plan_findings const& f, parameter_rules const& rules) {
   auto const& own = f.own();
   auto text = fmt::format("layout {} {}", own.name, own.refusal());
   if (!own.tensor) return text;
-  for (auto const& one : rules.read_overrides())
-    if (flatshard::matches(one.pattern, own.tensor->name)) {
-      if (one.layout != 0) text += fmt::format("; --override '{}' asks for that", one_line(one.text));
-      break;
-    }
+  auto const overrides = rules.read_overrides();
+  if (auto const* const asked = deciding(overrides, own.tensor->name); asked != nullptr && asked->layout != 0)
+    text += fmt::format("; --override '{}' asks for that", one_line(asked->text));
   if (own.tensor->native_places)
     if (auto const advice = override_for(own.tensor->name, f.model, rules)) text += "; " + *advice + " places it";
   if (!f.model.checkpoint) return text;

@@ -69,8 +69,8 @@ class key_buckets {
 };
 
 /// Fills `order` with 0, 1, ..., the least `key(i)` first, of equal keys the least `tie(i)`, of equal ties the least i;
-/// returns the buckets of the keys, which lie in `keys`, about as many as numbers. Complexity: O(n) for keys that spread evenly, O(n log n)
-/// for any. Memory: 2 to 4 bytes a number.
+/// returns the buckets of the keys, which lie in `keys`, about as many as numbers. Complexity: O(n) for keys that
+/// spread evenly, O(n log n) for any. Memory: 2 to 4 bytes a number.
 template <class Key, class Tie>
 constexpr key_buckets stable_order(std::span<std::uint32_t> order, key_range keys, Key key, Tie tie) {
   key_buckets buckets{order.size(), keys, key};

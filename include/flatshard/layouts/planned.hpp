@@ -74,12 +74,10 @@ class planned {
   /// placement.step is the number of the tensor's line.
   constexpr elements place(numbered_unit unit, std::size_t w, std::span<placement> out) const {
     require(world_ == w && line_of_.size() == unit.size(), "a planned policy is placed by a layout");
-    known_kinds const known{unit};
-    auto const& kinds = *known;
     std::vector<std::size_t> ends;  // of each line, so far
     for (std::size_t first = 0; first < cuts_.size(); first += w + 1) ends.push_back(cuts_[first]);
     for (std::size_t t = 0; t < unit.size(); ++t) {
-      auto const n = kinds.numel(kinds.of(t));
+      auto const n = unit.numel(t);
       auto& end = ends[line_of_[t]];
       out[t] = {n, end, line_of_[t]};
       end += round_up(n, tensor_align_);
