@@ -86,6 +86,8 @@ TEST_CASE("misuse of a mesh is a broken rule with its sentence") {
   CHECK_THROWS_WITH_AS(static_cast<void>(m.coordinate(rank_id{8}, 0)), "rank must be smaller than the world size",
                        broken_rule);
   CHECK_THROWS_WITH_AS(static_cast<void>(m.size(2)), "the mesh has no axis of that number", broken_rule);
+  CHECK_THROWS_WITH_AS(static_cast<void>(m.coordinate(rank_id{1}, 5)), "the mesh has no axis of that number",
+                       broken_rule);
   CHECK_THROWS_WITH_AS(static_cast<void>(m.at(2, 0)), "a coordinate must be smaller than its axis", broken_rule);
   CHECK_THROWS_WITH_AS(static_cast<void>(m.group(1, rank_id{5}).position_of(rank_id{3})),
                        "the rank is not a member of the group", broken_rule);

@@ -84,7 +84,7 @@ class mesh {
   [[nodiscard]] constexpr std::size_t size(std::size_t axis) const { return sizes_[checked(axis)]; }
   /// The place of rank `r` along one axis: its rank in `group(axis, r)`.
   [[nodiscard]] constexpr rank_id coordinate(rank_id r, std::size_t axis) const {
-    return rank_at(checked_rank(r) / stride(axis) % sizes_[axis]);
+    return rank_at(checked_rank(r) / stride(axis) % size(axis));
   }
   /// The rank at the given coordinates.
   template <std::convertible_to<std::size_t>... Places>

@@ -61,7 +61,7 @@ inline constexpr std::array<sparsity_mode, 5> sparsity_modes{{{"dense", detail::
 [[nodiscard]] constexpr bool reads(sparsity_mode const& mode, std::string_view key) {
   return key == "mode" || std::find(mode.keys.begin(), mode.keys.end(), key) != mode.keys.end();
 }
-static_assert(sparsity_mode_of("fixed") != nullptr && sparsity_mode_of("Fixed") == nullptr);
+static_assert(sparsity_mode_of("fixed")->name == "fixed");
 static_assert(reads(*sparsity_mode_of("dense"), "block") && !reads(*sparsity_mode_of("dense"), "attention"));
 
 /// What DeepSpeed keeps of a key of the section that is absent: null unless it has a default.
