@@ -306,7 +306,7 @@ bool run_case(P const& policy, js::object const& one) {
 }
 
 template <class MakePolicy>
-void run_file(char const* name, MakePolicy make) {
+void run_file(char const* name, std::size_t cases, MakePolicy make) {
   golden::tally count{name};
   auto const file = golden::read(std::string{"layouts/"} + name);
   if (!file) return;
@@ -316,13 +316,14 @@ void run_file(char const* name, MakePolicy make) {
     ++count.ran;
     if (run_case(make(c), c)) ++count.passed;
   }
+  CHECK(count.ran == cases);  // none is missing
   CHECK(count.passed == count.ran);
 }
 
 }  // namespace
 
 TEST_CASE("golden layouts: native") {
-  run_file("native.json", [](js::object const& c) {
+  run_file("native.json", 320, [](js::object const& c) {
     native policy;
     policy.tensor_align = number(c.at("options").at("tensor_align"));
     policy.segment_align = number(c.at("options").at("segment_align"));
@@ -330,24 +331,24 @@ TEST_CASE("golden layouts: native") {
   });
 }
 TEST_CASE("golden layouts: DeepSpeed ZeRO-3") {
-  run_file("ds_zero3.json", [](js::object const&) { return zero3{}; });
+  run_file("ds_zero3.json", 320, [](js::object const&) { return zero3{}; });
 }
 TEST_CASE("golden layouts: DeepSpeed hpZ") {
-  run_file("ds_hpz.json", [](js::object const& c) {
+  run_file("ds_hpz.json", 160, [](js::object const& c) {
     hpz policy;
     policy.whole_world = number(c.at("world"));
     return policy;
   });
 }
 TEST_CASE("golden layouts: DeepSpeed ZeRO-1/2") {
-  run_file("ds_zero12.json", [](js::object const& c) {
+  run_file("ds_zero12.json", 320, [](js::object const& c) {
     zero12 policy;
     policy.round_robin = c.at("options").at("round_robin").as_bool();
     return policy;
   });
 }
 TEST_CASE("golden layouts: FSDP1") {
-  run_file("fsdp1.json", [](js::object const& c) {
+  run_file("fsdp1.json", 320, [](js::object const& c) {
     fsdp1 policy;
     policy.use_orig_params = c.at("options").at("use_orig_params").as_bool();
     policy.element_bytes = number(c.at("options").at("element_bytes"));
@@ -355,20 +356,20 @@ TEST_CASE("golden layouts: FSDP1") {
   });
 }
 TEST_CASE("golden layouts: FSDP2") {
-  run_file("fsdp2.json", [](js::object const&) { return fsdp2{}; });
+  run_file("fsdp2.json", 320, [](js::object const&) { return fsdp2{}; });
 }
 TEST_CASE("golden layouts: Megatron-FSDP, production") {
-  run_file("megatron_production.json", [](js::object const&) { return megatron{}; });
+  run_file("megatron_production.json", 320, [](js::object const&) { return megatron{}; });
 }
 TEST_CASE("golden layouts: Megatron-FSDP, experimental") {
-  run_file("megatron_experimental.json", [](js::object const&) {
+  run_file("megatron_experimental.json", 320, [](js::object const&) {
     megatron policy;
     policy.packing = megatron_packing::experimental;
     return policy;
   });
 }
 TEST_CASE("golden layouts: RaggedShard") {
-  run_file("ragged.json", [](js::object const& c) {
+  run_file("ragged.json", 320, [](js::object const& c) {
     std::vector<std::size_t> units;
     for (auto const& u : c.at("options").at("units").as_array()) units.push_back(number(u));
     return ragged<>{units, number(c.at("options").at("prefix_dims"))};
@@ -418,6 +419,7 @@ TEST_CASE("golden layouts: the totals of the padding table") {
                         check("native_8_128", total(native{}, all))};
     count.passed += std::all_of(std::begin(passed), std::end(passed), [](bool b) { return b; });
   }
+  CHECK(count.ran == 28);  // none is missing
   CHECK(count.passed == count.ran);
 }
 

@@ -43,12 +43,29 @@ static_assert(counted(reduce_buckets(backward, {33})) == list{6, 0, 1, 2, 3, 4, 
 static_assert(counted(reduce_buckets(backward, {32})) == list{5, 1, 2, 3, 4, 5, 1, 0});
 static_assert(reduce_buckets({}, {10}).empty());
 
+// Where ZeRO-3's optimizer keeps a parameter: parts of 5, 4, 1, 3 in groups that are closed at 6.
+constexpr layout of_zero3{zero3{}, parameters({{"a", {10}}, {"b", {8}}, {"c", {2}}, {"d", {5}}}), world<2>{}};
+constexpr auto fp32_place_in = [](std::size_t limit, std::size_t t) {
+  return fp32_place_of(of_zero3, sub_groups(of_zero3, {limit}), t);
+};
+static_assert(fp32_place_in(6, 0) == fp32_place{0, {0}, {5}} && fp32_place_in(6, 1) == fp32_place{0, {5}, {4}});
+static_assert(fp32_place_in(6, 2) == fp32_place{1, {0}, {1}} && fp32_place_in(6, 3) == fp32_place{1, {1}, {3}});
+static_assert(fp32_place_in(100, 3) == fp32_place{0, {10}, {3}});
+
 // ---- FSDP2
 
 // The group of layouts.md's example with B frozen: slots 4 2 3 are gathered, 4 and 3 are reduced.
 constexpr parameter_traits frozen{true};
 constexpr auto group = parameters({{"A", {3, 2}}, {"B", {4}, dtype::none, frozen}, {"C", {1, 3}}});
 static_assert(reduce_scatter_set(group) == list{0, 2});
+// Another name of a parameter and what is ignored are in neither buffer.
+constexpr parameter_traits tied{false, true}, ignored{false, false, false, true};
+constexpr auto shared = parameters(
+    {{"embed", {8, 4}}, {"head", {8, 4}, dtype::none, tied}, {"table", {8, 4}, dtype::none, ignored}, {"norm", {4}}});
+static_assert(reduce_scatter_set(shared) == list{0, 3} && fsdp2_group_buffers(shared, 2).gathered == list{0, 3});
+static_assert(fsdp2_group_buffers(shared, 2).gather.gathered() == elements{36});
+static_assert(fsdp2_group_buffers(shared, 2).reduce_scatter.gathered() == elements{36});
+static_assert(fsdp2_group_buffers(group, 2).gathered == list{0, 1, 2});
 static_assert(fsdp2_group_buffers(group, 2).gather.segment() == elements{9});
 static_assert(fsdp2_group_buffers(group, 2).reduce_scatter.segment() == elements{7});
 static_assert(fsdp2_group_buffers(group, 2).gather.gathered(2, {1}) == elements{7});          // C[0, 1] behind A and B
@@ -91,6 +108,7 @@ static_assert(counted(megatron_groups(plain, {.bucket = {11}})) == list{3, 0, 1,
 static_assert(counted(megatron_groups(plain, {.bucket = {}})) == list{4, 0, 1, 2, 3});
 static_assert(counted(megatron_groups(plain)) == list{4, 0, 1, 2, 3});
 static_assert(megatron_groups({}).empty());
+static_assert(counted(megatron_groups(shared)) == list{2, 0, 3});  // neither the tied nor the ignored one
 
 }  // namespace
 

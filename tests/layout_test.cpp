@@ -2,8 +2,15 @@
 #include "tier.hpp"
 
 #include <flatshard/flat_layout.hpp>
+#include <flatshard/layouts/fsdp1.hpp>
 #include <flatshard/layouts/fsdp2.hpp>
+#include <flatshard/layouts/llmc.hpp>
+#include <flatshard/layouts/megatron.hpp>
 #include <flatshard/layouts/native.hpp>
+#include <flatshard/layouts/owned.hpp>
+#include <flatshard/layouts/planned.hpp>
+#include <flatshard/layouts/ragged.hpp>
+#include <flatshard/layouts/zero12.hpp>
 #include <flatshard/layouts/zero3.hpp>
 
 #include <cstdint>
@@ -206,13 +213,33 @@ TEST_CASE("64-bit sizes: around 2^31, 2^32 and 2^40 elements nothing wraps; past
       };
       check(layout{native{}, unit, world{w}});
       check(layout{zero3{}, unit, world{w}});
+      check(layout{zero12{}, unit, world{w}});
+      check(layout{fsdp1{}, unit, world{w}});
       check(layout{fsdp2{}, unit, world{w}});
+      check(layout{megatron{}, unit, world{w}});
+      check(layout{owned{}, unit, world{w}});
+      check(layout{planned{block::run(4)}, unit, world{w}});
     }
   std::vector<parameter> const unit{{"huge", {std::size_t{1} << 62}}};
-  CHECK_THROWS_AS((layout{zero3{}, unit, world{3}}), broken_rule);
-  CHECK_THROWS_AS((layout{native{}, unit, world{3}}), broken_rule);
   std::vector<parameter> const overflow{{"a", {std::size_t{1} << 63}}, {"b", {std::size_t{1} << 63}}};
-  CHECK_THROWS_AS((layout{native{}, overflow, world{3}}), broken_rule);
+  auto const refused = [&](auto const& policy) {
+    CHECK_THROWS_AS((layout{policy, unit, world{3}}), broken_rule);
+    CHECK_THROWS_AS((layout{policy, overflow, world{3}}), broken_rule);
+  };
+  refused(native{});
+  refused(zero3{});
+  hpz group;
+  group.whole_world = 3;
+  refused(group);
+  refused(zero12{});
+  refused(fsdp1{});
+  refused(fsdp2{});
+  refused(llmc{});
+  refused(megatron{});
+  refused(megatron{{}, megatron_packing::experimental});
+  refused(owned{});
+  refused(planned{block::rows()});
+  refused(ragged{1, 1, 1});
 }
 
 TEST_CASE("the hash covers types and traits, tensor by tensor") {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// One decoder layer of published architectures, for tests and benchmarks. Shapes: docs/design.md, padding.
+/// One decoder layer of published architectures, for tests and benchmarks: the shapes of their config.json files.
 #pragma once
 
 #include <flatshard/policy.hpp>

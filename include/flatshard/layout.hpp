@@ -265,10 +265,11 @@ class layout {
   };
   /// Complexity: the first piece in O(log T), each further one in O(1); O(T) in all for per-tensor policies and those
   /// in any order. The layout must outlive the range.
-  [[nodiscard]] constexpr piece_range pieces(rank_id r) const {
+  [[nodiscard]] constexpr piece_range pieces(rank_id r) const& {
     static_cast<void>(checked(r));
     return {*this, r};
   }
+  piece_range pieces(rank_id) const&& = delete;  // the layout must outlive the range
   /// Elements that rank `r` owns. Complexity: O(pieces).
   [[nodiscard]] constexpr elements owned(rank_id r) const {
     std::size_t n = 0;

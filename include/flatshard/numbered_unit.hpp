@@ -18,7 +18,8 @@ namespace flatshard {
 inline namespace v0 {
 
 /// The kinds of a list of parameters (shape, type and traits), numbered as they appear; each is kept once: [rank, type,
-/// traits, elements, dimensions...] runs in one pool. Memory: 4 bytes a parameter, about 50 a kind.
+/// traits, elements, dimensions...] runs in one pool. Memory: 4 bytes a parameter, about 50 a kind; up to 120 a kind
+/// more while it is made.
 class kind_table {
  public:
   constexpr kind_table() = default;

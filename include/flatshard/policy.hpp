@@ -147,11 +147,12 @@ struct shape {
   }
 };
 
-/// How training treats a parameter. A layout places all of its parameters alike; a plan goes by these, and
-/// `layout::hash` covers them, so that ranks which differ in one are told.
+/// How training treats a parameter. A layout places all parameters that it is given alike; a plan and the groups of a
+/// framework (fsdp2_groups.hpp, megatron_groups.hpp) go by these, and `layout::hash` covers them, so that ranks which
+/// differ in one are told.
 struct parameter_traits {
   bool frozen = false;           ///< no gradient, no optimizer state
-  bool tied = false;             ///< another name of a parameter that is listed before: it takes no space of its own
+  bool tied = false;             ///< another name of a parameter that is listed before: plans and groups pass over it
   bool persistent = false;       ///< gathered once a step and not released in between
   bool ignored = false;          ///< whole on every rank; neither gathered nor reduced
   std::size_t expert_ranks = 1;  ///< neighbouring ranks that hold different experts: sharded over the others alone

@@ -28,9 +28,10 @@ struct transfer {
 /// tensor. Every rank computes its own part, and both sides of a transfer compute the same, without communication.
 ///
 /// It holds for every buffer with an element a parameter element: weights, master copy, gradients, each moment of the
-/// optimizer. Padding never moves. Both layouts are of the same unit, tensors in the same order, and must outlive the
-/// plan. Nothing is stored.
-/// Source: docs/design.md, the model.
+/// optimizer. Each moves by the same transfers, in whatever dtype both sides hold it. Padding never moves. Both layouts
+/// are of the same unit, tensors in the same order, and must outlive the plan; a flat group over a whole model (ZeRO-1,
+/// ZeRO-2) is resharded to the same list of tensors, not unit by unit. Nothing is stored. Source: docs/design.md, the
+/// model.
 template <class From, class To>
 class resharding {
  public:
@@ -41,10 +42,9 @@ class resharding {
       same = from.place_at(t).numel == to.place_at(t).numel && from.name_at(t) == to.name_at(t);
     require(same, "both layouts of a resharding must be of the same unit");
   }
-  // Of a layout that ends with the expression: it would dangle.
-  constexpr resharding(From const&&, To const&) = delete;
-  constexpr resharding(From const&, To const&&) = delete;
-  constexpr resharding(From const&&, To const&&) = delete;
+  constexpr resharding(From const&&, To const&) = delete;   // a plan refers to its layouts: they must outlive it
+  constexpr resharding(From const&, To const&&) = delete;   // a plan refers to its layouts: they must outlive it
+  constexpr resharding(From const&&, To const&&) = delete;  // a plan refers to its layouts: they must outlive it
 
   [[nodiscard]] constexpr From const& from() const { return *from_; }
   [[nodiscard]] constexpr To const& to() const { return *to_; }

@@ -1,4 +1,4 @@
-// must not compile: deleted
+// must not compile: a plan refers to its layouts: they must outlive it
 // SPDX-License-Identifier: Apache-2.0
 // A resharding refers to its layouts: one that ends with the expression is refused.
 #include <flatshard/layouts/native.hpp>

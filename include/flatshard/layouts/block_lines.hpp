@@ -29,7 +29,7 @@ struct block_tails {
 /// matrices end in; where that takes more than 16, one a block length, of more than 16 of which the rest share the last
 /// line. In a line tensors keep their order. A position counts through all lines; tensors begin at multiples of the
 /// alignment. Memory: a byte a tensor, 16 bytes for every tensor that differs from the one before it in its line, and
-/// 48 for each different one; 4 bytes a tensor and 64 for each different one more while it is made.
+/// 48 for each different one; 4 bytes a tensor and 64 to 80 for each different one more while it is made.
 class block_lines {
  public:
   static constexpr std::size_t most = 16;

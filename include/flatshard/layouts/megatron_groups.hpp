@@ -36,8 +36,8 @@ struct megatron_group {
 /// The buffers of a model. Parameters of one type, expert or not, frozen or not, and of one unit are together, groups
 /// as they first appear. A shared embedding ends the buffer before it and has one of its own. Outside units a buffer
 /// is ended once it holds `bucket` elements: appended, then tested, so it may pass that by one parameter. Another name
-/// of a parameter (`tied`) is passed over. Collectives of the buffers of one unit are sent together, those of experts
-/// apart. Complexity: O(T G) of G groups.
+/// of a parameter (`tied`) and what is ignored are passed over. Collectives of the buffers of one unit are sent
+/// together, those of experts apart. Complexity: O(T G) of G groups.
 /// @throws broken_rule  units that are not one a parameter; a shared embedding that the model has not
 /// Source: Megatron-LM@0056bc94:megatron/core/distributed/fsdp/src/megatron_fsdp/param_and_grad_buffer.py,
 /// _get_parameter_groups and BucketingPolicy.
@@ -53,7 +53,7 @@ struct megatron_group {
   std::vector<megatron_group> together;
   for (std::size_t t = 0; t < model.size(); ++t) {
     auto const traits = model[t].traits.unpacked();
-    if (traits.tied) continue;
+    if (traits.tied || traits.ignored) continue;
     auto const expert = model[t].name.find(".experts.") != std::string_view::npos;
     auto const unit = by.units.empty() ? 0 : by.units[t];
     auto at = std::find_if(together.begin(), together.end(), [&](megatron_group const& g) {

@@ -102,6 +102,25 @@ template <std::size_t W, class Table>
   return sub_groups(parts, size);
 }
 
+/// Where a rank's part of a parameter lies in the fp32 tensors of its optimizer: which of the groups, how far into it,
+/// and how long, padding included.
+struct fp32_place {
+  std::size_t group{};
+  elements begin, size;
+  friend constexpr bool operator==(fp32_place const&, fp32_place const&) = default;
+};
+/// Of tensor `t`; `groups` are the layout's. Complexity: O(groups + tensors of its group).
+/// Source: DeepSpeed@edaa7221:deepspeed/runtime/zero/stage3.py:1160-1183.
+template <std::size_t W, class Table>
+[[nodiscard]] constexpr fp32_place fp32_place_of(layout<zero3, W, Table> const& l, std::span<sub_group const> groups,
+                                                 std::size_t t) {
+  fp32_place found{0, {}, {l.place_at(t).step}};
+  while (found.group < groups.size() && t - groups[found.group].first >= groups[found.group].count) ++found.group;
+  require(found.group < groups.size(), "no sub group holds the parameter");
+  for (auto i = groups[found.group].first; i < t; ++i) found.begin += elements{l.place_at(i).step};
+  return found;
+}
+
 /// Parameters whose gathered copy is never released (the layout does not change), as chosen by the engine: in order,
 /// those of at most `parameter_limit` elements while their sum stays within `model_limit`. Complexity: O(T).
 /// Source: DeepSpeed@edaa7221:deepspeed/runtime/zero/parameter_offload.py:311-329.
