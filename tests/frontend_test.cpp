@@ -296,7 +296,8 @@ TEST_CASE("YAML text in a file whose name says JSON: the error names the remedy"
   auto const hint = "give the file a name that ends in .yaml";
   for (auto const* const yaml : {"dist_config:\n  name: fsdp2\n", "# x\na: 1\n", "{a: 1, b: [no]}", "a: 1"})
     CHECK_MESSAGE(said(yaml).find(hint) != std::string::npos, yaml);
-  for (auto const* const neither : {"", " \n", "{", "{\"a\": 1", "word", "a: [1", "\xFF: 1"})
+  for (auto const* const neither : {"", " \n", "{", "{\"a\": 1", "word", "a: [1", "\xFF: 1",
+                                  "{\"zero_optimization\": {\"stage\": 3},}"})
     CHECK_MESSAGE(said(neither).find(hint) == std::string::npos, neither);
 }
 

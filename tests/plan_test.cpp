@@ -178,6 +178,14 @@ TEST_CASE("frozen, tied, persistent and ignored parameters") {
   whole.add({.name = "u", .parameters = small}, dense);
   CHECK(whole.held()[0] == rank_bytes{10 * 4 + 32, 10 * 4 + 32, 10 * 8 + 64});
   CHECK(order_of(whole) == "G0 F0 R0 G0 B0 S0 R0 =0 U0");
+  // Nothing of a frozen parameter is cut where parameters are whole.
+  training_plan two{mesh{1, 4}, fsdp2_bf16, {.cut = cut_states::gradients}};
+  two.add({.name = "u", .parameters = small, .traits = traits}, dense);
+  CHECK(two.buffers()[0].policy.empty());
+  CHECK(two.buffers()[0].segment == two.buffers()[0].real);
+  CHECK(two.buffers()[1].policy == "native");
+  CHECK(two.buffers()[1].gathered == two.buffers()[1].segment * 4);
+  CHECK(two.held()[0].parameters == 4 * two.buffers()[0].real.value + 4 * two.buffers()[1].whole.value);
   CHECK(whole.owned()[0].parameters == 10 * 4 + 7 * 4);
 }
 

@@ -482,6 +482,20 @@ std::vector<problem> at_pointer(resolution const& r, std::string_view pointer) {
 bool has(std::string_view text, std::string_view words) { return text.find(words) != std::string_view::npos; }
 }  // namespace
 
+TEST_CASE("where DeepSpeed does not load, the reason names the backend") {
+  auto const reason = [](std::string_view text, std::size_t world) {
+    facts known;
+    known.world = world;
+    auto const r = resolve(parse_json(text, "v1.yaml").value(), profile::llamafactory, known);
+    return r.find("zero3_loading")->reason;
+  };
+  std::string_view const fsdp2 = R"({"dist_config": {"name": "fsdp2"}})";
+  CHECK(reason(fsdp2, 2) == "off: this is DeepSpeed's way of loading, and the backend is fsdp2");
+  CHECK(reason("{}", 2) == "off: the backend is ddp, which shards nothing");
+  CHECK(reason("{}", 1) == "off: there is no backend, nothing is sharded");
+  CHECK(reason(R"({"dist_config": {"name": "deepspeed"}})", 2) == "off: no DeepSpeed file was read");
+}
+
 TEST_CASE("a load that the precision rule refuses says so: value, reason and problem agree") {
   auto const r = with(R"({"fp16": {"enabled": true}, "zero_optimization": {"stage": 3}})");
   auto const* d = r.find("zero3_loading");

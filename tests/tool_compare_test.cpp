@@ -409,7 +409,11 @@ TEST_CASE("--fix writes nothing where there is nothing to write or something in 
   spill(dir / "ddp.yaml", "micro_batch_size: 1\n");
   auto const whole = run({"explain", dir / "ddp.yaml", "--world", "2", "--fix", dir / "new"});
   CHECK(whole.code == 1);
-  CHECK_MESSAGE(whole.says("this one's backend is ddp, as its dist_config and the number of ranks say"), whole.err);
+  CHECK_MESSAGE(whole.says("here nothing is sharded (backend ddp): name FSDP2 or DeepSpeed in dist_config"), whole.err);
+  spill(dir / "fsdp2.yaml", "dist_config:\n  name: fsdp2\n");
+  auto const alone = run({"explain", dir / "fsdp2.yaml", "--no-launcher", "--fix", dir / "new"});
+  CHECK(alone.code == 1);
+  CHECK_MESSAGE(alone.says("without a launcher FSDP2 is skipped: leave --no-launcher out"), alone.err);
   spill(dir / "fp16.json", R"({"fp16": {"enabled": true}, "zero_optimization": {"stage": 3}})");
   spill(dir / "open.json", R"({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}})");
   spill(dir / "good.json", R"({"zero_optimization": {"stage": 3}})");

@@ -353,6 +353,20 @@ TEST_CASE("where accelerate shards nothing from the start, the reason and its pl
   }
 }
 
+TEST_CASE("MiCS: each group of ranks reads a copy of the model") {
+  folder const dir;
+  auto const model = make(dir, "model", {"--arch", "llama", "--size", "300K"});
+  auto const at = [&](std::string const& group) {
+    spill(dir / "mics.json",
+          R"({"bf16": {"enabled": true}, "zero_optimization": {"stage": 3, "mics_shard_size": )" + group + "}}");
+    return load({model, "--config", dir / "mics.json", "--world", "4"});
+  };
+  auto const whole = at("4"), halves = at("2");
+  CHECK(sum(whole, "data_bytes") == number(*whole.root(), "tensor_bytes"));
+  CHECK(sum(halves, "data_bytes") == 2 * number(*halves.root(), "tensor_bytes"));
+  CHECK(sum(halves, "shard_bytes") >= 2 * number(*halves.root(), "tensor_bytes"));
+}
+
 TEST_CASE("where LLaMA-Factory shards nothing, the reason names the backend") {
   folder const dir;
   auto const model = make(dir, "model", {"--arch", "llama", "--size", "300K"});

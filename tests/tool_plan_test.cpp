@@ -623,9 +623,11 @@ TEST_CASE("plan: a tensor that the own layout cannot place is told with its file
   auto const asked = at({"--override", "s=fsdp2"});  // what was asked for is not answered with its opposite
   CHECK(asked.code == 1);
   CHECK_FALSE(asked.says("places it"));
-  CHECK_MESSAGE(asked.says("over 4 ranks); --override 's=fsdp2' asks for that"), asked.err);
+  CHECK_MESSAGE(asked.says("layout fsdp2, which --override 's=fsdp2' asks for, cannot place this model: fsdp2 cannot "
+                           "shard a scalar"),
+                asked.err);
   auto const of_all = at({"--override", "w=reduce:fp32", "--override", "*=fsdp2"});
-  CHECK_MESSAGE(of_all.says("; --override '*=fsdp2' asks for that"), of_all.err);
+  CHECK_MESSAGE(of_all.says("layout fsdp2, which --override '*=fsdp2' asks for, cannot place"), of_all.err);
   // An override of types that fits it already stays, and the advice is one that is taken.
   auto const others = at({"--override", "?=reduce:fp32"});
   CHECK_MESSAGE(others.says("over 4 ranks); --override 's=native,reduce:fp32' ahead of '?=reduce:fp32' places it"),
@@ -685,7 +687,23 @@ TEST_CASE("plan: where nobody decides a precision, a note says so, and what hold
   CHECK(says(*ddp["notes"],
              "precision undecided: LLaMA-Factory casts the model to fp32 and DDP nothing, so all roles are fp32"));
   auto const text = plan({"--arch", "llama", "--size", "1M", "--config", dir / "ddp.json", "--world", "8"});
-  CHECK_MESSAGE(text.out.find("Shards\n  none: every rank holds all ") != std::string::npos, text.out);
+  auto const all = number((*ddp["model"])["parameters"]);
+  auto const colon = text.out.find(": ");  // llama: 478,240 parameters, ...
+  auto const told = text.out.substr(colon + 2, text.out.find(' ', colon + 2) - colon - 2);
+  CHECK_MESSAGE(text.out.find("Shards\n  none: every rank holds " + told + " elements whole\n") != std::string::npos,
+                text.out);
+  auto const experts = plan({"--arch", "qwen3-30b-a3b", "--config", configuration(dir, R"("stage": 0)"), "--world",
+                             "16", "--expert-parallel", "8"});
+  CHECK_MESSAGE(
+      experts.out.find("Shards\n  none: every rank holds 5,164,972,032 elements whole\n") != std::string::npos,
+      experts.out);
+  auto const& whole = ddp["units"]->elements()[0]["buffers"].elements()[0];
+  CHECK(whole["layout"].is(flatshard::value_kind::null));
+  CHECK(number(whole["segment"]) == all);
+  CHECK(number(whole["gathered"]) == all);
+  CHECK(number(whole["unaligned"]) == 0);
+  CHECK(number((*ddp["shards_of_ranks"])["least_elements"]) == all);
+  CHECK(number((*ddp["shards_of_ranks"])["unaligned_tensors"]) == 0);
   CHECK(text.out.find("segments on the wire") == std::string::npos);
   CHECK(ddp["fast_path_misses"]->elements().empty());
   spill(dir / "ddp.yaml", "distributed_type: MULTI_GPU\nmixed_precision: bf16\nnum_processes: 8\n");
@@ -1131,12 +1149,13 @@ TEST_CASE("plan: bad input and wrong usage have a sentence, and nothing on stdou
   fails(1, "the configuration is refused", {"--arch", "llama-3-8b", "--config", fsdp2(dir, "8"), "--world", "7"});
   fails(1, "--html cannot be written: creation of",
         {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", dir / "no/p.html"});
-  fails(1, "is no regular file", {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", dir / "."});
-  fails(1, "/dev/null: --html cannot be written: replacement of /dev/null, which is no regular file",
+  fails(1, "is there and is no regular file, which --html would replace",
+        {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", dir / "."});
+  fails(1, "/dev/null: is there and is no regular file, which --html would replace: name another",
         {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", "/dev/null"});
   fails(1, "--html names a file that is read here",
         {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", config});
-  fails(1, "which is an open file",
+  fails(1, "/dev/stdout: is there and is no regular file",
         {"--arch", "llama-3-8b", "--config", config, "--world", "8", "--html", "/dev/stdout"});
   spill(dir / "broken.safetensors", "short");
   fails(1, "header", {"--model", dir / "broken.safetensors", "--config", config, "--world", "8"});

@@ -2,6 +2,7 @@
 #include "fix.hpp"
 
 #include "fixed_differences.hpp"
+#include "output_file.hpp"
 #include "report.hpp"
 
 #include <flatshard/config/concrete.hpp>
@@ -12,6 +13,7 @@
 #include <cstddef>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -43,10 +45,13 @@ void print(std::string& out, fs::value const& v, std::size_t depth) {
 /// Other files are tried for configurations of at most so many bytes.
 constexpr std::size_t largest_searched = std::size_t{64} << 10;
 
-/// The DeepSpeed configuration as it was written: what was read, or the file that it names.
-fs::node deepspeed_root(front_end_reading const& reading) {
-  auto const* const named = reading.known.file(reading.resolved.policies.config_file);
-  return named != nullptr ? named->content.root() : reading.document->root();
+/// The DeepSpeed configuration as it was written: what was read, or the file that it names; none where accelerate makes
+/// it of its own keys.
+std::optional<fs::node> deepspeed_root(front_end_reading const& reading) {
+  if (auto const* const named = reading.known.file(reading.resolved.policies.config_file)) return named->content.root();
+  if (fs::form_of(*reading.document, reading.known, reading.resolved.front_end) != fs::config_form::deepspeed)
+    return std::nullopt;
+  return reading.document->root();
 }
 
 void write_text(std::string const& target, std::string const& text) {
@@ -56,7 +61,7 @@ void write_text(std::string const& target, std::string const& text) {
   }
   if (std::filesystem::exists(std::filesystem::symlink_status(target)))
     throw failure{fmt::format("{} exists already; nothing was changed", one_line(target))};
-  write_named("--fix", target, text);
+  write_output("--fix", target, text);
 }
 
 }  // namespace
@@ -71,12 +76,17 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
     throw failure{fmt::format(
         "{}: --fix writes DeepSpeed configurations and LLaMA-Factory's files for FSDP2; {}", one_line(text.name),
         fs::is_llamafactory(r.front_end)
-            ? fmt::format("this one's backend is {}, as its dist_config and the number of ranks say", name(p.backend))
+            ? p.backend == fs::backend_kind::fsdp2
+                  ? "without a launcher FSDP2 is skipped: leave --no-launcher out"
+                  : fmt::format("here nothing is sharded (backend {}): name FSDP2 or DeepSpeed in dist_config",
+                                name(p.backend))
             : "accelerate's files without DeepSpeed and arguments of fully_shard are not rewritten")};
   if (!deepspeed && fs::reads_older_llamafactory(reading.known.upstream))
     throw failure{"--fix writes the mesh where LLaMA-Factory has it after 0.9.5; leave --release llamafactory out"};
   if (deepspeed && !p.zero->buckets_known)
-    throw failure{"a bucket size is \"auto\" and the hidden size is not known: give --model DIR"};
+    throw failure{fmt::format(
+        "{}: a bucket size of zero_optimization is \"auto\" and the hidden size is not known: give --model DIR",
+        one_line(p.config_file.empty() ? text.name : p.config_file))};
 
   if (deepspeed && (target.ends_with(".yaml") || target.ends_with(".yml")))
     throw failure{
@@ -110,7 +120,8 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
   }
   report += lines.text();
   if (deepspeed)
-    for (auto const& line : left_out(deepspeed_root(reading), fixed)) report += fmt::format("left out: {}\n", line);
+    if (auto const written_as = deepspeed_root(reading))
+      for (auto const& line : left_out(*written_as, fixed)) report += fmt::format("left out: {}\n", line);
   if (deepspeed && !p.config_file.empty() && p.config_file != text.name)
     report += fmt::format("it takes the place of the DeepSpeed file that {} names\n", one_line(text.name));
   if (target == "-")  // where the configuration itself goes to stdout

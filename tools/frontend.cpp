@@ -490,7 +490,8 @@ result<document> parse_configuration(std::string_view text, std::string_view fil
     if (json) return json;
     auto const yaml = parse_yaml(text, file);
     if (!yaml || !yaml->value_of_root().is(value_kind::object) ||
-        text.find_first_not_of(" \t\r\n") == std::string::npos)
+        text.find_first_not_of(" \t\r\n") == std::string::npos ||
+        yaml->root()["zero_optimization"].present())  // DeepSpeed's own, which is JSON alone
       return json;
     auto refused = json.error();
     refused.problems.front().detail += "; as YAML the text can be read: give the file a name that ends in .yaml";

@@ -245,8 +245,10 @@ inline std::string above_bound(fs::training_plan const& plan) {
   out.why.emplace_back(e.copies == 0 ? "the gathered buffer is the tensors: no copy follows a gather"
                                      : "its gathered segments are copied into whole tensors");
   if (e.unaligned == 0)
-    out.why.push_back(fmt::format("every tensor begins at 16 bytes, every segment is a multiple of {} bytes",
-                                  e.slot_alignment.value));
+    out.why.push_back(
+        fmt::format("every tensor begins at 16 bytes, {} {} bytes{}",
+                    e.slot_alignment.value < wide_slot ? "segments are multiples of" : "every segment is a multiple of",
+                    e.slot_alignment.value, e.slot_alignment.value < wide_slot ? " only" : ""));
   for (auto const& r : rows) {
     if (&r == best) continue;
     if (!r.plan) {

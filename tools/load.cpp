@@ -340,6 +340,8 @@ load_plan plan_of(load_request const& r) {
   plan.layout = plan.trigger ? std::string{name(policies.sharding)} : "whole";
   if (policies.fsdp2 && policies.sharding == fs::sharding_kind::fsdp2)
     plan.shards = shard_groups_of(policies, r.world).shards;
+  if (plan.trigger && policies.native && policies.native->zero.mics_shard_size > 0)  // it divides the ranks
+    plan.shards = static_cast<std::uint64_t>(policies.native->zero.mics_shard_size);
   return plan;
 }
 

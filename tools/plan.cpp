@@ -84,7 +84,8 @@ std::string refusal_of(plan_findings const& f, parameter_rules const& rules) {
   if (!own.tensor) return text;
   auto const overrides = rules.read_overrides();
   if (auto const* const asked = deciding(overrides, own.tensor->name); asked != nullptr && asked->layout != 0)
-    text += fmt::format("; --override '{}' asks for that", one_line(asked->text));
+    text = fmt::format("layout {}, which --override '{}' asks for, {}", override_layouts[asked->layout - 1],
+                       one_line(asked->text), own.refusal());
   if (own.tensor->native_places)
     if (auto const advice = override_for(own.tensor->name, f.model, rules)) text += "; " + *advice + " places it";
   if (!f.model.checkpoint) return text;

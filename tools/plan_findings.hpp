@@ -87,7 +87,6 @@ struct plan_findings {
   auto const& e = f.own().estimate;
   constexpr std::uint64_t segments_at = wide_slot, large = std::uint64_t{64} << 20, large_at = 8192;
   std::vector<std::string> all;
-  if (f.own().plan->settings().cut == flatshard::cut_states::nothing) return all;  // there are no segments
   if (e.unaligned != 0)
     all.push_back(
         fmt::format("{} of {} tensors begin off 16 bytes when gathered", grouped(e.unaligned), grouped(e.tensors)));
@@ -97,7 +96,7 @@ struct plan_findings {
   std::uint64_t ragged = 0;
   for (auto const& b : f.own().plan->buffers()) {
     auto const n = flatshard::size_of(b.segment, b.types.compute).value;
-    if (!b.traits.ignored && n >= large && n % large_at != 0) ++ragged;
+    if (!b.policy.empty() && n >= large && n % large_at != 0) ++ragged;
   }
   if (ragged != 0)
     all.push_back(fmt::format("{} segment{} of 64 MiB and more {} no multiple of 8 KiB, as symmetric memory wants",
@@ -197,10 +196,10 @@ struct plan_findings {
   auto const& t = b.traits;
   if (t.frozen) words.emplace_back("frozen");
   if (t.persistent) words.emplace_back("persistent");
-  if (t.ignored) words.emplace_back("whole");
+  if (b.policy.empty()) words.emplace_back("whole");
   if (b.least_segment.value != 0) words.push_back(fmt::format("at least {}", grouped(b.least_segment.value)));
   if (t.expert_ranks != 1) words.push_back(fmt::format("experts shared by {} ranks", t.expert_ranks));
-  if (!b.policy.empty() && b.policy != policy_of(f.own().name) && f.own().name != "whole") words.emplace_back(b.policy);
+  if (!b.policy.empty() && b.policy != policy_of(f.own().name)) words.emplace_back(b.policy);
   for (auto const r : flatshard::roles)
     if (!t.ignored && b.types(r) != f.choice.types(r)) words.push_back(fmt::format("{} {}", name(r), name(b.types(r))));
   return fmt::format("{}", fmt::join(words, ", "));

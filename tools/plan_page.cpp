@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "plan_page.hpp"
 
+#include "output_file.hpp"
 #include "page_markup.hpp"
 #include "plan_findings.hpp"
 #include "plan_report.hpp"
@@ -203,10 +204,9 @@ class page : shard_map_drawing {
     for (auto const& run : runs)
       for (auto const& b : plan.buffers(run.first)) {
         auto const marks = marks_of(f_, b);
-        bool const cut = plan.settings().cut != fs::cut_states::nothing;
         row({run_name(plan, run) + (marks.empty() ? "" : " (" + marks + ")"), grouped(run.count), grouped(b.tensors),
-             grouped(b.real.value), grouped(cut ? b.segment.value : b.real.value),
-             grouped(cut ? b.gathered.value - b.real.value : 0), grouped(b.unaligned)});
+             grouped(b.real.value), grouped(b.segment.value), grouped(b.gathered.value - b.real.value),
+             grouped(b.unaligned)});
       }
     close_table();
     add("</section>\n");
@@ -361,6 +361,6 @@ class page : shard_map_drawing {
 
 std::string page_text(plan_findings const& f) { return page{f}.text(); }
 
-void write_page(std::string const& path, plan_findings const& f) { write_named("--html", path, page_text(f)); }
+void write_page(std::string const& path, plan_findings const& f) { write_output("--html", path, page_text(f)); }
 
 }  // namespace tool

@@ -92,7 +92,7 @@ inline void shards(plan_findings const& f) {
   constexpr auto right = table::side::right;
   heading("Shards");
   if (plan.settings().cut == fs::cut_states::nothing) {
-    fmt::print("  none: every rank holds all {} elements\n", grouped(f.model.elements));
+    fmt::print("  none: every rank holds {} elements whole\n", grouped(plan.real().value));
     return;
   }
   table t{{{"units"},
@@ -135,7 +135,8 @@ inline void traffic(plan_findings const& f) {
   fmt::print("{}", t.text());
   if (f.node() != f.world)
     fmt::print("  between nodes a node sends {} in a step\n", human(fs::checked_mul(e.wire.between.value, f.node())));
-  if (e.copies != 0) fmt::print("  {} are copied into whole tensors\n", plural(e.copies, "gather"));
+  if (e.copies != 0)
+    fmt::print("  {} {} copied into whole tensors\n", plural(e.copies, "gather"), e.copies == 1 ? "is" : "are");
   if (e.small_gathers != 0)
     fmt::print("  {} below {} elements, where latency rules\n", plural(e.small_gathers, "gather"),
                grouped(fs::latency_knee.value));

@@ -2,8 +2,6 @@
 /// What the tool prints: byte sizes, tables, JSON, a progress bar on a terminal; and the failure that ends a command.
 #pragma once
 
-#include <flatshard/quantity.hpp>
-#include <flatshard/replacing_file.hpp>
 #include <flatshard/utf8.hpp>
 
 #include <algorithm>
@@ -17,7 +15,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -155,18 +152,6 @@ enum class colour { plain, bold, red, yellow, green, dim };
     out += (begin == 0 ? "" : "\n") + one_line(text.substr(begin, end - begin));
   }
   return out;
-}
-
-/// Writes the file that an option names, whole or not at all. Throws `failure` with the file, the option and the
-/// reason.
-inline void write_named(std::string_view option, std::string const& path, std::string_view text) {
-  try {
-    flatshard::replacing_file file{path, flatshard::bytes{text.size()}};
-    file.write_at(std::as_bytes(std::span{text}), {});
-    file.commit();
-  } catch (flatshard::file_error const& e) {
-    throw failure{fmt::format("{}: {} cannot be written: {}", one_line(path), option, one_line(e.what()))};
-  }
 }
 
 /// Columns of a table by width, numbers to the right.

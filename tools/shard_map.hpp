@@ -118,7 +118,7 @@ buffer_map map_of(Policy const& policy, std::vector<fs::parameter> const& parame
     auto const& [one, cut] = parts[k];
     auto const& b = buffers[k];
     auto const name = one.rule != 0 ? override_layouts[one.rule - 1] : policy_of(own.name);
-    if (one.traits.ignored || name == "whole") {
+    if (b.policy.empty()) {
       maps.push_back({{}, b.real.value, b.ranks, b.stride, {}});
       for (auto const& p : cut) maps.back().names.emplace_back(p.name);
       continue;

@@ -233,7 +233,7 @@ constexpr step_estimate estimate_of(training_plan const& plan, std::size_t node_
     });
   for (auto const& b : plan.buffers()) {
     out.tensors += b.tensors;
-    if (b.traits.ignored) continue;
+    if (b.policy.empty()) continue;                                // not cut
     out.padding += (b.gathered - b.real) * b.traits.expert_ranks;  // as many groups, each with experts of its own
     out.unaligned += b.unaligned;
     if (b.segment.value == 0) continue;

@@ -102,7 +102,7 @@ struct plan_buffer {
   elements whole;           ///< of the whole tensors after a gather
   bool copied = false;      ///< the gathered segments do not hold the tensors in one piece and are copied
   std::size_t unaligned{};  ///< tensors whose place in the gathered buffer is no multiple of 16 bytes
-  std::string_view policy;  ///< what the sharding policy calls itself; nothing where nothing is cut
+  std::string_view policy;  ///< what the sharding policy calls itself; nothing where it is whole on every rank
   elements least_segment;   ///< the policy's lower bound of `segment`; 0 where it names none
   friend constexpr bool operator==(plan_buffer const&, plan_buffer const&) = default;
 };
@@ -151,7 +151,7 @@ class training_plan {
   /// What each rank holds all the time, padding included; of that, elements of parameters alone. [world]
   [[nodiscard]] constexpr std::span<rank_bytes const> held() const { return held_; }
   [[nodiscard]] constexpr std::span<rank_bytes const> owned() const { return owned_; }
-  /// Elements of parameters that a rank owns, of what is cut. [world]
+  /// Elements of parameters that a rank owns, but of ignored ones; all where nothing is cut. [world]
   [[nodiscard]] constexpr std::span<std::size_t const> owned_elements() const { return elements_; }
   /// The type of the copy of a buffer's gradients that lies beside an optimizer off the device: its master's, or of
   /// gradients that are whole on the device their own. `none`: it reads those that are accumulated.
@@ -352,10 +352,14 @@ constexpr void training_plan::add_part(part const& together, P const& policy) {
   b.tensors = together.parameters.size();
   b.stride = experts;
   b.ranks = b.traits.ignored ? 1 : mesh_.size(1) / experts;
-  if (b.traits.ignored) {
+  bool const kept_whole = b.traits.frozen && settings_.cut < cut_states::parameters;  // it has nothing else to cut
+  if (b.traits.ignored || kept_whole || settings_.cut == cut_states::nothing) {
     for (auto const& p : together.parameters) b.real += elements{p.dims.numel()};
     b.segment = b.gathered = b.whole = b.real;
-    for (auto& row : last_) hold(b, row, b.real, b.real);
+    for (auto& row : last_) {
+      hold(b, row, b.real, b.real);
+      if (!b.traits.ignored) row.elements += b.real.value;
+    }
     buffers_.push_back(b);
     return;
   }
@@ -381,9 +385,8 @@ constexpr void training_plan::add_part(part const& together, P const& policy) {
 constexpr void training_plan::hold(plan_buffer const& b, rank_row& row, elements segment, elements owned) {
   auto const& s = settings_;
   auto const& t = b.types;
-  auto const unpadded = b.traits.ignored || s.cut == cut_states::nothing;
   auto const add = [&](rank_bytes::line line, dtype type, bool whole, std::size_t copies) {
-    auto const held = block(whole ? unpadded ? b.real : b.whole : segment, type).value;
+    auto const held = block(whole ? b.whole : segment, type).value;
     auto const real = size_of(whole ? b.real : owned, type).value;
     row.held.*line = checked_add(row.held.*line, checked_mul(held, copies));
     row.owned.*line = checked_add(row.owned.*line, checked_mul(real, copies));

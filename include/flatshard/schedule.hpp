@@ -123,19 +123,12 @@ class plan_walk {
   constexpr void emit(step_kind kind, std::size_t u, bytes size = {}) { emit(kind, u, size, 1, 1); }
   constexpr void collective(step_kind kind, plan_buffer const& b, dtype type, std::size_t ranks, std::size_t stride,
                             bytes staging = {}) {
-    auto const n = full(b);
+    auto const n = b.gathered;
     emit(kind, b.unit, size_of(n, type), ranks, stride, n, staging);
-  }
-  [[nodiscard]] constexpr elements full(plan_buffer const& b) const {
-    return plan_->settings().cut == cut_states::nothing ? b.real : b.gathered;
-  }
-  // What a rank updates of a buffer.
-  [[nodiscard]] constexpr elements mine(plan_buffer const& b) const {
-    return plan_->settings().cut == cut_states::nothing ? b.real : b.segment;
   }
   // Where parameters are whole: the full buckets, then the rest.
   constexpr void reduction(step_kind kind, plan_buffer const& b, bytes staging) {
-    auto const n = full(b);
+    auto const n = b.gathered;
     auto const bucket = plan_->settings().bucket;
     auto const type = b.types.reduce;
     if (cut() || bucket.value == 0 || n <= bucket) return collective(kind, b, type, b.ranks, b.stride, staging);
@@ -235,12 +228,12 @@ class plan_walk {
           s.all_reduce || s.cut == cut_states::nothing ? step_kind::all_reduce : step_kind::reduce_scatter;
       reduction(kind, b, staging);
       if (replicas > 1 && (last || s.replicas_each))
-        emit(step_kind::all_reduce, u, size_of(mine(b), t.reduce), replicas, plan_->ranks().size(1), mine(b));
+        emit(step_kind::all_reduce, u, size_of(b.segment, t.reduce), replicas, plan_->ranks().size(1), b.segment);
       if (s.optimizer != memory_space::device && s.cut >= cut_states::gradients && plan_->accumulates(b))
         emit(step_kind::download, u, size_of(b.segment, t.grad_accum));
       if (auto const copy = plan_->gradient_copy(b); last && copy != dtype::none) {
-        emit(step_kind::download, u, size_of(mine(b), copy));
-        if (s.optimizer == memory_space::nvme) emit(step_kind::write, u, size_of(mine(b), copy));
+        emit(step_kind::download, u, size_of(b.segment, copy));
+        if (s.optimizer == memory_space::nvme) emit(step_kind::write, u, size_of(b.segment, copy));
       }
       live_.gradients = live_.gradients - full_gradients(b);
     });
@@ -250,12 +243,12 @@ class plan_walk {
     auto const& s = plan_->settings();
     each(u, [&](plan_buffer const& b, state) {
       if (trained(b) && s.optimizer == memory_space::nvme)
-        emit(step_kind::read, u, optimizer_bytes(b) + size_of(mine(b), plan_->gradient_copy(b)));
+        emit(step_kind::read, u, optimizer_bytes(b) + size_of(b.segment, plan_->gradient_copy(b)));
     });
     emit(step_kind::update, u);
     each(u, [&](plan_buffer const& b, state) {
       if (!trained(b)) return;
-      auto const stored = size_of(mine(b), b.types.parameter_storage);
+      auto const stored = size_of(b.segment, b.types.parameter_storage);
       if (s.optimizer == memory_space::nvme) emit(step_kind::write, u, optimizer_bytes(b));
       if (s.optimizer != memory_space::device && s.parameters == memory_space::device)
         emit(step_kind::upload, u, stored);
@@ -267,7 +260,7 @@ class plan_walk {
     });
   }
   [[nodiscard]] constexpr bytes optimizer_bytes(plan_buffer const& b) const {
-    return size_of(mine(b), b.types.master) + size_of(mine(b), b.types.optimizer_state) * plan_->settings().states;
+    return size_of(b.segment, b.types.master) + size_of(b.segment, b.types.optimizer_state) * plan_->settings().states;
   }
 
   training_plan const* plan_;

@@ -79,9 +79,9 @@ inline load_policy decide_loading(load_policy load, node const& root, checked_se
   auto const at = root["init_config"];
   if (load.reason.empty()) {  // no DeepSpeed file decided it
     load.reason = backend == backend_kind::deepspeed ? "off: no DeepSpeed file was read"
-                  : backend == backend_kind::fsdp2   ? "off: it is deepspeed's, and the backend is fsdp2"
-                  : backend == backend_kind::ddp     ? "off: the backend is ddp, which shards nothing"
-                                                     : "off: there is no backend, nothing is sharded";
+                  : backend == backend_kind::fsdp2 ? "off: this is DeepSpeed's way of loading, and the backend is fsdp2"
+                  : backend == backend_kind::ddp   ? "off: the backend is ddp, which shards nothing"
+                                                   : "off: there is no backend, nothing is sharded";
     load.where = root["dist_config"].where();
     out.decide("zero3_loading", "false", load.reason, llamafactory_rule("zero3_loading"), load.where);
   }
