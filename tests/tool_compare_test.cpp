@@ -308,6 +308,9 @@ TEST_CASE("--fix: what the front end decides beside the file is told, and a Deep
                     std::string::npos,
                 r.out);
   CHECK_MESSAGE(r.out.find("takes the place of the DeepSpeed file that") != std::string::npos, r.out);
+  // The front end reads it on through the file that names it, and nothing differs there.
+  auto const own = line_of(r.out, "llamafactory");
+  CHECK_MESSAGE(own.find("the same") != std::string::npos, r.out);
   auto const yaml = run({"explain", dir / "train.yaml", "--fix", dir / "fixed.yaml"});
   CHECK(yaml.code == 1);
   CHECK_MESSAGE(yaml.says("give it a name that ends in .json"), yaml.err);

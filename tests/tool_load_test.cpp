@@ -287,12 +287,15 @@ TEST_CASE("a configuration whose mesh is not the ranks of --world is refused, as
     std::string file, profile, world, says;
   };
   for (auto const& [file, profile, world, says] : std::vector<mesh>{
-           {"four.yaml", "accelerate", "1", "the configuration makes 1 replica of 4 shards, --world says 1 rank\n"},
-           {"four.yaml", "accelerate", "2", "the configuration makes 1 replica of 4 shards, --world says 2 ranks\n"},
-           {"four.yaml", "accelerate", "8", "1 replica of 4 shards, --world says 8 ranks\n"},
+           {"four.yaml", "accelerate", "1",
+            "the configuration makes 1 replica of 4 shards, --world says 1 rank; --world 4 is what it asks for\n"},
+           {"four.yaml", "accelerate", "2",
+            "1 replica of 4 shards, --world says 2 ranks; --world 4 is what it asks for\n"},
+           {"four.yaml", "accelerate", "8",
+            "1 replica of 4 shards, --world says 8 ranks; --world 4 is what it asks for\n"},
            {"four.yaml", "accelerate", "4", ""},
            {"tensor.yaml", "accelerate", "4", "of 2 shards, --world says 4 ranks; tensor parallelism, which cuts"},
-           {"two.json", "torch", "4", "1 replica of 2 shards, --world says 4 ranks\n"},
+           {"two.json", "torch", "4", "1 replica of 2 shards, --world says 4 ranks; --world 2 is what it asks for\n"},
            {"two.json", "torch", "2", ""}}) {
     auto const& shown = world;  // clang captures no binding
     CAPTURE(shown);

@@ -97,8 +97,15 @@ void write_fixed(front_end_reading const& reading, configuration_text const& tex
       deepspeed ? fs::concrete_deepspeed(r, reading.known) : fs::concrete_llamafactory(*reading.document, r);
   auto known = reading.known;
   known.form = deepspeed ? fs::config_form::deepspeed : fs::config_form::llamafactory_file;
+  bool const named = reading.known.file(p.config_file) != nullptr;
+  // Who reads the file that names DeepSpeed's reads it on, with the concrete one in that one's place.
   auto const decide_as = [&](fs::value const& config, fs::profile other) {
-    return decide(fs::document{config, deepspeed ? "fixed.json" : "fixed.yaml"}, other, known);
+    fs::document const alone{config, deepspeed ? "fixed.json" : "fixed.yaml"};
+    if (!named || fs::package_of(other) != fs::package_of(r.front_end)) return decide(alone, other, known);
+    auto with = reading.known;
+    for (auto& file : with.files)
+      if (file.path == p.config_file) file.content = alone;
+    return decide(*reading.document, other, with);
   };
   if (auto const found = differences(r, decide_as(fixed, r.front_end)); !found.empty() && found.front().key.empty())
     throw failure{

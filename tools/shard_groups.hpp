@@ -34,7 +34,8 @@ struct shard_groups {
   throw failure{
       fmt::format("the configuration makes {} of {}, --world says {}{}", plural(groups.replicas, "replica"),
                   plural(groups.shards, "shard"), plural(world, "rank"),
-                  tensor ? "; tensor parallelism, which cuts the model for the others, is not done here" : "")};
+                  tensor ? std::string{"; tensor parallelism, which cuts the model for the others, is not done here"}
+                         : fmt::format("; --world {} is what it asks for", groups.replicas * groups.shards))};
 }
 
 }  // namespace tool
