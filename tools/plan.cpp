@@ -57,7 +57,7 @@ parameter_override const* deciding(std::vector<parameter_override> const& all, s
 /// The override that places a tensor in `native`, and no other one, and leaves what another says of it: the first that
 /// fits decides alone, and one that decides nothing is refused. Nothing where no pattern of a shell's word says that.
 std::optional<std::string> override_for(std::string const& tensor, plan_model const& model,
-                                        parameter_rules const& rules) {
+                                        std::vector<parameter_override> const& all) {
   auto pattern = tensor;
   for (auto& c : pattern)
     if (c < ' ' || c > '~' || c == '\'') c = '?';  // what a terminal or a shell would not leave as it is
@@ -65,7 +65,6 @@ std::optional<std::string> override_for(std::string const& tensor, plan_model co
   std::ptrdiff_t fitting = 0;
   for (auto const& part : model.parts) fitting += std::count_if(part.parameters.begin(), part.parameters.end(), fits);
   if (pattern.empty() || fitting != 1) return std::nullopt;
-  auto const all = rules.read_overrides();
   auto const* const there = deciding(all, tensor);
   if (there == nullptr) return fmt::format("--override '{}=native'", pattern);
   if (there->text.find('\'') != std::string::npos) return std::nullopt;
@@ -87,7 +86,7 @@ std::string refusal_of(plan_findings const& f, parameter_rules const& rules) {
     text = fmt::format("layout {}, which --override '{}' asks for, {}", override_layouts[asked->layout - 1],
                        one_line(asked->text), own.refusal());
   if (own.tensor->native_places)
-    if (auto const advice = override_for(own.tensor->name, f.model, rules)) text += "; " + *advice + " places it";
+    if (auto const advice = override_for(own.tensor->name, f.model, overrides)) text += "; " + *advice + " places it";
   if (!f.model.checkpoint) return text;
   auto const& files = *f.model.checkpoint;
   auto const at = files.find(own.tensor->name);
