@@ -699,6 +699,7 @@ TEST_CASE("plan: where nobody decides a precision, a note says so, and what hold
       experts.out);
   auto const& whole = ddp["units"]->elements()[0]["buffers"].elements()[0];
   CHECK(whole["layout"].is(flatshard::value_kind::null));
+  CHECK(whole["whole"].is_true());
   CHECK(number(whole["segment"]) == all);
   CHECK(number(whole["gathered"]) == all);
   CHECK(number(whole["unaligned"]) == 0);

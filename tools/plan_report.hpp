@@ -242,7 +242,7 @@ inline json units_json(plan_findings const& f) {
                        {"copied", b.copied},
                        {"frozen", b.traits.frozen},
                        {"persistent", b.traits.persistent},
-                       {"whole", b.traits.ignored},
+                       {"whole", b.policy.empty()},
                        {"expert_ranks", b.traits.expert_ranks}});
     }
     units.push_back(json::object{{"first", plan.unit_name(run.first)},
